@@ -1,0 +1,40 @@
+"""What the loop asks of anything that samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+from torch import Tensor
+
+from rlkit.types import Group, Prompt, Sampling, Weights
+
+
+class Engine(Protocol):
+    """Samples completions, token ids in and token ids out, with the log-prob of every sampled token."""
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
+        """Draw `n` completions for each prompt, in the order of the prompts."""
+        ...
+
+    def load(self, weights: Weights, version: int) -> None:
+        """Replace all weights; rollouts made from now on carry `version`."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        ...
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Run one sequence and return the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        ...
+
+
+def rollout_seed(seed: int, prompt_id: str, index: int) -> int:
+    """Seed of rollout `index` of a prompt: the same whichever engine, batch or place in the queue draws it.
+
+    seed_i = first 63 bits of blake2b(seed / prompt_id / i)
+    """
+    digest = blake2b(f"{seed}/{prompt_id}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

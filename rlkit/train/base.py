@@ -1,0 +1,52 @@
+"""What the loop asks of anything that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from rlkit.algo.losses import Loss
+from rlkit.types import Batch, UpdateStats, Weights
+
+
+class Trainer(Protocol):
+    """Holds the policy, its optimiser and the frozen reference."""
+
+    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+        """Take one optimiser step on the whole batch."""
+        ...
+
+    def with_reference(self, batch: Batch) -> Batch:
+        """Fill `ref_logprobs_T` of every pack with the log-probs of the reference policy."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        ...
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Run one sequence and return the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        ...
+
+    def weights(self) -> Weights:
+        """All weights of the policy under their checkpoint names."""
+        ...
+
+    def begin_stage(self) -> None:
+        """Start a new stage of training: forget the optimiser's moments; the policy becomes the reference."""
+        ...
+
+    def refresh_reference(self) -> None:
+        """Make the current policy the reference, keeping the optimiser's moments."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write everything that the next step depends on: weights, optimiser, reference, random state."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, bit for bit."""
+        ...

@@ -1,0 +1,148 @@
+"""The values that flow through a step, from a prompt to the numbers a person reads.
+
+Shape suffixes, used everywhere in rlkit:
+    P  prompts in a step          G  rollouts in a group       N  samples in a batch
+    T  tokens laid end to end     D  hidden width              V  vocabulary
+    E  experts                    K  experts chosen per token  H  attention heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+Weights = Iterable[tuple[str, Tensor]]
+"""Named tensors under their checkpoint names (`model.layers.0.mlp.down_proj.weight`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A question as the model sees it, with the dataset row it came from.
+
+    Example: `Prompt(id="chain_sum/17", tokens=(0, 5, 41, 6), text="<|user|>3 + 4 =<|assistant|>", meta={"answer": "7"})`
+    """
+
+    id: str
+    """Stable across runs: the order of data and every random seed derive from it."""
+    tokens: tuple[int, ...]
+    """Token ids after the chat template, up to where the model starts to write."""
+    text: str
+    meta: Mapping[str, Any]
+    """The dataset row; a reward reads its columns from here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn.
+
+    Example: `Sampling(temperature=1.0, top_p=1.0, max_new_tokens=64, seed=7)`
+    """
+
+    temperature: float
+    """0 means greedy."""
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    """Each rollout's own seed is derived from this one, the prompt's id and its place in the group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled completion, with everything needed to audit and to train on it.
+
+    Example: `Rollout(tokens=(12, 3), logprobs=(-0.1, -0.02), text="7", finish_reason="stop", weight_version=4, seed=99)`
+    """
+
+    tokens: tuple[int, ...]
+    """Completion ids as the engine sampled them, the end token included when it was sampled; never re-tokenised."""
+    logprobs: tuple[float, ...]
+    """log p of each token under the distribution it was drawn from (temperature applied), in nats."""
+    text: str
+    """The decoded completion, special tokens such as the end token left out."""
+    finish_reason: FinishReason
+    weight_version: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """All rollouts of one prompt: they are compared with each other."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a reward said of one rollout; `value=None` means no verdict, and the rollout is left out of its group.
+
+    Example: `Score(value=1.0, reason="correct")`
+    """
+
+    value: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """A group whose rollouts have been judged; `scores` has one entry per rollout."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Samples laid end to end in one row of T tokens; samples never see each other.
+
+    Example: two samples of 3 and 2 tokens, the last token of each trained:
+    `Pack(tokens_T=[5, 6, 7, 5, 8], lengths=(3, 2), weights_T=[0, 0, .5, 0, .5])`
+    """
+
+    tokens_T: Tensor
+    lengths: tuple[int, ...]
+    """Tokens of each sample; they sum to T."""
+    weights_T: Tensor
+    """Share of each token in the batch's loss: 0 on prompt tokens, summing to 1 over the whole batch (all packs, all
+    ranks), so that splitting a batch cannot change its gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPack(Pack):
+    """A pack with what GRPO needs; every tensor is aligned with `tokens_T` and zero on prompt tokens."""
+
+    advantages_T: Tensor
+    old_logprobs_T: Tensor
+    """log p under the policy that sampled the token."""
+    ref_logprobs_T: Tensor
+    """log p under the reference policy; equal to `old_logprobs_T` until a trainer fills them in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The packs of one optimiser step."""
+
+    packs: tuple[Pack, ...]
+    num_samples: int
+    num_tokens: int
+    """Tokens in all packs, prompts included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateStats:
+    """What one optimiser step measured, averaged over the trained tokens with the batch's own weights.
+
+    `logprob_gap` is max |log p_trainer - log p_engine| over the trained tokens, before the step; 0 in SFT.
+    """
+
+    loss: float
+    grad_norm: float
+    entropy: float
+    kl: float
+    clip_fraction: float
+    logprob_gap: float

@@ -9,7 +9,7 @@ Shape suffixes, used everywhere in rlkit:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -23,7 +23,7 @@ Weights = Iterable[tuple[str, Tensor]]
 class Prompt:
     """A question as the model sees it, with the dataset row it came from.
 
-    Example: `Prompt(id="chain_sum/17", tokens=(0, 5, 41, 6), text="<|user|>3 + 4 =<|assistant|>", meta={"answer": "7"})`
+    Example: `Prompt(id="chain_sum/17", tokens=(0, 5, 6), text="<|user|>3 + 4 =<|assistant|>", meta={"answer": "7"})`
     """
 
     id: str
@@ -54,7 +54,7 @@ class Sampling:
 class Rollout:
     """One sampled completion, with everything needed to audit and to train on it.
 
-    Example: `Rollout(tokens=(12, 3), logprobs=(-0.1, -0.02), text="7", finish_reason="stop", weight_version=4, seed=99)`
+    Example: `Rollout(tokens=(12, 3), logprobs=(-0.1, -0.02), text="7", finish_reason="stop", weight_version=4, seed=9)`
     """
 
     tokens: tuple[int, ...]
@@ -128,6 +128,8 @@ class Batch:
     """The packs of one optimiser step."""
 
     packs: tuple[Pack, ...]
+    temperature: float
+    """Temperature the tokens were sampled at; log-probs of the batch are taken at the same one (1 in SFT)."""
     num_samples: int
     num_tokens: int
     """Tokens in all packs, prompts included."""
@@ -146,3 +148,44 @@ class UpdateStats:
     kl: float
     clip_fraction: float
     logprob_gap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """What one GRPO step measured. `update` and `parity` are None when every group was flat and the step was skipped."""
+
+    weight_version: int
+    """Of the weights that sampled."""
+    reward: float
+    """Mean over the rollouts with a verdict."""
+    accuracy: float
+    """Share of those with reward 1 or more."""
+    length: float
+    """Mean completion length, in tokens."""
+    truncated: float
+    """Share of rollouts cut at max_new_tokens."""
+    masked: int
+    """Rollouts without a verdict."""
+    groups: int
+    flat_groups: int
+    """Groups whose rewards are all equal: they teach nothing and are dropped."""
+    sample_tokens: int
+    train_tokens: int
+    """Prompt and completion tokens that went through the trainer."""
+    lr: float
+    update: UpdateStats | None
+    parity: float | None
+    """Largest log-prob gap between engine and trainer after the sync, in nats."""
+    seconds: Mapping[str, float]
+    """By phase: sample, score, train, sync."""
+
+    def values(self) -> dict[str, float]:
+        """Flat names and numbers, as the step line and metrics.jsonl show them."""
+        names = ("weight_version", "reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "lr")
+        values: dict[str, float] = {name: getattr(self, name) for name in names}
+        values |= {f"{phase}_s": seconds for phase, seconds in self.seconds.items()}
+        values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)
+        if self.update is not None:
+            values["train_tok_s"] = self.train_tokens / max(self.seconds["train"], 1e-9)
+            values |= asdict(self.update)
+        return values if self.parity is None else values | {"parity": self.parity}

@@ -1,0 +1,27 @@
+"""The mathematics: pure functions of tensors and floats, no model, no I/O, no configuration."""
+
+from rlkit.algo.advantages import group_advantages
+from rlkit.algo.kl import kl_k1, kl_k2, kl_k3
+from rlkit.algo.logprobs import chunked_logprobs, token_logprobs
+from rlkit.algo.losses import GrpoLoss, Loss, LossTerms, SftLoss, grpo_loss, sft_loss
+from rlkit.algo.packing import pack_demonstrations, pack_rollouts, shard
+from rlkit.algo.schedule import Schedule
+
+__all__ = [
+    "GrpoLoss",
+    "Loss",
+    "LossTerms",
+    "Schedule",
+    "SftLoss",
+    "chunked_logprobs",
+    "group_advantages",
+    "grpo_loss",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "pack_demonstrations",
+    "pack_rollouts",
+    "sft_loss",
+    "shard",
+    "token_logprobs",
+]

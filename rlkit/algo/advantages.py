@@ -1,0 +1,46 @@
+"""Group-relative advantages: a rollout is judged against its siblings, so no critic is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SCALES = ("std", "none")
+
+
+def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") -> Tensor:
+    """Compare the rewards of a group with their mean (DeepSeekMath, arXiv:2402.03300, section 4.1.2).
+
+    scale="std":   A_i = (r_i - mean r) / std r        std is the sample standard deviation (G - 1 in the denominator)
+    scale="none":  A_i = r_i - mean r                  (Dr. GRPO, arXiv:2503.20783)
+
+    No epsilon is added: a group whose rewards are all equal has advantage 0, not noise / epsilon. NaN marks a reward
+    without a verdict: it counts in neither mean nor std, and its advantage is 0.
+
+    Args:
+        rewards_G: rewards of one group, or [..., G] for several groups of one size.
+        scale: "std" or "none".
+
+    Returns:
+        Advantages, float64 in the shape of the rewards.
+
+    Raises:
+        ValueError: for another scale.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale={scale!r} is unknown; use one of {', '.join(SCALES)}")
+    rewards = torch.as_tensor(rewards_G, dtype=torch.float64)
+    valid = ~rewards.isnan()
+    count = valid.sum(-1, keepdim=True)
+    filled = rewards.nan_to_num(nan=0.0)
+    centred = torch.where(valid, filled - filled.sum(-1, keepdim=True) / count.clamp(min=1), 0.0)
+    # Equal rewards need not have an exact mean (0.1 + 0.1 + 0.1), so flatness is decided on the rewards themselves.
+    low = rewards.nan_to_num(nan=torch.inf).amin(-1, keepdim=True)
+    high = rewards.nan_to_num(nan=-torch.inf).amax(-1, keepdim=True)
+    centred = torch.where(high > low, centred, 0.0)
+    if scale == "none":
+        return centred
+    std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return torch.where(std > 0, centred / std, 0.0)

@@ -1,0 +1,156 @@
+"""From samples to packs: end to end in rows of bounded length, weighted so that any split has the same gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rlkit.types import Batch, Pack, PolicyPack, ScoredGroup
+
+AGGREGATES = ("token", "sequence")
+P = TypeVar("P", bound=Pack)
+
+
+def pack_rollouts(
+    groups: Sequence[ScoredGroup],
+    advantages: Sequence[Tensor],
+    *,
+    max_tokens: int,
+    temperature: float,
+    num_batches: int = 1,
+    aggregate: str = "token",
+    seed: int = 0,
+) -> list[Batch]:
+    """Turn judged groups into the batches of one or more optimiser steps; rollouts without a verdict are left out.
+
+    aggregate="token":     w_t = 1 / trained tokens of the batch              every token counts alike (DAPO)
+    aggregate="sequence":  w_t = 1 / (rollouts of the batch x |o_i|)          every rollout counts alike (DeepSeekMath)
+
+    Args:
+        groups: judged groups.
+        advantages: one tensor [G] per group.
+        max_tokens: a pack holds at most this many tokens, or one sample.
+        temperature: the sampling temperature.
+        num_batches: with more than 1, rollouts are dealt at random into that many batches (R1: 16).
+        aggregate: "token" or "sequence".
+        seed: of that deal.
+    """
+    samples = [
+        _policy_sample(group.prompt.tokens, rollout.tokens, rollout.logprobs, float(advantage))
+        for group, advantages_G in zip(groups, advantages, strict=True)
+        for rollout, score, advantage in zip(group.rollouts, group.scores, advantages_G, strict=True)
+        if score.value is not None and rollout.tokens
+    ]
+    order = torch.arange(len(samples))
+    if num_batches > 1:
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    dealt = [[samples[i] for i in part] for part in order.tensor_split(min(num_batches, max(1, len(samples))))]
+    return [_batch(part, max_tokens=max_tokens, temperature=temperature, aggregate=aggregate) for part in dealt]
+
+
+def pack_demonstrations(demonstrations: Sequence[tuple[Sequence[int], Sequence[int]]], *, max_tokens: int) -> Batch:
+    """Turn (prompt ids, completion ids) pairs into the batch of one SFT step; completion tokens weigh alike."""
+    samples = [
+        Pack(
+            tokens_T=torch.tensor([*prompt, *completion]),
+            lengths=(len(prompt) + len(completion),),
+            weights_T=_after_prompt(len(prompt), torch.ones(len(completion))),
+        )
+        for prompt, completion in demonstrations
+    ]
+    return _batch(samples, max_tokens=max_tokens, temperature=1.0, aggregate="token")
+
+
+def shard(batch: Batch, num_ranks: int) -> list[Batch]:
+    """Deal the samples of a batch to ranks, longest first to the lightest rank, and pack each share anew.
+
+    All shares have equally many packs (an empty pack of weight 0 fills up), because ranks that run different numbers
+    of forwards wait for each other for ever. `num_samples` and `num_tokens` stay those of the whole batch.
+    """
+    if num_ranks == 1:
+        return [batch]
+    samples = [sample for pack in batch.packs for sample in _samples(pack)]
+    max_tokens = max(sum(pack.lengths) for pack in batch.packs)
+    shares: list[list[Pack]] = [[] for _ in range(num_ranks)]
+    for sample in sorted(samples, key=lambda sample: -sample.lengths[0]):
+        min(shares, key=lambda share: sum(item.lengths[0] for item in share)).append(sample)
+    packed = [[_join(row) for row in _best_fit(share, max_tokens)] for share in shares]
+    num_packs = max(len(packs) for packs in packed)
+    empty = _empty_like(samples[0])
+    return [replace(batch, packs=tuple(packs + [empty] * (num_packs - len(packs)))) for packs in packed]
+
+
+def _policy_sample(
+    prompt: Sequence[int], completion: Sequence[int], logprobs: Sequence[float], advantage: float
+) -> PolicyPack:
+    num_prompt, old = len(prompt), _after_prompt(len(prompt), torch.tensor(logprobs))
+    return PolicyPack(
+        tokens_T=torch.tensor([*prompt, *completion]),
+        lengths=(num_prompt + len(completion),),
+        weights_T=_after_prompt(num_prompt, torch.ones(len(completion))),
+        advantages_T=_after_prompt(num_prompt, torch.full((len(completion),), advantage)),
+        old_logprobs_T=old,
+        ref_logprobs_T=old,
+    )
+
+
+def _after_prompt(num_prompt: int, values: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(num_prompt), values])
+
+
+def _batch(samples: Sequence[Pack], *, max_tokens: int, temperature: float, aggregate: str) -> Batch:
+    trained = [sample.weights_T.sum() for sample in samples]
+    total = sum(trained)
+    shares = [1 / total if aggregate == "token" else 1 / (len(samples) * count) for count in trained]
+    weighted = [
+        replace(sample, weights_T=sample.weights_T * share) for sample, share in zip(samples, shares, strict=True)
+    ]
+    return Batch(
+        packs=tuple(_join(row) for row in _best_fit(weighted, max_tokens)),
+        temperature=temperature,
+        num_samples=len(samples),
+        num_tokens=sum(sample.lengths[0] for sample in samples),
+    )
+
+
+def _best_fit(samples: Sequence[P], max_tokens: int) -> list[list[P]]:
+    """Longest first, each into the fullest row that still has room (best-fit decreasing)."""
+    rows: list[list[P]] = []
+    room: list[int] = []
+    for sample in sorted(samples, key=lambda sample: -sample.lengths[0]):
+        need = sample.lengths[0]
+        fitting = [i for i, free in enumerate(room) if free >= need]
+        if fitting:
+            row = min(fitting, key=lambda i: room[i])
+            rows[row].append(sample)
+            room[row] -= need
+        else:
+            rows.append([sample])
+            room.append(max_tokens - need)
+    return rows
+
+
+def _join(packs: Sequence[P]) -> P:
+    tensors = {f.name: torch.cat([getattr(pack, f.name) for pack in packs]) for f in _tensor_fields(packs[0])}
+    return replace(packs[0], lengths=tuple(length for pack in packs for length in pack.lengths), **tensors)
+
+
+def _samples(pack: P) -> list[P]:
+    pieces = {f.name: getattr(pack, f.name).split(list(pack.lengths)) for f in _tensor_fields(pack)}
+    return [
+        replace(pack, lengths=(length,), **{name: piece[i] for name, piece in pieces.items()})
+        for i, length in enumerate(pack.lengths)
+    ]
+
+
+def _empty_like(pack: P) -> P:
+    first = {f.name: getattr(pack, f.name)[:1] for f in _tensor_fields(pack)}
+    return replace(pack, lengths=(1,), **{**first, "weights_T": torch.zeros(1)})
+
+
+def _tensor_fields(pack: Pack) -> list:
+    return [f for f in fields(pack) if f.name != "lengths"]

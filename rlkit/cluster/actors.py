@@ -1,0 +1,151 @@
+"""Ray actors: thin shells around an engine and a trainer rank, without logic of their own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import torch
+from torch import Tensor, distributed
+
+from rlkit.algo.losses import Loss
+from rlkit.cluster.parts import build_engine, build_trainer
+from rlkit.config import EngineConfig, TrainerConfig
+from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats
+
+BUCKET_BYTES = 2**28
+"""Weights travel in pieces of at most this size (or one tensor)."""
+RENDEZVOUS_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWeights:
+    """Weights in the object store; whoever iterates over them pulls one bucket at a time."""
+
+    buckets: tuple[ray.ObjectRef, ...]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor under its checkpoint name."""
+        for bucket in self.buckets:
+            yield from ray.get(bucket)
+
+
+@ray.remote(max_concurrency=2)
+class EngineActor:
+    """One engine in a process of its own; a second thread answers `finished` while the first samples."""
+
+    def __init__(self, cfg: EngineConfig, checkpoint: Path, driver: int) -> None:
+        end_with(driver)
+        self.engine = build_engine(cfg, checkpoint)
+
+    def ready(self) -> bool:
+        """Returns when the engine is up."""
+        return True
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
+        """`Engine.generate`."""
+        return self.engine.generate(prompts, n, sampling)
+
+    def finished(self) -> int:
+        """Rollouts that the running `generate` has finished."""
+        return self.engine.finished()
+
+    def load(self, weights: RemoteWeights, version: int) -> None:
+        """`Engine.load`."""
+        self.engine.load(weights, version)
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """`Engine.logprobs`."""
+        return self.engine.logprobs(sequences)
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """`Engine.trace`."""
+        return self.engine.trace(tokens)
+
+
+@ray.remote
+class TrainerActor:
+    """One data-parallel rank of the trainer."""
+
+    def __init__(self, rank: int, driver: int) -> None:
+        end_with(driver)
+        self.rank = rank
+
+    def host_store(self, world_size: int) -> tuple[str, int]:
+        """Open the store where the ranks meet, on a free port of this machine; rank 0 does it."""
+        host = ray.util.get_node_ip_address()
+        self.store: distributed.Store = distributed.TCPStore(host, 0, world_size, True, wait_for_workers=False)
+        return host, self.store.port
+
+    def start(self, cfg: TrainerConfig, checkpoint: Path, keep_reference: bool, store: tuple[str, int]) -> None:
+        """Join the other ranks and load the model."""
+        if self.rank:
+            self.store = distributed.TCPStore(*store, cfg.num_ranks, False)
+        self.trainer = build_trainer(
+            cfg, checkpoint, keep_reference=keep_reference, store=self.store, rank=self.rank
+        )
+
+    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+        """`Trainer.update` on this rank's share."""
+        return self.trainer.update(batch, loss, lr)
+
+    def with_reference(self, batch: Batch) -> Batch:
+        """`Trainer.with_reference` on this rank's share."""
+        return self.trainer.with_reference(batch)
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """`Trainer.logprobs`."""
+        return self.trainer.logprobs(sequences)
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """`Trainer.trace`."""
+        return self.trainer.trace(tokens)
+
+    def publish(self) -> RemoteWeights:
+        """Put all weights into the object store, bucket by bucket."""
+        refs, bucket, size = [], [], 0
+        for name, tensor in self.trainer.weights():
+            if bucket and size + tensor.nbytes > BUCKET_BYTES:
+                refs.append(ray.put(bucket))
+                bucket, size = [], 0
+            bucket.append((name, tensor.detach().cpu()))
+            size += tensor.nbytes
+        return RemoteWeights((*refs, ray.put(bucket)))
+
+    def begin_stage(self) -> None:
+        """`Trainer.begin_stage`."""
+        self.trainer.begin_stage()
+
+    def refresh_reference(self) -> None:
+        """`Trainer.refresh_reference`."""
+        self.trainer.refresh_reference()
+
+    def save(self, folder: Path) -> None:
+        """`Trainer.save` of this rank's state."""
+        self.trainer.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """`Trainer.load` of this rank's state."""
+        self.trainer.load(folder)
+
+
+def end_with(driver: int) -> None:
+    """End this process when the driver (a pid on this machine, or 0 for one elsewhere) is gone, however it went.
+
+    Ray ends actors that sit in Python soon after a kill of the driver, but not those inside a long native call.
+    """
+    if not driver:
+        return
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.path.exists(f"/proc/{driver}"):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

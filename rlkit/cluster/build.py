@@ -1,0 +1,101 @@
+"""Start the parts of a run, in this process or on Ray, and end them with the `with` block."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from rlkit.cluster.parts import build_engine, build_gate, build_reward, build_trainer
+from rlkit.config import GrpoRun, RunConfig
+from rlkit.engine.base import Engine
+from rlkit.loop import Parts
+from rlkit.prepare import initial_checkpoint
+from rlkit.run import Run
+from rlkit.train.base import Trainer
+
+if TYPE_CHECKING:
+    from rlkit.cluster.remote import RemoteEngines
+
+OBJECT_STORE_BYTES = 2**29
+"""Least size of Ray's object store: batches and rollouts; the weights of a sync come on top."""
+
+
+@contextmanager
+def start(cfg: RunConfig, run: Run) -> Iterator[Parts]:
+    """Bring up engine, trainer and reward, restore the newest checkpoint, and hand them to the recipe."""
+    checkpoint = initial_checkpoint(cfg, run.task).absolute()
+    keep_reference = isinstance(cfg, GrpoRun) and cfg.algo.loss.kl_coef > 0
+    place = _in_process if cfg.cluster.kind == "local" else _on_ray
+    with place(cfg, run, checkpoint, keep_reference) as (engine, trainer, gate):
+        parts = Parts(
+            engine=engine, trainer=trainer, reward=build_reward(cfg), gate=gate, max_tokens=cfg.trainer.max_tokens
+        )
+        run.restore(parts)
+        yield parts
+
+
+@contextmanager
+def _in_process(
+    cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool
+) -> Iterator[tuple[Engine, Trainer, Any]]:
+    store = distributed.HashStore()
+    trainer = build_trainer(cfg.trainer, checkpoint, keep_reference=keep_reference, store=store, rank=0)
+    yield build_engine(cfg.engine, checkpoint), trainer, build_gate(cfg, run.task)
+
+
+@contextmanager
+def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) -> Iterator[tuple[Engine, Trainer, Any]]:
+    import ray  # cluster=local runs without it
+
+    from rlkit.cluster.actors import EngineActor, TrainerActor
+    from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
+
+    num_actors = cfg.engine.num_engines + cfg.trainer.num_ranks
+    run.console.line(f"starting {cfg.engine.num_engines} engine(s) and {cfg.trainer.num_ranks} trainer rank(s) on Ray")
+    _init_ray(cfg, num_actors)
+    try:
+        share = min(1.0, ray.cluster_resources().get("GPU", 0) / num_actors)
+        options = {"num_cpus": 1, "num_gpus": share}
+        driver = 0 if cfg.cluster.address else os.getpid()
+        engines = [
+            EngineActor.options(**options).remote(cfg.engine, checkpoint, driver)
+            for _ in range(cfg.engine.num_engines)
+        ]
+        ranks = [TrainerActor.options(**options).remote(rank, driver) for rank in range(cfg.trainer.num_ranks)]
+        store = ray.get(ranks[0].host_store.remote(cfg.trainer.num_ranks))
+        starting = [actor.start.remote(cfg.trainer, checkpoint, keep_reference, store) for actor in ranks]
+        ray.get([*starting, *(actor.ready.remote() for actor in engines)])
+        one_gate = build_gate(cfg, run.task)
+
+        def gate(engine: RemoteEngines, trainer: Trainer) -> float:
+            return max(one_gate(single, trainer) for single in engine.each())
+
+        yield RemoteEngines(engines, run.console), RemoteTrainer(ranks), gate
+    finally:
+        ray.shutdown()
+
+
+def _init_ray(cfg: RunConfig, num_actors: int) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if cfg.cluster.address:
+        ray.init(address=cfg.cluster.address, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        # Cores are counted, not tied: sampling and training take turns, so each may use all of them.
+        num_cpus=max(num_actors, os.cpu_count() or 1),
+        num_gpus=torch.cuda.device_count(),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level=logging.WARNING,
+    )

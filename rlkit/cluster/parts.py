@@ -1,0 +1,113 @@
+"""From the configuration to engines, trainers and rewards: each built in the process that will use it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import distributed
+from transformers import AutoTokenizer
+
+import rewards
+from rlkit.config import EngineConfig, RunConfig, TrainerConfig
+from rlkit.engine.base import Engine
+from rlkit.loop import RewardFn
+from rlkit.model import DeepseekV3
+from rlkit.parity import Traced, check_parity, gate_sequences
+from rlkit.prepare import Task
+from rlkit.train.trainer import ModelTrainer
+from rlkit.types import Group, Score
+
+
+def build_engine(cfg: EngineConfig, checkpoint: Path) -> Engine:
+    """The sampler that the configuration asks for, in this process."""
+    threads = cfg.threads or cores_per(cfg.num_engines)
+    if cfg.kind == "vllm":
+        from rlkit.engine.vllm import VllmEngine  # vLLM takes seconds to import and is not needed everywhere
+
+        return VllmEngine(
+            checkpoint,
+            dtype={"fp32": "float32", "bf16": "bfloat16"}[cfg.dtype],
+            max_model_len=cfg.max_model_len,
+            max_num_seqs=cfg.max_num_seqs,
+            kv_cache_gib=cfg.memory,
+            gpu_memory_utilization=cfg.memory,
+            threads=threads,
+        )
+    from rlkit.engine.torch import TorchEngine
+
+    model = DeepseekV3.from_checkpoint(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert model.config.eos_token_id is not None
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    return TorchEngine(model, model.config.eos_token_id, decode, cfg.max_num_seqs)
+
+
+def build_trainer(
+    cfg: TrainerConfig, checkpoint: Path, *, keep_reference: bool, store: distributed.Store, rank: int
+) -> ModelTrainer:
+    """One rank of the trainer, in this process; the ranks meet in `store`."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
+    torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
+    model = DeepseekV3.from_checkpoint(checkpoint, dtype)
+    if cfg.kind == "torch":
+        from rlkit.train.torch import TorchStepper
+
+        return ModelTrainer(model, TorchStepper(model, cfg), keep_reference=keep_reference)
+    from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks  # takes seconds to import
+
+    join_ranks(store, rank, cfg.num_ranks)
+    return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference)
+
+
+def build_reward(cfg: RunConfig) -> RewardFn:
+    """The reward function behind the loop's types: groups in, scores out."""
+    judge = rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
+
+    def reward(groups: Sequence[Group]) -> list[list[Score]]:
+        samples = [
+            rewards.Sample(
+                group.prompt.text,
+                rollout.text,
+                completion_ids=rollout.tokens,
+                finish_reason=rollout.finish_reason,
+                meta=group.prompt.meta,
+            )
+            for group in groups
+            for rollout in group.rollouts
+        ]
+        verdicts = iter(judge(samples))
+        return [
+            [Score(value=verdict.value, reason=verdict.reason) for _, verdict in zip(group.rollouts, verdicts)]
+            for group in groups
+        ]
+
+    return reward
+
+
+def build_gate(cfg: RunConfig, task: Task) -> Callable[[Traced, Traced], float]:
+    """The parity gate on this run's fixed sequences."""
+    sequences = gate_sequences(
+        task.architecture.vocab_size,
+        cfg.parity.num_sequences,
+        min(cfg.parity.length, cfg.engine.max_model_len - 1),
+        cfg.seed,
+        [prompt.tokens for prompt in task.held_out[: cfg.parity.num_sequences]],
+    )
+    exact = cfg.engine.dtype == cfg.trainer.dtype == "fp32"
+    tolerance = cfg.parity.tolerance if exact else None
+
+    def gate(engine: Traced, trainer: Traced) -> float:
+        return check_parity(engine, trainer, sequences, tolerance)
+
+    return gate
+
+
+def cores_per(num_processes: int) -> int:
+    """CPU cores of this machine for each of several processes."""
+    return max(1, len(os.sched_getaffinity(0)) // num_processes)

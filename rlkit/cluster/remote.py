@@ -1,0 +1,107 @@
+"""Engines and trainer ranks in other processes, behind the same protocols as those in this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from rlkit.algo import Loss, shard
+from rlkit.cluster.actors import RemoteWeights
+from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats, Weights
+from rlkit.watch import Console
+
+POLL_S = 0.5
+
+
+class RemoteEngines:
+    """One or more engine actors as one `Engine`; prompts are dealt in equal runs, so order and seeds stay the same."""
+
+    def __init__(self, actors: Sequence[Any], console: Console) -> None:
+        self.actors, self.console = actors, console
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
+        """Draw `n` completions for each prompt, in the order of the prompts."""
+        per_engine = -(-len(prompts) // len(self.actors))
+        shares = [prompts[i : i + per_engine] for i in range(0, len(prompts), per_engine)]
+        running = [actor.generate.remote(share, n, sampling) for actor, share in zip(self.actors, shares)]
+        with self.console.bar("sampling", len(prompts) * n, "rollouts") as bar:
+            while ray.wait(running, num_returns=len(running), timeout=POLL_S)[1]:
+                bar.set(sum(ray.get([actor.finished.remote() for actor in self.actors[: len(shares)]])))
+        return list(chain.from_iterable(ray.get(running)))
+
+    def load(self, weights: Weights, version: int) -> None:
+        """Replace the weights of every engine."""
+        ray.get([actor.load.remote(weights, version) for actor in self.actors])
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs from the first engine; `gate_each` looks at the others."""
+        return ray.get(self.actors[0].logprobs.remote(sequences))
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Block outputs from the first engine."""
+        return ray.get(self.actors[0].trace.remote(tokens))
+
+    def each(self) -> list[RemoteEngines]:
+        """The engines one by one: a sync can fail on any of them."""
+        return [RemoteEngines([actor], self.console) for actor in self.actors]
+
+
+class RemoteTrainer:
+    """The trainer's ranks as one `Trainer`; a batch is dealt to them by samples."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = actors
+
+    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+        """Take one optimiser step on the whole batch, spread over the ranks."""
+        shares = shard(batch, len(self.actors))
+        stats = ray.get([actor.update.remote(share, loss, lr) for actor, share in zip(self.actors, shares, strict=True)])
+        # Every rank's numbers are weighted by its share of the batch, so they add up.
+        return UpdateStats(
+            loss=sum(stat.loss for stat in stats),
+            grad_norm=stats[0].grad_norm,
+            entropy=sum(stat.entropy for stat in stats),
+            kl=sum(stat.kl for stat in stats),
+            clip_fraction=sum(stat.clip_fraction for stat in stats),
+            logprob_gap=max(stat.logprob_gap for stat in stats),
+        )
+
+    def with_reference(self, batch: Batch) -> Batch:
+        """Fill the reference log-probs, each rank those of its share."""
+        shares = shard(batch, len(self.actors))
+        filled = ray.get([a.with_reference.remote(share) for a, share in zip(self.actors, shares, strict=True)])
+        return replace(batch, packs=tuple(pack for share in filled for pack in share.packs))
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs from rank 0; all ranks hold the same weights."""
+        return ray.get(self.actors[0].logprobs.remote(sequences))
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Block outputs from rank 0."""
+        return ray.get(self.actors[0].trace.remote(tokens))
+
+    def weights(self) -> RemoteWeights:
+        """Rank 0's weights, in the object store."""
+        return ray.get(self.actors[0].publish.remote())
+
+    def begin_stage(self) -> None:
+        """Forget the moments and refresh the reference on every rank."""
+        ray.get([actor.begin_stage.remote() for actor in self.actors])
+
+    def refresh_reference(self) -> None:
+        """Make the policy the reference on every rank."""
+        ray.get([actor.refresh_reference.remote() for actor in self.actors])
+
+    def save(self, folder: Path) -> None:
+        """Write every rank's state; the folder must be one that all machines share."""
+        ray.get([actor.save.remote(folder.absolute()) for actor in self.actors])
+
+    def load(self, folder: Path) -> None:
+        """Restore every rank's state."""
+        ray.get([actor.load.remote(folder.absolute()) for actor in self.actors])

@@ -1,0 +1,138 @@
+"""From a config to training rows and held-out rows that share no question."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlkit.data.sources import Source, last_boxed, open_source
+
+if TYPE_CHECKING:
+    from rlkit.config import DataConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One question with its gold answer.
+
+    Example: `Row(id="chain_sum/7", question="3 + 4", answer="7", solution="3+4=7", meta={"answer": "7", ...})`
+    """
+
+    id: str
+    """Stable across runs and sizes: source, split and place in it."""
+    question: str
+    answer: str
+    """"" when `data.answer_column` is empty."""
+    solution: str
+    """Worked steps shown in SFT; "" when there are none."""
+    meta: Mapping[str, Any]
+    """The whole dataset row, with `question` and `answer` as above."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Rows to train on and rows to measure on; no question is in both, none occurs twice."""
+
+    train: tuple[Row, ...]
+    held_out: tuple[Row, ...]
+
+
+def read_rows(cfg: DataConfig) -> Split:
+    """Read, deduplicate, shuffle by `data.seed` and split.
+
+    Held-out rows are chosen first, so they do not change with `data.train_size`. Questions that differ in white space
+    only count as equal. Raises ValueError naming the key, the value and the fix.
+    """
+    source = open_source(cfg.source, cfg, "data.source")
+    train = _stream(source, _train_split(source, cfg.source, "data.source"), cfg, "data.source")
+    if source.endless and cfg.train_size < 0:
+        raise ValueError(f"data.train_size={cfg.train_size}: reasoning_gym has no end; give a number of rows")
+    if cfg.eval_source and cfg.eval_source != cfg.source:
+        other = open_source(cfg.eval_source, cfg, "data.eval_source")
+        split = _test_split(other) or _train_split(other, cfg.eval_source, "data.eval_source")
+        held_out = _stream(other, split, cfg, "data.eval_source")
+    elif test_split := _test_split(source):
+        held_out = _stream(source, test_split, cfg, "data.source")
+    else:
+        held_out = train
+    seen: set[str] = set()
+    held_out_rows = _take(held_out, cfg.eval_size, seen, "data.eval_size")
+    return Split(held_out=held_out_rows, train=_take(train, cfg.train_size, seen, "data.train_size"))
+
+
+def _take(rows: Iterator[Row], size: int, seen: set[str], key: str) -> tuple[Row, ...]:
+    taken: list[Row] = []
+    while len(taken) != size:
+        row = next(rows, None)
+        if row is None:
+            break
+        question = " ".join(row.question.split())
+        if question not in seen:
+            seen.add(question)
+            taken.append(row)
+    if len(taken) < max(size, 1):
+        raise ValueError(
+            f"{key}={size}: only {len(taken)} distinct rows are left for it (duplicates and held-out questions do not "
+            "count); ask for fewer, or use more data"
+        )
+    return tuple(taken)
+
+
+def _train_split(source: Source, name: str, key: str) -> str:
+    if "train" in source.splits:
+        return "train"
+    if len(source.splits) == 1:
+        return next(iter(source.splits))
+    raise ValueError(f"{key}={name!r} has no split 'train', only {', '.join(source.splits)}; use another dataset")
+
+
+def _test_split(source: Source) -> str | None:
+    return next((split for split in ("test", "validation") if split in source.splits), None)
+
+
+def _stream(source: Source, split: str, cfg: DataConfig, key: str) -> Iterator[Row]:
+    records: Iterable[tuple[str, dict[str, Any]]] = source.splits[split]
+    if isinstance(records, list):
+        if not records:
+            raise ValueError(f"{key}: split {split!r} of the dataset has no rows; use another file or split")
+        records = random.Random(f"{cfg.seed}/{split}").sample(records, len(records))
+    return (_row(id, record, source) for id, record in records)
+
+
+def _row(id: str, record: dict[str, Any], source: Source) -> Row:
+    question = _text(id, record, source.question, "data.prompt_column")
+    if not question.strip():
+        raise ValueError(f"row {id!r} has an empty {source.question!r} (data.prompt_column); remove the row")
+    solution = _text(id, record, source.solution, "data.solution_column") if source.solution else ""
+    boxed = last_boxed(solution) if source.answer and source.answer not in record else None
+    if not source.answer:
+        answer = ""
+    elif boxed is not None:  # MATH keeps its answer in the solution only
+        answer = boxed
+    else:
+        answer = _text(id, record, source.answer, "data.answer_column")
+    return Row(
+        id=id,
+        question=question,
+        answer=answer,
+        solution=solution,
+        meta={**record, "question": question} | ({"answer": answer} if source.answer else {}),
+    )
+
+
+def _text(id: str, record: dict[str, Any], column: str, key: str) -> str:
+    if column not in record:
+        columns = ", ".join(map(str, record))
+        raise ValueError(f"{key}={column!r}: row {id!r} has no such column, only {columns}; set {key} to one of these")
+    value = record[column]
+    if value is None:
+        raise ValueError(f"row {id!r} has no value in column {column!r} ({key}); fill it in or remove the row")
+    if isinstance(value, str):
+        return value
+    if key == "data.prompt_column":
+        kind = type(value).__name__
+        raise ValueError(f"{key}={column!r}: row {id!r} holds a {kind}, not text; give a column of plain questions")
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,148 @@
+"""Where records come from: the shipped GSM8K, a local file, the Hugging Face hub or reasoning-gym.
+
+Every reader returns a `Source`; every failure is a ValueError that names the config key, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkit.data.reasoning import draw
+
+if TYPE_CHECKING:
+    from rlkit.config import DataConfig
+
+Record = tuple[str, dict[str, Any]]
+"""(id, dataset row)"""
+
+NAMED = ("reasoning_gym", "gsm8k", "math")
+FILE_ENDINGS = (".jsonl", ".json", ".parquet")
+MATH_HUB_ID = "DigitalLearningGmbH/MATH-lighteval"
+GSM8K_FOLDER = Path(__file__).parent / "gsm8k"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Splits of records, and the columns that hold question, answer and worked solution ("" for none)."""
+
+    splits: Mapping[str, Iterable[Record]]
+    question: str
+    answer: str
+    solution: str
+    endless: bool = False
+    """True for a generator: there is no "all rows" of it."""
+
+
+def open_source(source: str, cfg: DataConfig, key: str) -> Source:
+    """Open `source`; errors name `key` (`data.source` or `data.eval_source`)."""
+    if source == "reasoning_gym":
+        splits: dict[str, Iterable[Record]] = {"train": draw(cfg.tasks, cfg.seed)}
+        return Source(splits=splits, question="question", answer="answer", solution="solution", endless=True)
+    if source == "gsm8k":
+        splits = {split: _read_gsm8k(split) for split in ("train", "test")}
+        return Source(splits=splits, question="question", answer="answer", solution="solution")
+    if source == "math":
+        splits = _read_hub(MATH_HUB_ID, key)
+        return Source(splits=splits, question="problem", answer="answer", solution="solution")
+    if source.removesuffix(".gz").endswith(FILE_ENDINGS):
+        splits = {"train": _name_rows(Path(source).name.split(".")[0], "train", _read_file(Path(source), key))}
+    elif "/" in source:
+        splits = _read_hub(source, key)
+    else:
+        raise ValueError(
+            f"{key}={source!r}: not a data source; use one of {', '.join(NAMED)}, a file ending in "
+            f"{', '.join(FILE_ENDINGS)} (or these with .gz), or a hub id such as 'openai/gsm8k:main'"
+        )
+    return Source(splits=splits, question=cfg.prompt_column, answer=cfg.answer_column, solution=cfg.solution_column)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last balanced `\boxed{...}` or `\fbox{...}`, or of `\boxed 5`; None without one."""
+    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|[^\s{}$.,;]+)", text))):
+        if match[1] != "{":
+            return match[1]
+        depth = 1
+        for end in range(match.end(), len(text)):
+            escaped = text[end - 1] == "\\"
+            depth += 0 if escaped else {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[match.end() : end].strip()
+    return None
+
+
+def _name_rows(name: str, split: str, rows: Iterable[dict[str, Any]]) -> list[Record]:
+    return [(f"{name}/{split}/{index}", row) for index, row in enumerate(rows)]
+
+
+def _read_gsm8k(split: str) -> list[Record]:
+    def parts(row: dict[str, Any]) -> dict[str, Any]:
+        steps, _, answer = row["answer"].rpartition("####")
+        solution = re.sub(r"<<.*?>>", "", steps).strip()
+        return {"question": row["question"], "answer": answer.strip().replace(",", ""), "solution": solution}
+
+    return _name_rows("gsm8k", split, map(parts, _read_file(GSM8K_FOLDER / f"{split}.jsonl.gz", "data.source")))
+
+
+def _read_file(path: Path, key: str) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"{key}={str(path)!r}: no such file (looked at {path.resolve()}); correct the path")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return _parse_parquet(content) if ".parquet" in path.suffixes else list(_parse_json(content.decode()))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{key}={str(path)!r} cannot be read: {error}; repair or replace the file") from error
+
+
+def _parse_json(text: str) -> Iterator[dict[str, Any]]:
+    if text.lstrip().startswith("["):  # one list of rows, whatever the file's ending says
+        rows = enumerate(json.loads(text), start=1)
+        unit = "entry"
+    else:
+        rows = _parse_lines(text)
+        unit = "line"
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f'{unit} {number} is not an object such as {{"question": "...", "answer": "..."}}')
+        yield row
+
+
+def _parse_lines(text: str) -> Iterator[tuple[int, Any]]:
+    # Not splitlines(): JSON text may hold U+2028 and other characters that it takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} is not JSON ({error})") from error
+
+
+def _parse_parquet(content: bytes) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_hub(source: str, key: str) -> dict[str, Iterable[Record]]:
+    import datasets
+
+    path, _, config = source.partition(":")
+    try:
+        loaded = datasets.load_dataset(path, config or None)
+    except Exception as error:  # the hub fails in many ways: no network, no such id, no such config, no rights
+        raise ValueError(
+            f"{key}={source!r} cannot be loaded from the Hugging Face hub: {error}; check the id ('owner/name', or "
+            "'owner/name:config'), the network and your login, or download it and give the file's path"
+        ) from error
+    assert isinstance(loaded, datasets.DatasetDict), "load_dataset without a split returns every split"
+    return {str(split): _name_rows(path, str(split), map(dict, rows)) for split, rows in loaded.items()}

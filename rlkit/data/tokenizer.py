@@ -1,0 +1,61 @@
+"""A tokenizer for new models, trained on the text of their task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
+MARKS = ("<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
+"""One token each, but not special: rewards read them, so decoding keeps them."""
+MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS) + len(MARKS)
+
+# A system message stands right after <bos>, as in DeepSeek-V3's own template.
+CHAT_TEMPLATE = (
+    "{{- bos_token -}}"
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'system' -%}{{- message.content -}}"
+    "{%- elif message.role == 'user' -%}{{- '<|user|>' + message.content -}}"
+    "{%- elif message.role == 'assistant' -%}{{- '<|assistant|>' + message.content + eos_token -}}"
+    "{%- else -%}{{- raise_exception('role must be system, user or assistant, not ' + message.role) -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits: any text encodes, and 123 is always three tokens.
+
+    The result has at most `vocab_size` tokens, fewer if the texts offer no more pairs to merge. Marks stay in decoded
+    text when special tokens are skipped. Raises ValueError if `vocab_size` cannot hold the bytes and the marks.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(
+            f"model.architecture.vocab_size={vocab_size} is too small: 256 bytes, {len(SPECIAL_TOKENS)} special "
+            f"tokens and {len(MARKS)} marks need {MIN_VOCAB_SIZE}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    # Digits first: the byte-level split would keep "123" in one piece, and BPE would learn arbitrary chunks of numbers.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(MARKS),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in MARKS])
+    bos, eos, pad = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )

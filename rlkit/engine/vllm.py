@@ -1,0 +1,310 @@
+"""vLLM behind the Engine protocol; the only file that imports vllm.
+
+vLLM runs inside the caller's process: no engine process of its own, weights arrive by reference. It is imported when
+an engine is made, not before, because it reads its environment while it is imported.
+
+Defects of the CPU build of vLLM 0.32.0, the first and the third silent, and the way round each:
+    rotary_embedding   the C++ op corrupts the queries of MLA           -> custom_ops "none": the torch version
+    CPU_MLA            decode kernel is slow, for one latent width only -> VLLM_MLA_DISABLE: keys and values expanded
+    reload_weights     a second load skips the packing of the experts   -> forget the MoE kernel before each load
+    torch.compile      routing and log-probs need a C compiler, 30 s    -> TORCHDYNAMO_DISABLE while it is imported
+    chunked prefill    a prompt cut in two whose request has a seed ends the engine -> prompts are never cut
+What is not covered: tensor parallelism, LoRA, images, a checkpoint in FP8 whose trainer sends another format.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from rlkit.engine.base import rollout_seed
+from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
+
+_BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
+
+
+class VllmEngine:
+    """Samples with vLLM; calls may come from any thread, one at a time (later ones wait).
+
+    Same weights and same requests in the same order give the same tokens and log-probs, bit for bit, in any process
+    with the same number of threads: every rollout has its own seed, and no prefix is cached.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        dtype: str = "float32",
+        max_model_len: int,
+        max_num_seqs: int = 256,
+        kv_cache_gib: float = 1,
+        gpu_memory_utilization: float = 0.6,
+        threads: int,
+        seed: int = 0,
+    ) -> None:
+        """Start vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
+
+        `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA.
+        Raises RuntimeError if vllm cannot be imported, ValueError if the checkpoint names no end token.
+        """
+        self._lock = threading.Lock()
+        self._threads = threads
+        self._max_model_len = max_model_len
+        self._version = 0
+        self._finished = 0
+        self._cuda = torch.cuda.is_available()
+        self._owns_process_group = not torch.distributed.is_initialized()
+        self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        with self._lock, _use_threads(threads), _start_up(self._cuda):
+            self._vllm = import_vllm()
+            arguments = self._vllm.EngineArgs(
+                model=str(checkpoint),
+                dtype=dtype,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                seed=seed,
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **_platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
+            )
+            self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
+            self._eos = _end_tokens(self._engine.model_config.hf_config.eos_token_id, checkpoint)
+            # The first request makes vLLM import and log what it does not at start-up.
+            self._run([((0,), self._params(max_tokens=1, temperature=0.0))])
+        # Nothing that start-up says below ERROR is news; a warning later may be (a weight that was not loaded).
+        logger = logging.getLogger("vllm")
+        logger.setLevel(min(logger.level, logging.WARNING))
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
+        """Draw `n` completions for each prompt, in the order of the prompts.
+
+        Log-probs are those of the distribution drawn from (temperature and top_p applied); at temperature 0 they are
+        those of temperature 1. Raises ValueError if a prompt leaves no room for `max_new_tokens`.
+        """
+        for prompt in prompts:
+            self._check_length(f"prompt {prompt.id!r}", len(prompt.tokens), sampling.max_new_tokens)
+        seeds = [rollout_seed(sampling.seed, prompt.id, i) for prompt in prompts for i in range(n)]
+        tokens = [prompt.tokens for prompt in prompts for _ in range(n)]
+        drawn = {
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "logprobs": 0,
+            "stop_token_ids": self._eos,
+        }
+        with self._lock, _use_threads(self._threads):
+            requests = [(t, self._params(seed=s, **drawn)) for t, s in zip(tokens, seeds, strict=True)]
+            outputs = self._run(requests)
+            rollouts = [self._rollout(out.outputs[0], s) for out, s in zip(outputs, seeds, strict=True)]
+        return [Group(prompt=p, rollouts=tuple(rollouts[i * n : (i + 1) * n])) for i, p in enumerate(prompts)]
+
+    def finished(self) -> int:
+        """Rollouts finished so far in the running (else the last) call of `generate`; safe from another thread."""
+        return self._finished
+
+    def load(self, weights: Weights, version: int) -> None:
+        """Replace all weights, given under their checkpoint names; rollouts made from now on carry `version`."""
+        with self._lock, _use_threads(self._threads):
+            if not self._cuda:
+                self._engine.apply_model(_forget_packed_experts)
+            iterator = ((name, tensor.detach()) for name, tensor in weights)
+            self._engine.collective_rpc(
+                "reload_weights", kwargs={"weights_iterator": iterator, "is_checkpoint_format": True}
+            )
+            self._version = version
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats.
+
+        Raises ValueError if a sequence is not shorter than `max_model_len`.
+        """
+        for i, sequence in enumerate(sequences):
+            self._check_length(f"sequence {i}", len(sequence), 1)
+        with self._lock, _use_threads(self._threads):
+            params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+            outputs = self._run([(sequence, params) for sequence in sequences])
+        return [list(out.prompt_logprobs.logprobs) for out in outputs]
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Run one sequence and return the output of every block, before it is added to the residual stream.
+
+        Keys `model.layers.{i}.self_attn`, `model.layers.{i}.mlp` in order, last `model.norm`; values [T, D] in fp32.
+        """
+        self._check_length("sequence", len(tokens), 1)
+        chunks: dict[str, list[Tensor]] = {}
+        with self._lock, _use_threads(self._threads):
+            (stop_watching,) = self._engine.apply_model(lambda model: _watch_blocks(model, chunks))
+            try:
+                self._run([(tokens, self._params(max_tokens=1, temperature=0.0))])
+            finally:
+                stop_watching()
+        # A long sequence is run in chunks; a captured graph may pad the last one.
+        return {name: torch.cat(outputs_TD)[: len(tokens)] for name, outputs_TD in chunks.items()}
+
+    def close(self) -> None:
+        """Stop vLLM and free its memory; the process can then start another engine."""
+        with self._lock:
+            self._engine.engine_core.shutdown()
+            if self._owns_process_group:
+                import_module("vllm.distributed").cleanup_dist_env_and_memory()
+            del self._engine
+
+    def _params(self, **sampling: Any) -> Any:
+        output = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        return self._vllm.SamplingParams(detokenize=False, flat_logprobs=True, output_kind=output, **sampling)
+
+    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> list[Any]:
+        """Drive vLLM until every request is done; outputs come in the order of the requests."""
+        self._finished = 0
+        outputs: dict[int, Any] = {}
+        prompts = self._engine.renderer.render_cmpl([{"prompt_token_ids": list(tokens)} for tokens, _ in requests])
+        waiting: list[str] = []
+        try:
+            for i, (prompt, (_, params)) in enumerate(zip(prompts, requests, strict=True)):
+                waiting.append(self._engine.add_request(str(i), prompt, params))
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    outputs[int(output.request_id)] = output
+                    self._finished += 1
+        finally:
+            # After an interrupt, no leftover may join (and change) the next call.
+            if len(outputs) < len(requests):
+                self._engine.abort_request(waiting, internal=True)
+        return [outputs[i] for i in range(len(requests))]
+
+    def _rollout(self, completion: Any, seed: int) -> Rollout:
+        tokens = tuple(completion.token_ids)
+        return Rollout(
+            tokens=tokens,
+            logprobs=tuple(completion.logprobs.logprobs),
+            text=self._tokenizer.decode(list(tokens), skip_special_tokens=True),
+            finish_reason=completion.finish_reason,
+            weight_version=self._version,
+            seed=seed,
+        )
+
+    def _check_length(self, what: str, num_tokens: int, num_new: int) -> None:
+        if num_tokens + num_new > self._max_model_len:
+            raise ValueError(
+                f"{what} has {num_tokens} tokens; with {num_new} new ones that is more than "
+                f"max_model_len={self._max_model_len}: raise max_model_len or leave it out"
+            )
+
+
+def import_vllm() -> ModuleType:
+    """Import vllm, or raise RuntimeError saying how to get it or do without."""
+    try:
+        return import_module("vllm")
+    except ImportError as error:
+        raise RuntimeError(
+            f"engine=vllm needs vllm, which does not import here ({error}): install requirements/cpu.txt or "
+            "requirements/cuda.txt with --no-deps, or choose engine=torch"
+        ) from error
+
+
+def _platform_arguments(
+    cuda: bool, max_model_len: int, kv_cache_gib: float, gpu_memory_utilization: float
+) -> dict[str, Any]:
+    """The engine arguments that differ between CUDA and the CPU."""
+    if cuda:
+        return {"gpu_memory_utilization": gpu_memory_utilization}
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, 4096),
+        "compilation_config": {"custom_ops": ["none"]},
+    }
+
+
+def _end_tokens(eos: int | list[int] | None, checkpoint: Path) -> list[int]:
+    if eos is None:
+        raise ValueError(f"{checkpoint / 'config.json'}: eos_token_id is missing, so no completion would ever stop")
+    return [eos] if isinstance(eos, int) else list(eos)
+
+
+@contextmanager
+def _use_threads(threads: int) -> Iterator[None]:
+    """Run with `threads` OpenMP threads: a setting of the calling thread, which vLLM's own kernels follow too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _start_up(cuda: bool) -> Iterator[None]:
+    """Set what vLLM reads while it is imported and started, and take back what would outlive the engine."""
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
+    os.environ.update(VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "TORCHDYNAMO_DISABLE")}
+    if not cuda:
+        os.environ.update(VLLM_MLA_DISABLE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would overrule kv_cache_gib
+        # Ties all memory to one NUMA node although no thread is tied to it, and says so on stderr.
+        torch.ops._C.init_cpu_memory_env = lambda nodes: None
+    set_num_threads = torch.set_num_threads
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM sets it after its first messages
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _forget_packed_experts(model: nn.Module) -> None:
+    methods = import_module("vllm.model_executor.layers.fused_moe.fused_moe_method_base")
+    for module in model.modules():
+        if isinstance(module, methods.FusedMoEMethodBase):
+            module.moe_kernel = None
+
+
+def _watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable[[], None]:
+    """Copy the output of every block into `chunks`; call what is returned to stop."""
+    handles = []
+    for name, module in model.named_modules():
+        if _BLOCK.fullmatch(name):
+            outputs = chunks.setdefault(name, [])
+
+            def keep(_module: nn.Module, _inputs: Any, output: Any, outputs: list[Tensor] = outputs) -> None:
+                output_TD = output[0] if isinstance(output, tuple) else output  # a norm also returns the residual
+                outputs.append(output_TD.detach().to("cpu", torch.float32, copy=True))
+
+            handles.append(module.register_forward_hook(keep))
+    # Compiled code passes hooks by; vLLM runs the plain forward while this is set.
+    inner = model.get_submodule("model")
+    compiled = not inner.do_not_compile
+    inner.do_not_compile = True
+
+    def stop() -> None:
+        inner.do_not_compile = not compiled
+        for handle in handles:
+            handle.remove()
+
+    return stop

@@ -1,0 +1,42 @@
+"""Held-out accuracy: one completion per problem, judged by the run's own reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlkit.engine.base import Engine
+from rlkit.loop import RewardFn, score
+from rlkit.types import Prompt, Sampling, ScoredGroup
+from rlkit.watch.evaluations import Evaluation, SampleText
+
+
+def evaluate(
+    engine: Engine, reward: RewardFn, problems: Sequence[Prompt], sampling: Sampling, *, name: str, step: int
+) -> Evaluation:
+    """Sample one completion for each problem and count those with reward 1 or more.
+
+    A problem without a verdict counts as not solved, so accuracy cannot rise because a verifier failed.
+    """
+    scored = score(engine.generate(problems, n=1, sampling=sampling), reward)
+    samples = tuple(_sample(group) for group in scored)
+    rollouts = [group.rollouts[0] for group in scored]
+    return Evaluation(
+        name=name,
+        step=step,
+        accuracy=sum(sample.correct for sample in samples) / len(samples),
+        problems=len(samples),
+        mean_length=sum(len(rollout.tokens) for rollout in rollouts) / len(rollouts),
+        truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        samples=samples,
+    )
+
+
+def _sample(group: ScoredGroup) -> SampleText:
+    verdict = group.scores[0]
+    return SampleText(
+        question=str(group.prompt.meta.get("question", group.prompt.text)),
+        answer=str(group.prompt.meta.get("answer", "")),
+        completion=group.rollouts[0].text,
+        correct=verdict.value is not None and verdict.value >= 1,
+        reason=verdict.reason,
+    )

@@ -1,0 +1,90 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1; V3, arXiv:2412.19437, section 2.1.1).
+
+Keys and values of a token are one latent of C numbers plus one rotary key of R numbers, shared by all heads.
+Shapes: H heads, C = kv_lora_rank, R = qk_rope_head_dim, W = C + R, X = width of one latent row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlkit.model.config import DeepseekV3Config
+from rlkit.model.norm import RMSNorm
+from rlkit.model.ragged import Ragged
+from rlkit.model.rope import rotate
+
+
+class MLA(nn.Module):
+    """Attention of each sample on itself, and one decoding step against cached latents."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.config = config
+        hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+        key_width = config.qk_nope_head_dim + config.qk_rope_head_dim
+        self.scale = key_width**-0.5
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, heads * key_width, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * key_width, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, rank + config.qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(rank)
+        self.kv_b_proj = nn.Linear(rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
+
+    def queries(self, x_TD: Tensor, rotations_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Content queries [T, H, nope] and rotated queries [T, H, R]."""
+        cfg = self.config
+        low = x_TD if cfg.q_lora_rank is None else self.q_a_layernorm(self.q_a_proj(x_TD))
+        q = (self.q_proj if cfg.q_lora_rank is None else self.q_b_proj)(low).unflatten(-1, (cfg.num_attention_heads, -1))
+        nope, rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
+        return nope, rotate(rope, rotations_T)
+
+    def latents(self, x_TD: Tensor, rotations_T: Tensor) -> tuple[Tensor, Tensor]:
+        """What a cache keeps of each token: normed latent [T, C] and rotated shared key [T, R]."""
+        latent, key = self.kv_a_proj_with_mqa(x_TD).split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
+        return self.kv_a_layernorm(latent), rotate(key, rotations_T)
+
+    def forward(self, x_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
+        """softmax(q k^T / sqrt(nope + R)) v within each sample, causal: [T, D] -> [T, D]."""
+        cfg = self.config
+        q_nope, q_rope = self.queries(x_TD, rotations_T)
+        latent, k_rope = self.latents(x_TD, rotations_T)
+        kv = self.kv_b_proj(latent).unflatten(-1, (cfg.num_attention_heads, -1))
+        k_nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], dim=-1)
+        k = torch.cat([k_nope, k_rope.unsqueeze(1).expand(-1, cfg.num_attention_heads, -1)], dim=-1)
+        q = torch.cat([q_nope, q_rope], dim=-1)
+        # The fused kernel wants one width for q, k and v; without it the L x L scores are kept for the gradient.
+        width = max(k.shape[-1], v.shape[-1])
+        qkv = zip(*(ragged.pad(F.pad(t, (0, width - t.shape[-1]))) for t in (q, k, v)), strict=True)
+        out = ragged.unpad([self._core(*batch)[..., : cfg.v_head_dim] for batch in qkv])
+        return self.o_proj(out.flatten(1))
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention on [N, L, H, d]; padding sits behind each sample, so no token ever sees it."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale).transpose(1, 2)
+
+    def decode(self, x_BD: Tensor, rotations_B: Tensor, cache_BSW: Tensor, positions_B: Tensor) -> Tensor:
+        """One new token per sample against its cached latents, [B, D] -> [B, D]; writes the token's own latent.
+
+        With kv_b_proj = [W_UK; W_UV] per head: scores = (W_UK^T q) . latent + q_rope . key, out = W_UV (p . latents),
+        so keys and values are never expanded (arXiv:2405.04434, section 2.1.2 and appendix C).
+        """
+        cfg = self.config
+        rows = torch.arange(len(x_BD), device=x_BD.device)
+        cache_BSW[rows, positions_B] = torch.cat(self.latents(x_BD, rotations_B), dim=-1)
+        q_nope, q_rope = self.queries(x_BD, rotations_B)
+        up = self.kv_b_proj.weight.unflatten(0, (cfg.num_attention_heads, -1))
+        w_uk, w_uv = up.split([cfg.qk_nope_head_dim, cfg.v_head_dim], dim=1)
+        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
+        scores_BHS = torch.cat([q_latent, q_rope], dim=-1) @ cache_BSW.transpose(1, 2) * self.scale
+        later_BS = torch.arange(cache_BSW.shape[1], device=x_BD.device) > positions_B.unsqueeze(1)
+        probs_BHS = scores_BHS.float().masked_fill_(later_BS.unsqueeze(1), float("-inf")).softmax(-1).to(x_BD.dtype)
+        mixed_BHC = probs_BHS @ cache_BSW[..., : cfg.kv_lora_rank]
+        out = torch.bmm(mixed_BHC.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
+        return self.o_proj(out.flatten(1))

@@ -1,0 +1,156 @@
+"""The shape of a DeepSeek-V3 model, read from and written to Hugging Face's config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+# What our code computes and a config.json may contradict: key -> the only value we can honour.
+FIXED = {
+    "model_type": "deepseek_v3",
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "moe_layer_freq": 1,
+    "rope_interleave": True,
+}
+GROUPED_ROWS = 8
+"""Grouped matrix products want rows of 16 bytes: 8 numbers in bf16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepseekV3Config:
+    """Sizes of a DeepSeek-V3 model under transformers' names; the defaults are V3's own (arXiv:2412.19437, section 4.2).
+
+    Example: `DeepseekV3Config(vocab_size=512, hidden_size=128, num_hidden_layers=4, ..., q_lora_rank=None)`
+    """
+
+    vocab_size: int = 129280
+    hidden_size: int = 7168
+    intermediate_size: int = 18432
+    """Width of the MLP in the first, dense layers."""
+    moe_intermediate_size: int = 2048
+    """Width of one expert."""
+    num_hidden_layers: int = 61
+    num_attention_heads: int = 128
+    n_routed_experts: int = 256
+    n_shared_experts: int = 1
+    num_experts_per_tok: int = 8
+    n_group: int = 8
+    topk_group: int = 4
+    """Groups of experts that one token may use."""
+    first_k_dense_replace: int = 3
+    """Layers before this one have a dense MLP."""
+    routed_scaling_factor: float = 2.5
+    norm_topk_prob: bool = True
+    q_lora_rank: int | None = 1536
+    """None: queries are projected in one step."""
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 4096
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 1
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built; ValueError names the key, its value and the fix."""
+        values = asdict(self)
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        for field in fields(self):
+            key, kind, value = field.name, str(field.type), values[field.name]
+            if kind.startswith("int") and key not in (*ids, "first_k_dense_replace"):
+                none = value is None and "None" in kind
+                _check(none or (type(value) is int and value > 0), key, value, "give a positive whole number")
+            elif kind == "float":
+                _check(isinstance(value, int | float) and value > 0, key, value, "give a positive number")
+        self._check_experts()
+        for key, size in (("hidden_size", self.hidden_size), ("moe_intermediate_size", self.moe_intermediate_size)):
+            _check(size % GROUPED_ROWS == 0, key, size, f"give a multiple of {GROUPED_ROWS}")
+        _check(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "give an even number")
+        for key in ids:
+            inside = values[key] is None or (type(values[key]) is int and 0 <= values[key] < self.vocab_size)
+            _check(inside, key, values[key], f"give one id in 0..{self.vocab_size - 1} (vocab_size - 1), or null")
+
+    def _check_experts(self) -> None:
+        dense, layers = self.first_k_dense_replace, self.num_hidden_layers
+        _check(0 <= dense <= layers, "first_k_dense_replace", dense, f"give 0..{layers} (num_hidden_layers)")
+        if dense == layers:
+            return
+        experts, groups = self.n_routed_experts, self.n_group
+        fix = f"it must divide n_routed_experts={experts} into groups of at least 2"
+        _check(experts % groups == 0 and experts // groups >= 2, "n_group", groups, fix)
+        _check(self.topk_group <= groups, "topk_group", self.topk_group, f"give at most n_group={groups}")
+        reach = self.topk_group * experts // groups
+        fix = f"the {self.topk_group} chosen groups (topk_group) hold only {reach} experts"
+        _check(self.num_experts_per_tok <= reach, "num_experts_per_tok", self.num_experts_per_tok, fix)
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> DeepseekV3Config:
+        """Read the content of a config.json; ValueError where it asks for something that is not computed here."""
+        for key, wanted in FIXED.items():
+            _check(raw.get(key, wanted) == wanted, key, raw.get(key), f"only {wanted!r} is supported")
+        heads = raw.get("num_attention_heads", cls.__dataclass_fields__["num_attention_heads"].default)
+        kv_heads = raw.get("num_key_value_heads") or heads
+        _check(kv_heads == heads, "num_key_value_heads", kv_heads, f"it must equal num_attention_heads={heads}")
+        quant = raw.get("quantization_config")
+        _check(quant is None, "quantization_config", quant, "convert the checkpoint to bf16 first; FP8 is not read yet")
+        known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        # transformers 4 writes rope_theta and rope_scaling, transformers 5 puts both into rope_parameters.
+        rope = raw.get("rope_parameters") or {}
+        for key, scaling in (("rope_scaling", raw.get("rope_scaling") or {}), ("rope_parameters", rope)):
+            kind = scaling.get("rope_type", scaling.get("type", "default"))
+            _check(kind == "default", key, dict(scaling), "scaled RoPE (YaRN) is not supported yet; remove it")
+        if "rope_theta" in rope:
+            known["rope_theta"] = rope["rope_theta"]
+        return cls(**known)
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> DeepseekV3Config:
+        """Read `path`/config.json; ValueError if it is missing, is not JSON or describes another architecture."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
+        file = folder / "config.json"
+        if not file.is_file():
+            raise ValueError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
+        try:
+            raw = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
+        if raw.get("model_type") != "deepseek_v3":
+            raise ValueError(f"{file}: model_type={raw.get('model_type')!r}; only 'deepseek_v3' can be loaded")
+        try:
+            return cls.from_hf(raw)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json that transformers and vLLM load as is.
+
+        topk_method and scoring_func are there for vLLM, which builds no e_score_correction_bias without them.
+        """
+        return {
+            "architectures": ["DeepseekV3ForCausalLM"],
+            **FIXED,
+            **asdict(self),
+            "num_key_value_heads": self.num_attention_heads,
+            "num_nextn_predict_layers": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "use_cache": True,
+        }
+
+
+def _check(fine: bool, key: str, value: object, fix: str) -> None:
+    if not fine:
+        raise ValueError(f"{key}={value!r}: {fix}")

@@ -1,0 +1,75 @@
+"""Decoding with a cache of latents: kv_lora_rank + qk_rope_head_dim numbers per token and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlkit.model.deepseek import DeepseekV3
+from rlkit.model.ragged import lay_out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentCache:
+    """Latents of a batch of B samples with room for S tokens each; sample b has `lengths_B[b]` of them.
+
+    `decode_step` writes into `layers`, so a cache belongs to one run of decoding.
+    """
+
+    layers: tuple[Tensor, ...]
+    """One [B, S, W] per layer, W = kv_lora_rank + qk_rope_head_dim."""
+    lengths_B: Tensor
+
+    def rows(self, index_B: Tensor, room: int) -> LatentCache:
+        """Keep (or repeat) the given samples, in a new cache with room for `room` tokens each."""
+        layers = tuple(_take(layer, index_B, room) for layer in self.layers)
+        return LatentCache(layers=layers, lengths_B=self.lengths_B.index_select(0, index_B))
+
+
+def _take(layer_BSW: Tensor, index_B: Tensor, room: int) -> Tensor:
+    width = min(room, layer_BSW.shape[1])
+    out = layer_BSW.new_zeros(len(index_B), room, layer_BSW.shape[2])
+    out[:, :width] = layer_BSW[:, :width].index_select(0, index_B)
+    return out
+
+
+def prefill(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
+    """Run the prompts once: logits of each one's next token [B, V], and a cache that is exactly full.
+
+    ValueError for an empty prompt.
+    """
+    backbone, device = model.model, model.lm_head.weight.device
+    lengths = tuple(len(prompt) for prompt in prompts)
+    ragged = lay_out(lengths, device)
+    rotations_T = backbone.rotations(ragged.positions_T)
+    lengths_B = torch.tensor(lengths, device=device)
+    sample_T = torch.arange(len(lengths), device=device).repeat_interleave(lengths_B)
+    x_TD = backbone.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt], device=device))
+    layers = []
+    for layer in backbone.layers:
+        # The latents are projected a second time here: cheaper than threading a cache through the training path.
+        rows_TW = torch.cat(layer.self_attn.latents(layer.input_layernorm(x_TD), rotations_T), dim=-1)
+        cache_BSW = rows_TW.new_zeros(len(lengths), max(lengths), rows_TW.shape[1])
+        cache_BSW[sample_T, ragged.positions_T] = rows_TW
+        layers.append(cache_BSW)
+        x_TD = layer(x_TD, rotations_T, ragged)
+    logits_BV = model.lm_head(backbone.norm(x_TD[lengths_B.cumsum(0) - 1]))
+    return logits_BV, LatentCache(layers=tuple(layers), lengths_B=lengths_B)
+
+
+def decode_step(model: DeepseekV3, tokens_B: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
+    """Feed one token per sample: logits of the token after it [B, V], and the cache one token longer.
+
+    The cache must have room for it; see `LatentCache.rows`.
+    """
+    backbone, positions_B = model.model, cache.lengths_B
+    longest = int(positions_B.max()) + 1
+    assert longest <= cache.layers[0].shape[1], f"the cache has room for {cache.layers[0].shape[1]} tokens"
+    rotations_B = backbone.rotations(positions_B)
+    x_BD = backbone.embed_tokens(tokens_B)
+    for layer, cache_BSW in zip(backbone.layers, cache.layers, strict=True):
+        x_BD = layer.decode(x_BD, rotations_B, cache_BSW[:, :longest], positions_B)
+    return model.lm_head(backbone.norm(x_BD)), replace(cache, lengths_B=positions_B + 1)

@@ -1,0 +1,154 @@
+"""DeepSeek-V3 (arXiv:2412.19437), for training on packed samples.
+
+Module names are the published ones, so `state_dict()` differs from a checkpoint only in that experts are stacked.
+What is not covered: YaRN, multi-token prediction, FP8, experts spread over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlkit.model.attention import MLA
+from rlkit.model.checkpoint import checkpoint_files, read_tensors, write_checkpoint
+from rlkit.model.config import DeepseekV3Config
+from rlkit.model.moe import MLP, Experts, MoE, Router
+from rlkit.model.norm import RMSNorm
+from rlkit.model.ragged import Ragged, lay_out
+from rlkit.model.rope import rotations
+from rlkit.model.weights import load_weights
+
+
+class Block(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, config: DeepseekV3Config, layer: int) -> None:
+        super().__init__()
+        dense = layer < config.first_k_dense_replace
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = MLA(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size) if dense else MoE(config)
+
+    def forward(self, x_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
+        """[T, D] -> [T, D]."""
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotations_T, ragged)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+
+    def decode(self, x_BD: Tensor, rotations_B: Tensor, cache_BSW: Tensor, positions_B: Tensor) -> Tensor:
+        """The same for one new token per sample, [B, D] -> [B, D]."""
+        x_BD = x_BD + self.self_attn.decode(self.input_layernorm(x_BD), rotations_B, cache_BSW, positions_B)
+        return x_BD + self.mlp(self.post_attention_layernorm(x_BD))
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and the final norm."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def rotations(self, positions_T: Tensor) -> Tensor:
+        """Rotary factors of the given positions, [T, R / 2] complex."""
+        return rotations(positions_T, self.config.qk_rope_head_dim, self.config.rope_theta)
+
+    def forward(self, tokens_T: Tensor, ragged: Ragged) -> Tensor:
+        """Hidden states after the final norm, [T] -> [T, D]."""
+        rotations_T = self.rotations(ragged.positions_T)
+        x_TD = self.embed_tokens(tokens_T)
+        for layer in self.layers:
+            x_TD = layer(x_TD, rotations_T, ragged)
+        return self.norm(x_TD)
+
+
+class DeepseekV3(nn.Module):
+    """A causal language model; weights are drawn from normal(0, initializer_range) with torch's global generator."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._tie()
+        self.apply(self._draw)
+
+    def _tie(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def _draw(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding | Router):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, Experts):
+            nn.init.normal_(module.gate_up_proj, std=std)
+            nn.init.normal_(module.down_proj, std=std)
+
+    def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Hidden states after the final norm, [T] -> [T, D]; `lengths` as in `forward`."""
+        lengths = (len(tokens_T),) if lengths is None else lengths
+        if sum(lengths) != len(tokens_T):
+            raise ValueError(f"lengths={tuple(lengths)} sum to {sum(lengths)}; they must sum to {len(tokens_T)} tokens")
+        return self.model(tokens_T, lay_out(lengths, tokens_T.device))
+
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Logits of the next token: [T] -> [T, V], or [B, T] -> [B, T, V] for B samples of one length.
+
+        `lengths` splits [T] into samples that do not see each other; None means one sample. ValueError if they do
+        not sum to T.
+        """
+        if tokens.dim() == 2:
+            if lengths is not None:
+                raise ValueError(f"lengths={tuple(lengths)} with tokens {tuple(tokens.shape)}: flatten the tokens to [T]")
+            lengths = (tokens.shape[1],) * tokens.shape[0]
+        x_TD = self.hidden(tokens.flatten(), lengths)
+        return self.lm_head(x_TD).unflatten(0, tokens.shape)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> DeepseekV3:
+        """Load a Hugging Face folder (config.json and safetensors, in shards or not) as parameters of `dtype`.
+
+        ValueError, with the file and the fix, for a folder that is missing, incomplete or of another architecture.
+        """
+        config = DeepseekV3Config.from_folder(path)
+        files = checkpoint_files(path)
+        with torch.device("meta"):
+            model = cls(config)
+        model = model.to(dtype).to_empty(device="cpu")
+        model._tie()
+        load_weights(model, read_tensors(files), {name: str(file) for name, file in files.items()})
+        return model
+
+    def save_checkpoint(self, path: str | Path, dtype: str = "bf16") -> None:
+        """Write config.json and model.safetensors that transformers and vLLM load; each file appears whole or not at all.
+
+        `dtype` is "bf16" or "fp32"; the router's correction bias is fp32 in both. ValueError for anything else.
+        """
+        write_checkpoint(self, path, dtype)
+
+
+def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
+    """Outputs of every block for one sequence, in order: "model.layers.{i}.self_attn", ".mlp", last "model.norm"; [T, D]."""
+    outputs: dict[str, Tensor] = {}
+    watched: dict[str, nn.Module] = {}
+    for i, layer in enumerate(model.model.layers):
+        watched[f"model.layers.{i}.self_attn"] = layer.self_attn
+        watched[f"model.layers.{i}.mlp"] = layer.mlp
+    watched["model.norm"] = model.model.norm
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, out, name=name: outputs.__setitem__(name, out))
+        for name, module in watched.items()
+    ]
+    try:
+        with torch.no_grad():
+            model.hidden(torch.tensor(tokens, device=model.lm_head.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs

@@ -1,0 +1,148 @@
+"""Feed-forward layers: the dense MLP and the mixture of shared and routed experts (arXiv:2412.19437, section 2.1.2).
+
+Tokens are sorted by expert, so that each expert multiplies one contiguous block. The moves are permutations whose
+gradients are written as gathers: no scatter-add, hence the same bits on every run.
+What is not covered: experts spread over several ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlkit.model.config import DeepseekV3Config
+from rlkit.model.routing import choose_experts, gate_weights, router_scores
+
+
+class _SwiGLU(torch.autograd.Function):
+    """y = silu(a) * b for h = [a, b]; autograd's own version copies both halves once more."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        ctx.save_for_backward(h)
+        gate, up = h.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (h,) = ctx.saved_tensors
+        (grad,) = grads
+        gate, up = h.chunk(2, dim=-1)
+        out = torch.empty_like(h)
+        grad_gate, grad_up = out.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.mul(torch.ops.aten.silu_backward(grad, gate), up, out=grad_gate)
+        return out
+
+
+class _Dispatch(torch.autograd.Function):
+    """Copy each token to its K places in expert order: [T, D] -> [T * K, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.k = k
+        return x_TD.index_select(0, order // k)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grads[0].index_select(0, inverse).unflatten(0, (-1, ctx.k)).sum(1), None, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Sum the K expert outputs of each token: [T * K, D] in expert order -> [T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.k = k
+        return y.index_select(0, inverse).unflatten(0, (-1, k)).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (order,) = ctx.saved_tensors
+        return grads[0].index_select(0, order // ctx.k), None, None, None
+
+
+class MLP(nn.Module):
+    """y = W_down (silu(W_gate x) * W_up x), the dense layer and the shared experts."""
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden_size, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+
+
+class Router(nn.Module):
+    """Scores every expert for every token and picks K of them; `e_score_correction_bias` balances the load."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        """Move like any module, but keep the bias in fp32: it grows in steps of 0.001, which bf16 swallows."""
+        bias = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        if self.e_score_correction_bias.dtype != torch.float32:
+            self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
+        return self
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, D] -> (weights [T, K] in fp32, experts [T, K])."""
+        cfg = self.config
+        scores_TE = router_scores(x_TD, self.weight)
+        bias_E = self.e_score_correction_bias
+        experts_TK = choose_experts(scores_TE, bias_E, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok)
+        return gate_weights(scores_TE, experts_TK, cfg.norm_topk_prob, cfg.routed_scaling_factor), experts_TK
+
+
+class Experts(nn.Module):
+    """The routed experts, stacked: gate and up [E, 2I, D], down [E, D, I]."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        """y_t = sum_k g_tk expert_k(x_t): [T, D] -> [T, D]."""
+        k = experts_TK.shape[1]
+        flat = experts_TK.flatten()
+        order = flat.argsort(stable=True)
+        inverse = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        ends_E = torch.bincount(flat, minlength=len(self.down_proj)).cumsum(0).int()
+        x = _Dispatch.apply(x_TD, order, inverse, k)
+        h = _SwiGLU.apply(F.grouped_mm(x, self.gate_up_proj.transpose(1, 2), offs=ends_E))
+        # The gate scales the I inner numbers instead of the D outputs: the same product, fewer multiplications.
+        h = h * weights_TK.flatten()[order].unsqueeze(1).to(h.dtype)
+        return _Combine.apply(F.grouped_mm(h, self.down_proj.transpose(1, 2), offs=ends_E), order, inverse, k)
+
+
+class MoE(nn.Module):
+    """Shared experts see every token, routed experts the tokens that choose them; the outputs add up."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = MLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        weights_TK, experts_TK = self.gate(x_TD)
+        return self.experts(x_TD, weights_TK, experts_TK) + self.shared_experts(x_TD)

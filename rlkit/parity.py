@@ -1,0 +1,84 @@
+"""Do two models compute the same? Log-probs of fixed sequences, and if they differ, the block where it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Traced(Protocol):
+    """What the comparison needs; every Engine and every Trainer has it."""
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        ...
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Run one sequence and return the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        ...
+
+
+class ParityError(RuntimeError):
+    """Engine and trainer disagree; the message names the gap, the token and the first block that differs."""
+
+
+def gate_sequences(
+    vocab_size: int, num: int, length: int, seed: int, prompts: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """`num` fixed sequences of `length` tokens: half start with a real prompt (cut or continued), half are random.
+
+    Random ids reach experts that prompts do not. Raises ValueError if there is nothing to compare.
+    """
+    if num < 1 or length < 2:
+        raise ValueError(f"parity gate: num={num} and length={length} leave no log-prob to compare; use num>=1, length>=2")
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randint(vocab_size, (num, length), generator=random).tolist()
+    starts = [prompts[i % len(prompts)] for i in range(num // 2)] if prompts else []
+    starts += [()] * (num - len(starts))
+    return tuple(tuple([*start, *row[len(start) :]][:length]) for start, row in zip(starts, rows, strict=True))
+
+
+def check_parity(engine: Traced, trainer: Traced, sequences: Sequence[Sequence[int]], tolerance: float | None) -> float:
+    """max |log p_engine - log p_trainer| over all tokens of `sequences`, in nats.
+
+    With `tolerance=None` (bf16, FP8) the gap is only reported. Raises ParityError if it is above `tolerance` or not
+    finite, which no rounding explains.
+    """
+    worst, where = -1.0, (0, 0)
+    for i, (ours, theirs) in enumerate(zip(engine.logprobs(sequences), trainer.logprobs(sequences), strict=True)):
+        for t, (a, b) in enumerate(zip(ours, theirs, strict=True), start=1):
+            gap = abs(a - b) if math.isfinite(a) and math.isfinite(b) else math.inf
+            if gap > worst:
+                worst, where = gap, (i, t)
+    if worst == math.inf or (tolerance is not None and worst > tolerance):
+        sequence = sequences[where[0]]
+        block = _first_difference(engine.trace(sequence), trainer.trace(sequence), (tolerance or 1e-4) / 10)
+        limit = "finite" if tolerance is None else f"at most {tolerance:g}"
+        raise ParityError(
+            f"engine and trainer disagree: |log p_engine - log p_trainer| = {worst:.3g} nats, should be {limit}, at "
+            f"sequence {where[0]}, token {where[1]} (id {sequence[where[1]]}). First block that differs: {block}. "
+            "Compare this block's weights in the checkpoint, in Trainer.weights() and after Engine.load(): a name, a "
+            "shape or a layout changed in transit, or one side computes the block differently. A run with "
+            "engine=torch shows which side is wrong."
+        )
+    return worst
+
+
+def _first_difference(engine: Mapping[str, Tensor], trainer: Mapping[str, Tensor], threshold: float) -> str:
+    """The first block, in order of execution, whose output differs: every later one has its input changed already.
+
+    error = max_t |a_t - b_t| / mean_t |b_t|, with |.| the norm of a token's output.
+    """
+    for name, ours_TD in engine.items():
+        if name not in trainer:
+            continue
+        theirs_TD = trainer[name].to(ours_TD)
+        distances_T = (ours_TD - theirs_TD).norm(dim=-1)
+        error = (distances_T.max() / theirs_TD.norm(dim=-1).mean()).item()
+        if not error <= threshold:
+            return f"{name} (relative error {error:.2g})"
+    return "lm_head (every block's output agrees)"

@@ -1,0 +1,94 @@
+"""What a configuration amounts to, in numbers, before anything starts."""
+
+from __future__ import annotations
+
+import torch
+
+from rlkit.compose import to_yaml
+from rlkit.config import GrpoRun, RunConfig, SftRun
+from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.model.moe import Experts
+from rlkit.prepare import Task, prepare
+
+BYTES = {"fp32": 4, "bf16": 2}
+GIB = 2**30
+
+
+def show(cfg: RunConfig, *, print_only: bool) -> Task | None:
+    """Read and check what the run needs; for `--cfg job` and `dry_run=true` print the plan instead and return None.
+
+    `--cfg job` prints without reading the data; `dry_run=true` reads and checks everything first.
+    """
+    task = None if print_only else prepare(cfg)
+    if task is not None and not cfg.dry_run:
+        return task
+    print(to_yaml(cfg))
+    width = max(len(label) for label, _ in derived(cfg, task))
+    for label, value in derived(cfg, task):
+        print(f"{label:<{width}}  {value}")
+    print("\nnothing was started" + ("" if task is None else "; the data, the model and the reward are in order"))
+    return None
+
+
+def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
+    """Labels and values of everything that follows from the configuration."""
+    if task is not None:
+        architecture = task.architecture
+    elif cfg.model.path:
+        architecture = DeepseekV3Config.from_folder(cfg.model.path)
+    else:
+        architecture = cfg.model.architecture
+    total, active = parameters(architecture)
+    rows = [("parameters", f"{total:,}, of which {active:,} work on each token")]
+    if isinstance(cfg, SftRun):
+        shown = cfg.sft.steps * cfg.sft.batch_size
+        size = len(task.demonstrations) if task else cfg.data.train_size
+        epochs = f", {shown / size:.2f} epochs of {size:,}" if size > 0 else ""
+        per_rank = cfg.sft.batch_size // cfg.trainer.num_ranks
+        rows.append(("SFT", f"{cfg.sft.steps} steps x {cfg.sft.batch_size} demonstrations{epochs}; {per_rank} per rank"))
+    if isinstance(cfg, GrpoRun):
+        rows += _grpo(cfg, task)
+    if task is not None:
+        longest = max(len(prompt.tokens) for prompt in (*task.prompts, *task.held_out))
+        rows.append(("prompts", f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}"))
+    return rows + _memory(cfg, architecture, total)
+
+
+def parameters(architecture: DeepseekV3Config) -> tuple[int, int]:
+    """All parameters, and those that one token passes through."""
+    with torch.device("meta"):
+        model = DeepseekV3(architecture)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    idle = 1 - architecture.num_experts_per_tok / architecture.n_routed_experts
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    routed = sum(parameter.numel() for module in experts for parameter in module.parameters())
+    return total, round(total - idle * routed)
+
+
+def _grpo(cfg: GrpoRun, task: Task | None) -> list[tuple[str, str]]:
+    algo = cfg.algo
+    rollouts = algo.prompts_per_step * algo.group_size
+    new = rollouts * algo.sampling.max_new_tokens
+    rows = [
+        ("GRPO", f"{algo.steps} steps x {algo.prompts_per_step} groups x {algo.group_size} rollouts = {rollouts} a step"),
+        ("tokens per step", f"at most {new:,} sampled, in rollouts of up to {algo.sampling.max_new_tokens}"),
+        ("optimiser steps", f"{algo.minibatches} a step on {rollouts // algo.minibatches} rollouts each"),
+    ]
+    if task is not None:
+        share = algo.steps * algo.prompts_per_step / len(task.prompts)
+        rows.append(("epochs", f"{share:.2f} of {len(task.prompts):,} prompts"))
+    return rows
+
+
+def _memory(cfg: RunConfig, architecture: DeepseekV3Config, total: int) -> list[tuple[str, str]]:
+    """Bytes that can be computed: weights, gradients, AdamW, KV cache. Activations and the runtimes are not in it."""
+    trainer, engine, ranks = BYTES[cfg.trainer.dtype], BYTES[cfg.engine.dtype], cfg.trainer.num_ranks
+    reference = trainer if isinstance(cfg, GrpoRun) and cfg.algo.loss.kl_coef > 0 else 0
+    # ZeRO shards fp32 master weights and both moments over the ranks; weights and fp32 gradients are whole.
+    per_rank = total * (trainer + 4 + reference + 12 / ranks)
+    latent = architecture.kv_lora_rank + architecture.qk_rope_head_dim
+    cache = architecture.num_hidden_layers * latent * engine * cfg.engine.max_model_len * cfg.engine.max_num_seqs
+    return [
+        ("trainer memory", f"{per_rank / GIB:.3f} GiB a rank for weights, gradients, AdamW and reference"),
+        ("engine memory", f"{total * engine / GIB:.3f} GiB of weights; full latent cache {cache / GIB:.3f} GiB"),
+    ]

@@ -1,0 +1,106 @@
+"""Everything that can go wrong before anything starts: data, tokenizer, model, reward."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+import rewards
+from rlkit.config import AlgoConfig, GrpoRun, RunConfig, SftRun
+from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
+from rlkit.data.rows import read_rows
+from rlkit.data.tokenizer import train_tokenizer
+from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.types import Prompt
+
+INITIAL = "initial"
+"""Folder of the checkpoint that a run starts from, inside its output folder, when the model is new."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a run works on, read and checked."""
+
+    prompts: tuple[Prompt, ...]
+    """To train on; held-out questions are not among them."""
+    demonstrations: tuple[Demonstration, ...]
+    """The same rows with the completions to imitate; empty in a recipe without SFT."""
+    held_out: tuple[Prompt, ...]
+    tokenizer: PreTrainedTokenizerBase
+    architecture: DeepseekV3Config
+    checkpoint: Path | None
+    """Where the model comes from; None = random weights."""
+
+
+def prepare(cfg: RunConfig) -> Task:
+    """Read and check all that the run needs, without starting or writing anything.
+
+    Raises:
+        ValueError: naming key, value and fix, for missing files and columns, empty data, prompts that do not fit,
+            a checkpoint that is not one, a reward that does not load.
+    """
+    rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
+    split = read_rows(cfg.data)
+    checkpoint = Path(cfg.model.path) if cfg.model.path else None
+    if checkpoint is not None:
+        architecture = DeepseekV3Config.from_folder(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        _check_context(cfg, architecture)
+    else:
+        texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
+        tokenizer = train_tokenizer(texts, cfg.model.architecture.vocab_size)
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        architecture = replace(
+            cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids
+        )
+        _check_context(cfg, architecture)
+    room = cfg.engine.max_model_len - longest_completion(cfg)
+    demonstrations: Sequence[Demonstration] = ()
+    if isinstance(cfg, SftRun):
+        demonstrations = to_demonstrations(
+            split.train, tokenizer, cfg.data.instruction, cfg.sft.think_share, cfg.data.seed, cfg.engine.max_model_len
+        )
+    return Task(
+        prompts=to_prompts(split.train, tokenizer, cfg.data.instruction, room),
+        demonstrations=tuple(demonstrations),
+        held_out=to_prompts(split.held_out, tokenizer, cfg.data.instruction, room),
+        tokenizer=tokenizer,
+        architecture=architecture,
+        checkpoint=checkpoint,
+    )
+
+
+def longest_completion(cfg: RunConfig) -> int:
+    """Tokens that any stage may sample after a prompt."""
+    algo: AlgoConfig | None = cfg.algo if isinstance(cfg, GrpoRun) else None
+    return max(cfg.evaluation.sampling.max_new_tokens, algo.sampling.max_new_tokens if algo else 0)
+
+
+def initial_checkpoint(cfg: RunConfig, task: Task) -> Path:
+    """The folder that trainer and engine load from; a new model is made there, from `seed`, on first call."""
+    if task.checkpoint is not None:
+        return task.checkpoint
+    folder = cfg.output_dir / INITIAL
+    if not folder.exists():
+        unfinished = folder.with_suffix(".tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            model = DeepseekV3(task.architecture)
+        model.save_checkpoint(unfinished, dtype="fp32")
+        task.tokenizer.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+def _check_context(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
+    if cfg.engine.max_model_len > architecture.max_position_embeddings:
+        raise ValueError(
+            f"engine.max_model_len={cfg.engine.max_model_len} is more than the model's max_position_embeddings="
+            f"{architecture.max_position_embeddings}; lower the first"
+        )

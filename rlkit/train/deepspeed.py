@@ -1,0 +1,102 @@
+"""DeepSpeed ZeRO under the same trainer: one process per rank, gloo on CPUs and NCCL on GPUs.
+
+What is not covered: ZeRO-3 and expert parallelism. Traps of DeepSpeed 0.19 that are handled here are noted in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu" if not os.path.exists("/dev/nvidiactl") else "cuda")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import deepspeed
+import torch
+from deepspeed.ops import __compatible_ops__
+from torch import Tensor, distributed
+
+from rlkit.config import TrainerConfig
+from rlkit.model import DeepseekV3
+from rlkit.train.trainer import Policy
+
+TAG = "deepspeed"
+
+
+def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
+    """Make this process one of `world_size` ranks that meet in `store`; a second call in one process does nothing."""
+    # Its shared-memory collectives are compiled on first use, which takes a C++ compiler and a minute.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
+    if not distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
+class DeepSpeedStepper:
+    """A `Stepper` on ZeRO-1 or 2; `join_ranks` comes first."""
+
+    def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
+        biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
+        self.module, _, _, _ = deepspeed.initialize(
+            model=Policy(model), model_parameters=list(model.parameters()), config=_settings(cfg)
+        )
+        # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
+        for name, value in biases.items():
+            model.get_buffer(name).data = value.to(model.get_buffer(name).device)
+        self.world_size = distributed.get_world_size()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""
+        # DeepSpeed averages over the ranks, and the weights of a batch already sum to 1 over all of them.
+        self.module.backward(loss * self.world_size)
+
+    def step(self, lr: float) -> float:
+        """Clip, update the weights, clear the gradients; returns the norm before clipping."""
+        for group in self.module.optimizer.param_groups:
+            group["lr"] = lr
+        self.module.step()
+        return float(self.module.get_global_grad_norm())
+
+    def forget(self) -> None:
+        """Drop the optimiser's moments."""
+        self.module.optimizer.optimizer.state.clear()
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state; all ranks call it."""
+        self.module.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore weights and optimiser state, bit for bit; all ranks call it, with the number of ranks that saved."""
+        loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG)
+        if loaded is None:
+            raise ValueError(f"{folder} is not a DeepSpeed checkpoint; remove it or set resume=never")
+
+
+def _settings(cfg: TrainerConfig) -> dict:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # The number of packs differs from step to step, so `step` is the boundary, not a counter.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": cfg.grad_clip,
+        "zero_optimization": {"stage": cfg.zero_stage},
+        "bf16": {"enabled": cfg.dtype == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "optimizer": {
+            "type": "AdamW",
+            # torch_adam: the fused AdamW would be compiled on first use, which takes minutes on a CPU.
+            "params": {
+                "lr": 0.0,
+                "betas": [0.9, cfg.beta2],
+                "weight_decay": cfg.weight_decay,
+                "torch_adam": not torch.cuda.is_available(),
+            },
+        },
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,53 @@
+"""torch.optim.AdamW on one rank in fp32: the trainer where DeepSpeed is not wanted, and what DeepSpeed is tested against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlkit.config import TrainerConfig
+from rlkit.model import DeepseekV3
+from rlkit.train.trainer import Policy
+
+STATE_FILE = "torch_trainer.pt"
+
+
+class TorchStepper:
+    """A `Stepper` in one process."""
+
+    def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
+        self.module = Policy(model)
+        self.grad_clip = cfg.grad_clip
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=0.0, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the loss."""
+        loss.backward()
+
+    def step(self, lr: float) -> float:
+        """Clip, update the weights, clear the gradients; returns the norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def forget(self) -> None:
+        """Drop the optimiser's moments."""
+        self.optimizer.state.clear()
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state."""
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state, folder / STATE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Restore weights and optimiser state, bit for bit."""
+        state = torch.load(folder / STATE_FILE)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])

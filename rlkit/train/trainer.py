@@ -1,0 +1,177 @@
+"""The trainer of one rank: the policy, its frozen reference and a stepper that turns losses into new weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlkit.algo.logprobs import chunked_logprobs
+from rlkit.algo.losses import Loss
+from rlkit.model import DeepseekV3
+from rlkit.model.deepseek import trace
+from rlkit.model.weights import checkpoint_weights
+from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
+
+
+class Policy(nn.Module):
+    """The model, asked for the log-probs of the trained tokens of a pack only."""
+
+    def __init__(self, model: DeepseekV3) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pack: Pack, temperature: float) -> tuple[Tensor, Tensor]:
+        """`logprobs_T` and `entropy_T` of a pack, 0 where its weight is 0."""
+        trained_M = pack.weights_T.nonzero().squeeze(-1)
+        hidden_TD = self.model.hidden(pack.tokens_T, pack.lengths)
+        logprobs_M, entropy_M = chunked_logprobs(
+            hidden_TD[trained_M - 1], self.model.lm_head.weight, pack.tokens_T[trained_M], temperature
+        )
+        # An empty pack (see `shard`) still needs a path to the weights, or its rank would skip the reduction.
+        zeros_T = torch.zeros_like(pack.weights_T) + 0.0 * hidden_TD[:, 0].float()
+        return zeros_T.index_put((trained_M,), logprobs_M), zeros_T.detach().index_put((trained_M,), entropy_M)
+
+
+class Stepper(Protocol):
+    """An optimiser over the policy's parameters, alone or as one of several data-parallel ranks."""
+
+    module: nn.Module
+    """What forward passes go through."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""
+        ...
+
+    def step(self, lr: float) -> float:
+        """Clip, update the weights, clear the gradients; returns the norm before clipping."""
+        ...
+
+    def forget(self) -> None:
+        """Drop the optimiser's moments."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restore weights and optimiser state, bit for bit."""
+        ...
+
+
+class ModelTrainer:
+    """A `Trainer` over one model and one stepper; with several ranks each holds one and gets its share of a batch."""
+
+    def __init__(self, model: DeepseekV3, stepper: Stepper, *, keep_reference: bool, device: str = "cpu") -> None:
+        self.model, self.stepper, self.device = model, stepper, device
+        self.reference = Policy(frozen_copy(model)) if keep_reference else None
+
+    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+        """Take one optimiser step: sum the gradients of all packs, clip, step."""
+        totals = torch.zeros(4, dtype=torch.float64)
+        gap = 0.0
+        for pack in batch.packs:
+            pack = to_device(pack, self.device)
+            logprobs_T, entropy_T = self.stepper.module(pack, batch.temperature)
+            terms = loss(logprobs_T, pack)
+            self.stepper.backward(terms.loss)
+            entropy = (pack.weights_T * entropy_T).sum()
+            totals += torch.stack([terms.loss.detach(), entropy, terms.kl, terms.clip_fraction]).double().cpu()
+            if isinstance(pack, PolicyPack):
+                trained_T = pack.weights_T != 0
+                gaps_T = (logprobs_T.detach() - pack.old_logprobs_T).abs()[trained_T]
+                gap = max(gap, float(gaps_T.max()) if gaps_T.numel() else 0.0)
+        grad_norm = self.stepper.step(lr)
+        mean_loss, entropy, kl, clip_fraction = totals.tolist()
+        return UpdateStats(
+            loss=mean_loss,
+            grad_norm=grad_norm,
+            entropy=entropy,
+            kl=kl,
+            clip_fraction=clip_fraction,
+            logprob_gap=gap,
+        )
+
+    @torch.no_grad()
+    def with_reference(self, batch: Batch) -> Batch:
+        """Fill `ref_logprobs_T` of every pack; without a reference (kl_coef 0) the batch comes back as it is."""
+        if self.reference is None:
+            return batch
+        packs = tuple(
+            replace(pack, ref_logprobs_T=self.reference(to_device(pack, self.device), batch.temperature)[0].cpu())
+            for pack in batch.packs
+        )
+        return replace(batch, packs=packs)
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        lengths = tuple(len(sequence) for sequence in sequences)
+        tokens_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
+        hidden_TD = self.model.hidden(tokens_T, lengths)
+        shifted_T, _ = chunked_logprobs(hidden_TD[:-1], self.model.lm_head.weight, tokens_T[1:])
+        starts = torch.tensor(lengths).cumsum(0).tolist()
+        return [shifted_T[end - length : end - 1].tolist() for end, length in zip(starts, lengths, strict=True)]
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Run one sequence and return the output of every block under its checkpoint name."""
+        return trace(self.model, tokens)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights of the policy under their checkpoint names."""
+        return checkpoint_weights(self.model)
+
+    def begin_stage(self) -> None:
+        """Forget the optimiser's moments; the policy becomes the reference."""
+        self.stepper.forget()
+        self.refresh_reference()
+
+    def refresh_reference(self) -> None:
+        """Make the current policy the reference."""
+        if self.reference is not None:
+            self.reference.model.load_state_dict(self.model.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimiser, reference and random state."""
+        self.stepper.save(folder)
+        torch.save(torch.get_rng_state(), folder / f"rng-{_rank()}.pt")
+        if self.reference is not None and _rank() == 0:
+            save_file(dict(self.reference.model.state_dict()), folder / "reference.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, bit for bit."""
+        self.stepper.load(folder)
+        torch.set_rng_state(torch.load(folder / f"rng-{_rank()}.pt"))
+        if self.reference is not None:
+            self.reference.model.load_state_dict(load_file(folder / "reference.safetensors"))
+
+
+def frozen_copy(model: DeepseekV3) -> DeepseekV3:
+    """A copy of the model that takes no gradient."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def to_device(pack: Pack, device: str) -> Pack:
+    """The pack with its tensors on a device."""
+    if device == "cpu":
+        return pack
+    moved = {name: value.to(device) for name, value in _tensors(pack).items()}
+    return replace(pack, **moved)
+
+
+def _tensors(pack: Pack) -> dict[str, Tensor]:
+    names = ["tokens_T", "weights_T"]
+    if isinstance(pack, PolicyPack):
+        names += ["advantages_T", "old_logprobs_T", "ref_logprobs_T"]
+    return {name: getattr(pack, name) for name in names}
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -1,0 +1,259 @@
+"""Progress on the terminal: bars with the time left, and one line per step that reads like a table.
+
+Where the output is not a terminal (a file, a pipe, a CI log), bars become plain lines, at most one every 15 s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TextIO
+
+from tqdm import tqdm
+
+from rlkit.watch.metrics import write_atomic
+
+HEADER_EVERY = 20
+"""Steps from one header of the table to the next."""
+WARNINGS_FILE = "warnings.json"
+_SILENT_S = 1.0
+_PLAIN_FIRST_S, _PLAIN_EVERY_S = 5.0, 15.0
+# A completion may hold escape codes that rewrite the screen; only newline and tab pass.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Bar(Protocol):
+    """Progress through a known number of things."""
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more as done."""
+        ...
+
+    def set(self, done: int) -> None:
+        """Say how many are done in all."""
+        ...
+
+
+class Console:
+    """Writes to one stream (standard output if not given); warnings are also counted in `folder/warnings.json`."""
+
+    def __init__(
+        self, folder: Path | None = None, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._clock = clock
+        self._terminal = self._stream.isatty()
+        self._path = None if folder is None else folder / WARNINGS_FILE
+        self._counts: dict[str, int] = {}
+        self._total: dict[str, int] = {} if folder is None else read_warnings(folder)
+        self._stages: set[str] = set()
+
+    def bar(self, label: str, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """Show progress through `total` units with the time left; silent if it ends within a second."""
+        return self._live_bar(label, total, unit) if self._terminal else self._plain_bar(label, total, unit)
+
+    def line(self, text: str) -> None:
+        """Print a line, above the bar if one is live."""
+        encoding = self._stream.encoding or "utf-8"
+        safe = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+        safe = safe.encode(encoding, errors="backslashreplace").decode(encoding)
+        if self._terminal:
+            tqdm.write(safe, file=self._stream)
+        else:
+            print(safe, file=self._stream, flush=True)
+
+    def step(self, stage: str, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Print the line of a step, under a header if it is the first of its stage in this process."""
+        row = step_line(stage, step, total, values)
+        if stage not in self._stages and "\n" not in row:
+            row = "\n".join([*step_header(stage), row])
+        self._stages.add(stage)
+        self.line(row)
+
+    def warn(self, text: str) -> None:
+        """Print "warning: ..." once; later calls with the same text are counted, and `close` says how often."""
+        self._counts[text] = self._counts.get(text, 0) + 1
+        self._total[text] = self._total.get(text, 0) + 1
+        if self._counts[text] == 1:
+            self.line(f"warning: {text}")
+        if self._path is not None:
+            write_atomic(self._path, json.dumps(self._total, indent=1))
+
+    def close(self) -> None:
+        """Say how often each repeated warning came up."""
+        for text, count in self._counts.items():
+            if count > 1:
+                self.line(f"warning ({count} times): {text}")
+        self._counts.clear()
+
+    @contextmanager
+    def _live_bar(self, label: str, total: int, unit: str) -> Iterator[Bar]:
+        layout = "{desc:<10} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}, {elapsed} so far, {remaining} left"
+        size = shutil.get_terminal_size()  # tqdm's own way draws nothing on a terminal that reports 0 rows
+        tqdm.monitor_interval = 0  # its thread would outlive the bar
+        with tqdm(
+            desc=label,
+            total=total,
+            unit=unit,
+            file=self._stream,
+            leave=False,
+            delay=_SILENT_S,
+            bar_format=layout,
+            mininterval=0.2,
+            ncols=min(size.columns, 110),
+            nrows=size.lines,
+        ) as inner:
+            yield _LiveBar(inner)
+
+    @contextmanager
+    def _plain_bar(self, label: str, total: int, unit: str) -> Iterator[Bar]:
+        yield _PlainBar(self, self._clock, label, total, unit)
+
+
+def read_warnings(folder: Path) -> dict[str, int]:
+    """How often each warning of a run came up, over all its lives; empty if there was none."""
+    path = folder / WARNINGS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+class _LiveBar:
+    def __init__(self, inner: tqdm) -> None:  # pyright: ignore[reportMissingTypeArgument]
+        self._inner = inner
+
+    def advance(self, n: int = 1) -> None:
+        self._inner.update(n)
+
+    def set(self, done: int) -> None:
+        self._inner.update(done - self._inner.n)
+
+
+class _PlainBar:
+    """Prints a line after 5 s of work and then every 15 s, when there is progress to tell."""
+
+    def __init__(self, console: Console, clock: Callable[[], float], label: str, total: int, unit: str) -> None:
+        self._console, self._clock = console, clock
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0
+        self._start = clock()
+        self._next = self._start + _PLAIN_FIRST_S
+
+    def advance(self, n: int = 1) -> None:
+        self.set(self._done + n)
+
+    def set(self, done: int) -> None:
+        self._done = done
+        now = self._clock()
+        if now < self._next or done == 0:
+            return
+        self._next = now + _PLAIN_EVERY_S
+        spent = now - self._start
+        left = tqdm.format_interval(spent * max(self._total - done, 0) / done)
+        share = done / max(self._total, 1)
+        self._console.line(
+            f"{self._label}: {done}/{self._total} {self._unit} ({share:.0%}), "
+            f"{tqdm.format_interval(spent)} so far, about {left} left"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    keys: tuple[str, ...]
+    """Two keys are shown as a/b."""
+    title: str
+    group: str
+    """Stands above the title, over neighbouring columns of the same group."""
+    width: int
+    kind: Literal["fixed", "percent", "science", "count", "seconds"]
+
+
+_GRPO = (
+    _Column(("reward",), "reward", "", 7, "fixed"),
+    _Column(("accuracy",), "acc", "", 6, "percent"),
+    _Column(("kl",), "KL", "", 8, "science"),
+    _Column(("clip_fraction",), "clip", "", 6, "percent"),
+    _Column(("entropy",), "entropy", "", 8, "fixed"),
+    _Column(("length",), "length", "", 7, "count"),
+    _Column(("parity",), "parity", "", 8, "science"),
+    _Column(("sample_tok_s",), "sample", "tok/s", 7, "count"),
+    _Column(("train_tok_s",), "train", "tok/s", 6, "count"),
+    _Column(("sample_s",), "sample", "seconds", 7, "seconds"),
+    _Column(("score_s",), "score", "seconds", 6, "seconds"),
+    _Column(("train_s",), "train", "seconds", 6, "seconds"),
+    _Column(("sync_s",), "sync", "seconds", 6, "seconds"),
+    _Column(("flat_groups", "groups"), "flat", "", 10, "count"),
+)
+_SFT = (
+    _Column(("loss",), "loss", "", 9, "fixed"),
+    _Column(("lr",), "lr", "", 9, "science"),
+    _Column(("grad_norm",), "grad norm", "", 11, "fixed"),
+    _Column(("tok_s",), "tok/s", "", 8, "count"),
+)
+_TABLES = {"grpo": _GRPO, "sft": _SFT}
+_STEP_WIDTH = 11
+
+
+def step_header(stage: str) -> list[str]:
+    """The two header lines of a stage's table; none for a stage that has no table."""
+    columns = _TABLES.get(stage)
+    if columns is None:
+        return []
+    over, place = "", 0
+    while place < len(columns):
+        group = columns[place].group
+        end = place + 1
+        while end < len(columns) and group and columns[end].group == group:
+            end += 1
+        width = sum(column.width for column in columns[place:end])
+        over += f" {group} ".center(width - 2, "-").rjust(width) if group else " " * width
+        place = end
+    titles = f"{stage:<5}{'step':>{_STEP_WIDTH - 5}}" + "".join(f"{column.title:>{column.width}}" for column in columns)
+    return ([" " * _STEP_WIDTH + over.rstrip()] if over.strip() else []) + [titles]
+
+
+def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:
+    """One row of a stage's table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
+
+    Stages other than "grpo" and "sft" have no table: their row names every value.
+    """
+    columns = _TABLES.get(stage)
+    if columns is None:
+        return f"{stage} {step}/{total}  " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+    row = f"{f'{step}/{total}':>{_STEP_WIDTH}}"
+    groups = values.get("groups", 0)
+    if stage == "grpo" and groups and values.get("flat_groups", 0) >= groups:
+        row += "".join(_cell(column, values) for column in columns[:2])
+        row += f"   skipped: in all {groups:.0f} groups every reward is equal, so there is nothing to learn"
+    else:
+        row += "".join(_cell(column, values) for column in columns)
+    return "\n".join([*step_header(stage), row]) if step % HEADER_EVERY == 1 else row
+
+
+def _cell(column: _Column, values: Mapping[str, float]) -> str:
+    texts = [_number(values[key], column) if key in values else "-" for key in column.keys]
+    return f"{'/'.join(texts):>{column.width}}"
+
+
+def _number(value: float, column: _Column) -> str:
+    """A number in at most width - 1 characters, so that columns never touch."""
+    if not math.isfinite(value):
+        return str(float(value))
+    match column.kind:
+        case "fixed":
+            text = f"{value:.3f}"
+        case "percent":
+            text = f"{100 * value:.1f}%"
+        case "science":
+            text = f"{value:.1e}" if value else "0"
+        case "count":
+            text = f"{value:.0f}" if abs(value) < 10_000 else f"{value / 1000:.0f}k"
+        case "seconds":
+            text = f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+    return text if len(text) < column.width else f"{value:.0e}"

@@ -1,0 +1,195 @@
+"""The numbers of a run: one JSON line per step, and the same numbers in TensorBoard and Weights & Biases.
+
+`metrics.jsonl` is the record; the other two are copies of it. A resumed run executes the steps after its checkpoint
+again, so everything newer than the checkpoint is dropped before the first new line is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+from uuid import uuid4
+
+EVAL = "eval"
+_FILE = "metrics.jsonl"
+_BOARD = "tensorboard"
+_RESERVED = frozenset({"stage", "step", "name", "elapsed_s"})
+
+
+class _Sink(Protocol):
+    """A copy of the record somewhere else; `index` is the place of the line in metrics.jsonl."""
+
+    def write(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """Appends to `folder/metrics.jsonl`, and copies to TensorBoard and Weights & Biases when asked.
+
+    `resume_after=(stage, step)` is the last step in the checkpoint: lines newer than it are dropped, a torn last line
+    too. None means that the run starts from nothing, so nothing in the folder is kept.
+    Raises ValueError if `wandb_project` is set and wandb is not installed.
+    """
+
+    def __init__(
+        self, folder: Path, *, tensorboard: bool, wandb_project: str = "", resume_after: tuple[str, int] | None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [] if resume_after is None else _up_to(read_metrics(folder), *resume_after)
+        path = folder / _FILE
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        if resume_after is None:
+            shutil.rmtree(folder / _BOARD, ignore_errors=True)
+        self._index = len(kept)
+        self._evaluated = {_key(line) for line in kept if line["stage"] == EVAL}
+        self._sinks: list[_Sink] = [_TensorBoard(folder / _BOARD)] if tensorboard else []
+        if wandb_project:
+            self._sinks.append(_Wandb(folder, wandb_project, fresh=resume_after is None))
+        self._file = path.open("a", encoding="utf-8")
+        # Time spent on lost steps and between two lives of a run is not counted: elapsed_s goes on from the checkpoint.
+        self._started = time.monotonic() - (kept[-1]["elapsed_s"] if kept else 0.0)
+
+    def write(self, stage: str, step: int, values: Mapping[str, float], name: str = "") -> None:
+        """Append one line; `name` says which evaluation it is ("before SFT").
+
+        An evaluation that the record already has is not written again: it ran both before and after a resume, from the
+        same weights.
+        """
+        assert not _RESERVED & values.keys(), f"reserved metric names: {sorted(_RESERVED & values.keys())}"
+        line: dict[str, Any] = {"stage": stage, "step": step} | ({"name": name} if name else {})
+        if _key(line) in self._evaluated:
+            return
+        line["elapsed_s"] = round(time.monotonic() - self._started, 3)
+        numbers = {key: value if isinstance(value, int) else float(value) for key, value in values.items()}
+        self._file.write(json.dumps(line | numbers) + "\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink.write(self._index, line, numbers)
+        self._index += 1
+
+    def close(self) -> None:
+        """Flush and close every file; the metrics take no more lines."""
+        self._file.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line of `folder/metrics.jsonl`, oldest first; none if there is no file.
+
+    A last line without its newline is left out: the run died, or is writing it right now.
+    Raises ValueError if any other line is not JSON.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    lines = []
+    for number, text in enumerate(whole.splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} is not JSON: {text[:80]!r}. Delete that line.") from error
+    return lines
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file so that a reader, or a kill at any moment, sees the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+
+
+def _key(line: Mapping[str, Any]) -> tuple[str, int, str]:
+    return line["stage"], line["step"], line.get("name", "")
+
+
+def _up_to(lines: list[dict[str, Any]], stage: str, step: int) -> list[dict[str, Any]]:
+    """The lines at or before (stage, step), by their place in the file: stages follow each other, steps count up.
+
+    Evaluations right behind the checkpoint's own line are kept: they measured the weights that it holds.
+    """
+    inside = [place for place, line in enumerate(lines) if line["stage"] == stage and line["step"] <= step]
+    if inside:
+        newer = range(inside[-1] + 1, len(lines))
+        end = next((place for place in newer if lines[place]["stage"] != EVAL), len(lines))
+    else:  # the checkpoint was taken before the stage wrote anything
+        end = next((place for place, line in enumerate(lines) if line["stage"] == stage), len(lines))
+    return lines[:end]
+
+
+class _TensorBoard:
+    """One TensorBoard run per stage, because each stage counts its own steps; evaluations are counted 0, 1, 2."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes two seconds, so only when asked for
+
+        self._open = SummaryWriter
+        self._folder = folder
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def write(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        # Evaluations of several stages share one axis; their place in the record always grows.
+        stage, step = line["stage"], index if line["stage"] == EVAL else line["step"]
+        if stage not in self._writers:
+            # Whatever an earlier life of this run wrote from this step on is stale.
+            self._writers[stage] = self._open(str(self._folder / stage), purge_step=step)
+        for key, value in values.items():
+            self._writers[stage].add_scalar(f"{stage}/{key}", value, step)
+        self._writers[stage].flush()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+class _Wandb:
+    """One wandb run for the life of the folder.
+
+    A wandb step is the place of the line in metrics.jsonl. wandb ignores a step that it has, so steps that are executed
+    again after a resume are not shown twice.
+    """
+
+    def __init__(self, folder: Path, project: str, *, fresh: bool) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"wandb_project={project!r} needs the wandb package: pip install wandb, or leave wandb_project empty."
+            ) from error
+        id_file = folder / "wandb_id"
+        if fresh or not id_file.exists():
+            write_atomic(id_file, uuid4().hex)
+        self._stages: set[str] = set()
+        self._run = wandb.init(
+            project=project, name=folder.name, dir=str(folder), id=id_file.read_text(), resume="allow"
+        )
+
+    def write(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        stage = line["stage"]
+        if stage not in self._stages:
+            self._stages.add(stage)
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self._run.log({f"{stage}/step": line["step"]} | {f"{stage}/{k}": v for k, v in values.items()}, step=index)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -146,6 +145,8 @@ class RewardFunction:
         return values
 
     def _wait(self, results: Sequence[Any]) -> list[Any]:
+        import asyncio  # here: it takes longer to import than the rest of the package
+
         async def gather() -> list[Any]:
             return list(await asyncio.gather(*results))
 

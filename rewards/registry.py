@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +28,7 @@ def load(name: str | Callable[..., Any], **kwargs: Any) -> RewardFunction:
         return RewardFunction(name, name, kwargs)
     target = name if ":" in name else BUILT_IN.get(name) or _installed().get(name)
     if target is None:
-        near = difflib.get_close_matches(name, names(), n=1)
+        near = get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
         raise RewardError(
             f"no reward is called {name!r}; {hint} (your own: 'package.module:function', 'file.py:function')"
@@ -39,7 +39,7 @@ def load(name: str | Callable[..., Any], **kwargs: Any) -> RewardFunction:
         name = f"{place}:{attribute}"
     module = _import(place)
     if attribute not in vars(module):
-        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        near = get_close_matches(attribute, vars(module), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "check the part after ':'"
         raise RewardError(f"reward {name!r}: {place} has no function {attribute!r}; {hint}")
     return RewardFunction(vars(module)[attribute], name, kwargs)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlkit.engine.base import rollout_seed
 from rlkit.model import DeepseekV3
 from rlkit.model.decode import decode_step, prefill
-from rlkit.model.deepseek import trace
+from rlkit.model.trace import trace
 from rlkit.model.weights import load_weights
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 

@@ -14,6 +14,7 @@ What is not covered: tensor parallelism, LoRA, images, a checkpoint in FP8 whose
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -66,6 +67,7 @@ class VllmEngine:
         self._version = 0
         self._finished = 0
         self._cuda = torch.cuda.is_available()
+        self._eos = _end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         with self._lock, _use_threads(threads), _start_up(self._cuda):
@@ -85,7 +87,6 @@ class VllmEngine:
                 **_platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
             )
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
-            self._eos = _end_tokens(self._engine.model_config.hf_config.eos_token_id, checkpoint)
             # The first request makes vLLM import and log what it does not at start-up.
             self._run([((0,), self._params(max_tokens=1, temperature=0.0))])
         # Nothing that start-up says below ERROR is news; a warning later may be (a weight that was not loaded).
@@ -234,10 +235,11 @@ def _platform_arguments(
     }
 
 
-def _end_tokens(eos: int | list[int] | None, checkpoint: Path) -> list[int]:
+def _end_tokens(checkpoint: Path) -> list[int]:
+    eos = json.loads((checkpoint / "config.json").read_text()).get("eos_token_id")
     if eos is None:
-        raise ValueError(f"{checkpoint / 'config.json'}: eos_token_id is missing, so no completion would ever stop")
-    return [eos] if isinstance(eos, int) else list(eos)
+        raise ValueError(f"{checkpoint / 'config.json'}: eos_token_id is missing, so no completion would end; set it")
+    return [eos] if isinstance(eos, int) else eos
 
 
 @contextmanager
@@ -257,7 +259,7 @@ def _start_up(cuda: bool) -> Iterator[None]:
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
     os.environ.update(VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "TORCHDYNAMO_DISABLE")}
+    kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "TORCHDYNAMO_DISABLE")}
     if not cuda:
         os.environ.update(VLLM_MLA_DISABLE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would overrule kv_cache_gib

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged
-from rlkit.model.rope import rotate
+from rlkit.model.rope import rotate_tail
 
 
 class MLA(nn.Module):
@@ -36,28 +36,26 @@ class MLA(nn.Module):
         self.kv_b_proj = nn.Linear(rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False)
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
 
-    def queries(self, x_TD: Tensor, rotations_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Content queries [T, H, nope] and rotated queries [T, H, R]."""
-        cfg = self.config
-        low = x_TD if cfg.q_lora_rank is None else self.q_a_layernorm(self.q_a_proj(x_TD))
-        q = (self.q_proj if cfg.q_lora_rank is None else self.q_b_proj)(low).unflatten(-1, (cfg.num_attention_heads, -1))
-        nope, rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
-        return nope, rotate(rope, rotations_T)
+    def queries(self, x_TD: Tensor, rotations_T: Tensor) -> Tensor:
+        """Queries of every head, content first, then the rotated part: [T, H, nope + R]."""
+        low = x_TD if self.config.q_lora_rank is None else self.q_a_layernorm(self.q_a_proj(x_TD))
+        q = (self.q_proj if self.config.q_lora_rank is None else self.q_b_proj)(low)
+        return rotate_tail(q.unflatten(-1, (self.config.num_attention_heads, -1)), rotations_T)
 
     def latents(self, x_TD: Tensor, rotations_T: Tensor) -> tuple[Tensor, Tensor]:
         """What a cache keeps of each token: normed latent [T, C] and rotated shared key [T, R]."""
-        latent, key = self.kv_a_proj_with_mqa(x_TD).split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
-        return self.kv_a_layernorm(latent), rotate(key, rotations_T)
+        row = rotate_tail(self.kv_a_proj_with_mqa(x_TD), rotations_T)
+        latent, key = row.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
+        return self.kv_a_layernorm(latent), key
 
     def forward(self, x_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
         """softmax(q k^T / sqrt(nope + R)) v within each sample, causal: [T, D] -> [T, D]."""
         cfg = self.config
-        q_nope, q_rope = self.queries(x_TD, rotations_T)
+        q = self.queries(x_TD, rotations_T)
         latent, k_rope = self.latents(x_TD, rotations_T)
         kv = self.kv_b_proj(latent).unflatten(-1, (cfg.num_attention_heads, -1))
         k_nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], dim=-1)
         k = torch.cat([k_nope, k_rope.unsqueeze(1).expand(-1, cfg.num_attention_heads, -1)], dim=-1)
-        q = torch.cat([q_nope, q_rope], dim=-1)
         # The fused kernel wants one width for q, k and v; without it the L x L scores are kept for the gradient.
         width = max(k.shape[-1], v.shape[-1])
         qkv = zip(*(ragged.pad(F.pad(t, (0, width - t.shape[-1]))) for t in (q, k, v)), strict=True)
@@ -78,7 +76,7 @@ class MLA(nn.Module):
         cfg = self.config
         rows = torch.arange(len(x_BD), device=x_BD.device)
         cache_BSW[rows, positions_B] = torch.cat(self.latents(x_BD, rotations_B), dim=-1)
-        q_nope, q_rope = self.queries(x_BD, rotations_B)
+        q_nope, q_rope = self.queries(x_BD, rotations_B).split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
         up = self.kv_b_proj.weight.unflatten(0, (cfg.num_attention_heads, -1))
         w_uk, w_uv = up.split([cfg.qk_nope_head_dim, cfg.v_head_dim], dim=1)
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)

@@ -6,7 +6,7 @@ What is not covered: YaRN, multi-token prediction, FP8, experts spread over rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from rlkit.model.moe import MLP, Experts, MoE, Router
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged, lay_out
 from rlkit.model.rope import rotations
-from rlkit.model.weights import load_weights
+from rlkit.model.weights import checkpoint_weights, load_weights
 
 
 class Block(nn.Module):
@@ -132,23 +132,6 @@ class DeepseekV3(nn.Module):
         """
         write_checkpoint(self, path, dtype)
 
-
-def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
-    """Outputs of every block for one sequence, in order: "model.layers.{i}.self_attn", ".mlp", last "model.norm"; [T, D]."""
-    outputs: dict[str, Tensor] = {}
-    watched: dict[str, nn.Module] = {}
-    for i, layer in enumerate(model.model.layers):
-        watched[f"model.layers.{i}.self_attn"] = layer.self_attn
-        watched[f"model.layers.{i}.mlp"] = layer.mlp
-    watched["model.norm"] = model.model.norm
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, out, name=name: outputs.__setitem__(name, out))
-        for name, module in watched.items()
-    ]
-    try:
-        with torch.no_grad():
-            model.hidden(torch.tensor(tokens, device=model.lm_head.weight.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs
+    def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its published name, as a view without gradient."""
+        return checkpoint_weights(self)

@@ -17,55 +17,54 @@ from rlkit.model.config import DeepseekV3Config
 from rlkit.model.routing import choose_experts, gate_weights, router_scores
 
 
-class _SwiGLU(torch.autograd.Function):
-    """y = silu(a) * b for h = [a, b]; autograd's own version copies both halves once more."""
+class _ScaledSwiGLU(torch.autograd.Function):
+    """y = w silu(a) b for h = [a, b]; autograd's own version copies both halves once more."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor) -> Tensor:
-        ctx.save_for_backward(h)
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight)
         gate, up = h.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return F.silu(gate).mul_(up).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (h,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        h, weight = ctx.saved_tensors
         (grad,) = grads
         gate, up = h.chunk(2, dim=-1)
-        out = torch.empty_like(h)
-        grad_gate, grad_up = out.chunk(2, dim=-1)
+        grad_h = torch.empty_like(h)
+        grad_gate, grad_up = grad_h.chunk(2, dim=-1)
         torch.mul(grad, F.silu(gate), out=grad_up)
+        grad_weight = torch.linalg.vecdot(grad_up, up).unsqueeze(1)
         torch.mul(torch.ops.aten.silu_backward(grad, gate), up, out=grad_gate)
-        return out
+        return grad_h.mul_(weight), grad_weight
 
 
 class _Dispatch(torch.autograd.Function):
     """Copy each token to its K places in expert order: [T, D] -> [T * K, D]."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.k = k
-        return x_TD.index_select(0, order // k)
+    def forward(ctx: Any, x_TD: Tensor, sources: Tensor, places_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(places_TK)
+        return x_TD.index_select(0, sources)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grads[0].index_select(0, inverse).unflatten(0, (-1, ctx.k)).sum(1), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (places_TK,) = ctx.saved_tensors
+        return F.embedding_bag(places_TK, grads[0], mode="sum"), None, None
 
 
 class _Combine(torch.autograd.Function):
-    """Sum the K expert outputs of each token: [T * K, D] in expert order -> [T, D]."""
+    """Sum the K expert outputs of each token, the transpose of `_Dispatch`: [T * K, D] -> [T, D]."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(order)
-        ctx.k = k
-        return y.index_select(0, inverse).unflatten(0, (-1, k)).sum(1)
+    def forward(ctx: Any, y: Tensor, sources: Tensor, places_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(sources)
+        return F.embedding_bag(places_TK, y, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (order,) = ctx.saved_tensors
-        return grads[0].index_select(0, order // ctx.k), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (sources,) = ctx.saved_tensors
+        return grads[0].index_select(0, sources), None, None
 
 
 class MLP(nn.Module):
@@ -121,16 +120,17 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """y_t = sum_k g_tk expert_k(x_t): [T, D] -> [T, D]."""
-        k = experts_TK.shape[1]
         flat = experts_TK.flatten()
         order = flat.argsort(stable=True)
-        inverse = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        sources = order // experts_TK.shape[1]
+        places_TK = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        places_TK = places_TK.view_as(experts_TK)
         ends_E = torch.bincount(flat, minlength=len(self.down_proj)).cumsum(0).int()
-        x = _Dispatch.apply(x_TD, order, inverse, k)
-        h = _SwiGLU.apply(F.grouped_mm(x, self.gate_up_proj.transpose(1, 2), offs=ends_E))
+        x = _Dispatch.apply(x_TD, sources, places_TK)
+        h = F.grouped_mm(x, self.gate_up_proj.transpose(1, 2), offs=ends_E)
         # The gate scales the I inner numbers instead of the D outputs: the same product, fewer multiplications.
-        h = h * weights_TK.flatten()[order].unsqueeze(1).to(h.dtype)
-        return _Combine.apply(F.grouped_mm(h, self.down_proj.transpose(1, 2), offs=ends_E), order, inverse, k)
+        h = _ScaledSwiGLU.apply(h, weights_TK.flatten()[order].unsqueeze(1).to(h.dtype))
+        return _Combine.apply(F.grouped_mm(h, self.down_proj.transpose(1, 2), offs=ends_E), sources, places_TK)
 
 
 class MoE(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,31 @@ def rotations(positions_T: Tensor, dim: int, theta: float) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x: Tensor, rotations_T: Tensor) -> Tensor:
-    """Turn each pair (x[2j], x[2j+1]) of `x` [T, ..., R] by its token's angle, in fp32; same shape and dtype out."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    middle = [1] * (x.dim() - 2)
-    turned = pairs * rotations_T.view(rotations_T.shape[0], *middle, -1)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+def rotate_tail(x: Tensor, rotations_T: Tensor) -> Tensor:
+    """Turn the last R numbers of each row by its token's angles, pair by pair (x[2j], x[2j+1]), in fp32.
+
+    `x` is [T, ..., d] with d >= R; same shape and dtype out. The rest of the row is copied.
+    """
+    return _RotateTail.apply(x, rotations_T.view(len(rotations_T), *[1] * (x.dim() - 2), -1))
+
+
+class _RotateTail(torch.autograd.Function):
+    """A rotation's transpose is its inverse: the gradient turns back by the same angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, angles: Tensor) -> Tensor:
+        ctx.save_for_backward(angles)
+        return _turned(x, angles)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (angles,) = ctx.saved_tensors
+        return _turned(grads[0], angles.conj()), None
+
+
+def _turned(x: Tensor, angles: Tensor) -> Tensor:
+    out = x.clone(memory_format=torch.contiguous_format)
+    tail = out[..., -2 * angles.shape[-1] :]
+    pairs = torch.view_as_complex(tail.float().unflatten(-1, (-1, 2)).contiguous())
+    tail.copy_(torch.view_as_real(pairs.mul_(angles)).flatten(-2))
+    return out

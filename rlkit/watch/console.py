@@ -176,9 +176,9 @@ class _Column:
 
 _GRPO = (
     _Column(("reward",), "reward", "", 7, "fixed"),
-    _Column(("accuracy",), "acc", "", 6, "percent"),
+    _Column(("accuracy",), "acc", "", 7, "percent"),
     _Column(("kl",), "KL", "", 8, "science"),
-    _Column(("clip_fraction",), "clip", "", 6, "percent"),
+    _Column(("clip_fraction",), "clip", "", 7, "percent"),
     _Column(("entropy",), "entropy", "", 8, "fixed"),
     _Column(("length",), "length", "", 7, "count"),
     _Column(("parity",), "parity", "", 8, "science"),
@@ -188,7 +188,7 @@ _GRPO = (
     _Column(("score_s",), "score", "seconds", 6, "seconds"),
     _Column(("train_s",), "train", "seconds", 6, "seconds"),
     _Column(("sync_s",), "sync", "seconds", 6, "seconds"),
-    _Column(("flat_groups", "groups"), "flat", "", 10, "count"),
+    _Column(("flat_groups", "groups"), "flat", "", 9, "count"),
 )
 _SFT = (
     _Column(("loss",), "loss", "", 9, "fixed"),
@@ -197,7 +197,7 @@ _SFT = (
     _Column(("tok_s",), "tok/s", "", 8, "count"),
 )
 _TABLES = {"grpo": _GRPO, "sft": _SFT}
-_STEP_WIDTH = 11
+_STEP_WIDTH = 10
 
 
 def step_header(stage: str) -> list[str]:
@@ -238,11 +238,11 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
 
 def _cell(column: _Column, values: Mapping[str, float]) -> str:
     texts = [_number(values[key], column) if key in values else "-" for key in column.keys]
-    return f"{'/'.join(texts):>{column.width}}"
+    return f" {'/'.join(texts):>{column.width - 1}}"
 
 
 def _number(value: float, column: _Column) -> str:
-    """A number in at most width - 1 characters, so that columns never touch."""
+    """A number that fits its column, as a power of ten if it is too long; only beyond that does a row grow."""
     if not math.isfinite(value):
         return str(float(value))
     match column.kind:

@@ -18,6 +18,8 @@ _LABEL_GAP = 14.0
 RAW_LIMIT = 30
 _BINS = 200
 _BARS = 60
+_TINY = 1e-300
+"""What is smaller counts as 0 on a log axis."""
 
 Point = tuple[float, float]
 _Label = tuple[float, int, str, str]
@@ -64,7 +66,7 @@ def line_plot(
 
     Up to `raw_limit` points are drawn and joined; more are drawn faint, and the line is their running mean.
     """
-    kept = [Series(name=one.name, points=[p for p in one.points if p[1] > 0 or not log]) for one in series]
+    kept = [Series(name=one.name, points=[p for p in one.points if p[1] >= _TINY or not log]) for one in series]
     kept = [one for one in kept if one.points]
     if not kept:
         return _svg('<text class="quiet" x="50" y="30">exactly 0 at every step</text>', 60)
@@ -254,19 +256,18 @@ def _path(points: Sequence[Point], x: _Scale, y: _Scale) -> str:
 
 def _labels(labels: Sequence[_Label], right: float) -> str:
     """Name and value to the right of each curve's end, pushed apart where they would overlap."""
-    lines = [(2 if name else 1) for _, _, name, _ in labels]
-    order = sorted(range(len(labels)), key=lambda place: labels[place][0])
-    tops: dict[int, float] = {}
-    floor = _TOP - 6
-    for place in order:
-        tops[place] = floor = max(labels[place][0] - _LABEL_GAP * lines[place] / 2, floor)
-        floor += _LABEL_GAP * lines[place] + 2
-    over = max(0.0, floor - (HEIGHT - _BOTTOM + 10))
+    order = sorted(labels)
+    sizes = [(2 if name else 1) * _LABEL_GAP + 2 for _, _, name, _ in order]
+    tops, floor = [], _TOP - 8
+    for (height, *_), size in zip(order, sizes, strict=True):  # push down past the label above
+        tops.append(max(height - size / 2, floor))
+        floor = tops[-1] + size
+    ceiling = HEIGHT - 8
+    for place in reversed(range(len(order))):  # and back up where the last ones leave the figure
+        tops[place] = ceiling = min(tops[place], ceiling - sizes[place])
     body = ""
-    for place in order:
-        _, tone, name, value = labels[place]
-        y = tops[place] - over + 11
-        rows = [name, value] if name else [value]
+    for (_, tone, name, value), top in zip(order, tops, strict=True):
+        y, rows = top + 11, [name, value] if name else [value]
         spans = "".join(f'<tspan x="{right + 10:.0f}" dy="{_LABEL_GAP * (n > 0):.0f}">{escape(row)}</tspan>'
                         for n, row in enumerate(rows))  # fmt: skip
         body += f'<text class="tone{tone} label" y="{y:.1f}">{spans}</text>'

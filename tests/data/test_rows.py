@@ -64,7 +64,7 @@ def test_gsm8k_ships_whole_with_its_own_test_split(config: Config) -> None:
 
 
 def test_gsm8k_answers_agree_with_the_calculator_marks() -> None:
-    """The last `<<expression=result>>` of a solution is nearly always its answer: an independent reading of the gold."""
+    """The last `<<expression=result>>` of a solution is nearly always its answer: a second reading of the gold."""
     agree = total = 0
     with gzip.open(GSM8K_FOLDER / "test.jsonl.gz", "rt") as lines:
         for line in lines:
@@ -126,7 +126,9 @@ def test_held_out_rows_may_come_from_another_kind_of_source(config: Config) -> N
 
 
 def test_json_text_may_hold_odd_line_ends(tmp_path: Path, config: Config) -> None:
-    (tmp_path / "a.jsonl").write_text('{"question": "a\u2028b\x85c", "answer": 1}\r\n{"question": "d", "answer": 2}\r\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"question": "a\u2028b\x85c", "answer": 1}\r\n{"question": "d", "answer": 2}\r\n'
+    )
     split = read_rows(config(source=str(tmp_path / "a.jsonl"), train_size=1, eval_size=1))
     assert {row.question for row in split.train + split.held_out} == {"a\u2028b\x85c", "d"}
 

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rewards.number import extract_answer
+from rlkit.data.prompts import order, rows_for_step, to_demonstrations, to_prompts
+from rlkit.data.rows import Row
+from rlkit.data.tokenizer import train_tokenizer
+
+ROWS = [
+    Row(id=f"sums/{i}", question=f"{i} + 5", answer=str(i + 5), solution=f"{i}+5={i + 5}", meta={"answer": str(i + 5)})
+    for i in range(400)
+]
+TOKENIZER = train_tokenizer([f"{row.question} {row.solution}" for row in ROWS], 280)
+
+
+def foreign_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Another model's tokenizer: word-level, its own template and end token, none of our marks."""
+    words = [
+        "[UNK]",
+        "[END]",
+        "think",
+        "answer",
+        "<",
+        ">",
+        "</",
+        "><",
+        "></",
+        "Q",
+        ":",
+        "A",
+        "+",
+        "=",
+        *map(str, range(10)),
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[END]", chat_template=template
+    )
+
+
+def test_a_prompt_is_the_template_and_carries_its_row() -> None:
+    prompt = to_prompts(ROWS, TOKENIZER, "", 99)[7]
+    assert (prompt.id, prompt.meta) == ("sums/7", {"answer": "12"})
+    assert prompt.text == "<bos><|user|>7 + 5<|assistant|>" == TOKENIZER.decode(prompt.tokens)
+    template = TOKENIZER.apply_chat_template(
+        [{"role": "user", "content": "7 + 5"}], add_generation_prompt=True, return_dict=False
+    )
+    assert list(prompt.tokens) == template
+
+
+def test_the_instruction_stands_before_the_question() -> None:
+    [prompt] = to_prompts(ROWS[:1], TOKENIZER, "Add up.", 99)
+    assert prompt.text == "<bos><|user|>Add up.\n0 + 5<|assistant|>"
+
+
+def test_no_rows_no_prompts() -> None:
+    assert to_prompts([], TOKENIZER, "", 9) == () == to_demonstrations([], TOKENIZER, "", 1.0, 0, 9)
+
+
+def test_a_prompt_that_does_not_fit_is_named_at_the_exact_limit() -> None:
+    length = len(to_prompts(ROWS[200:201], TOKENIZER, "", 99)[0].tokens)
+    assert to_prompts(ROWS[200:201], TOKENIZER, "", length)
+    message = rf"row 'sums/200' has {length} tokens, but only {length - 1} fit.*engine\.max_model_len"
+    with pytest.raises(ValueError, match=message):
+        to_prompts(ROWS[200:201], TOKENIZER, "", length - 1)
+
+
+def test_demonstrations_have_the_prompts_tokens_and_end_with_the_end_token() -> None:
+    demonstrations = to_demonstrations(ROWS, TOKENIZER, "Add up.", 1.0, 0, 99)
+    assert tuple(d.prompt for d in demonstrations) == to_prompts(ROWS, TOKENIZER, "Add up.", 99)
+    for row, demonstration in zip(ROWS, demonstrations, strict=True):
+        text = TOKENIZER.decode(demonstration.completion)
+        assert text == f"<think>{row.solution}</think><answer>{row.answer}</answer><eos>"
+        assert extract_answer(TOKENIZER.decode(demonstration.completion, skip_special_tokens=True)) == row.answer
+        assert demonstration.completion.count(TOKENIZER.eos_token_id) == 1
+
+
+def test_think_share_is_a_share_chosen_by_seed_and_id_alone() -> None:
+    def thoughtful(share: float, seed: int, rows: list[Row] = ROWS) -> set[str]:
+        demonstrations = to_demonstrations(rows, TOKENIZER, "", share, seed, 99)
+        empty = tuple(TOKENIZER.encode("<think></think>", add_special_tokens=False))
+        return {d.prompt.id for d in demonstrations if d.completion[:2] != empty}
+
+    assert thoughtful(0.0, 0) == set() and len(thoughtful(1.0, 0)) == 400
+    half = thoughtful(0.5, 0)
+    assert 160 <= len(half) <= 240  # 200 +- 4 standard deviations of a fair coin
+    assert thoughtful(0.25, 0) < half  # a larger share adds thoughts, and takes none away
+    assert thoughtful(0.5, 1) != half
+    assert thoughtful(0.5, 0, ROWS[::-2]) == half & {row.id for row in ROWS[::-2]}
+
+
+def test_a_demonstration_that_does_not_fit_is_named() -> None:
+    [demonstration] = to_demonstrations(ROWS[:1], TOKENIZER, "", 1.0, 0, 99)
+    prompt, completion = len(demonstration.prompt.tokens), len(demonstration.completion)
+    assert to_demonstrations(ROWS[:1], TOKENIZER, "", 1.0, 0, prompt + completion)
+    with pytest.raises(ValueError, match=rf"row 'sums/0' has {prompt} \+ {completion} tokens, more than"):
+        to_demonstrations(ROWS[:1], TOKENIZER, "", 1.0, 0, prompt + completion - 1)
+
+
+def test_any_tokenizer_with_a_template_will_do() -> None:
+    tokenizer = foreign_tokenizer("Q : {{ messages[0].content }} A :")
+    [demonstration] = to_demonstrations(ROWS[3:4], tokenizer, "", 1.0, 0, 99)
+    assert tokenizer.convert_ids_to_tokens(list(demonstration.prompt.tokens)) == ["Q", ":", "3", "+", "5", "A", ":"]
+    assert demonstration.completion[-1] == tokenizer.eos_token_id
+    assert tokenizer.unk_token_id not in demonstration.completion
+
+
+def test_a_template_that_opens_the_think_is_not_opened_twice() -> None:
+    tokenizer = foreign_tokenizer("Q : {{ messages[0].content }} A : <think>\n")
+    [demonstration] = to_demonstrations(ROWS[3:4], tokenizer, "", 1.0, 0, 99)
+    tokens = tokenizer.convert_ids_to_tokens(list(demonstration.completion))
+    assert tokens == ["3", "+", "5", "=", "8", "</", "think", "><", "answer", ">", "8", "</", "answer", ">", "[END]"]
+
+
+def test_tokenizers_without_template_or_end_token_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has no chat template; add chat_template\.jinja"):
+        to_prompts(ROWS, foreign_tokenizer(None), "", 99)
+    tokenizer = foreign_tokenizer("{{ messages[0].content }}")
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has no end token"):
+        to_demonstrations(ROWS, tokenizer, "", 1.0, 0, 99)
+
+
+def test_order_is_a_permutation_that_changes_with_seed_and_epoch() -> None:
+    orders = {order(50, seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9 and all(sorted(one) == list(range(50)) for one in orders)
+    first = order(50, 0, 0)
+    order.cache_clear()
+    assert order(50, 0, 0) == first
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    """Golden: a run resumed under another release must see the same rows; a change belongs in the changelog."""
+    assert order(10, 0, 0) == (5, 7, 6, 8, 3, 9, 4, 2, 0, 1)
+
+
+@pytest.mark.parametrize(("num_rows", "per_step"), [(10, 3), (10, 10), (7, 20), (12, 4), (1, 2)])
+def test_every_row_comes_once_an_epoch_across_step_borders(num_rows: int, per_step: int) -> None:
+    places = [row for step in range(3 * num_rows) for row in rows_for_step(num_rows, per_step, step, seed=5)]
+    assert len(places) == 3 * num_rows * per_step
+    for epoch in range(3 * per_step):
+        assert tuple(places[epoch * num_rows : (epoch + 1) * num_rows]) == order(num_rows, 5, epoch)
+    assert set(Counter(places).values()) == {3 * per_step}

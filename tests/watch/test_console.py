@@ -1,0 +1,240 @@
+"""What the terminal shows: bars, rows that line up, warnings that do not repeat."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlkit.watch.console import Console, read_warnings, step_header, step_line
+
+GRPO = {
+    "reward": 0.512, "accuracy": 0.498, "kl": 1.2e-3, "clip_fraction": 0.012, "entropy": 0.81, "length": 123.4,
+    "parity": 3.1e-6, "sample_tok_s": 1234.0, "train_tok_s": 12345.0, "sample_s": 12.34, "score_s": 0.1,
+    "train_s": 8.2, "sync_s": 0.33, "groups": 16, "flat_groups": 3,
+}  # fmt: skip
+SFT = {"loss": 1.234, "lr": 1e-4, "grad_norm": 0.7, "tok_s": 5120.0}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Ascii(io.StringIO):
+    encoding = "ascii"  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+
+def work(console: Console, clock: Clock, total: int, seconds: float) -> None:
+    """Do `total` things that take `seconds` together."""
+    with console.bar("sampling", total, "prompts") as bar:
+        for _ in range(total):
+            clock.now += seconds / total
+            bar.advance()
+
+
+def test_a_bar_in_a_log_is_a_plain_line_every_fifteen_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    work(Console(stream=stream, clock=clock), clock, total=60, seconds=60.0)
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "sampling: 5/60 prompts (8%), 00:05 so far, about 00:55 left",
+        "sampling: 20/60 prompts (33%), 00:20 so far, about 00:40 left",
+        "sampling: 35/60 prompts (58%), 00:35 so far, about 00:25 left",
+        "sampling: 50/60 prompts (83%), 00:50 so far, about 00:10 left",
+    ]
+
+
+def test_the_time_left_assumes_the_pace_so_far() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Console(stream=stream, clock=clock).bar("training", 100, "tokens") as bar:
+        clock.now += 30
+        bar.set(25)  # 25 in 30 s: the other 75 take 90 s
+    assert stream.getvalue() == "training: 25/100 tokens (25%), 00:30 so far, about 01:30 left\n"
+
+
+def test_short_work_is_silent_in_a_log() -> None:
+    stream, clock = io.StringIO(), Clock()
+    work(Console(stream=stream, clock=clock), clock, total=100, seconds=4.9)
+    assert stream.getvalue() == ""
+
+
+def test_a_log_has_no_control_characters() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(stream=stream, clock=clock)
+    work(console, clock, total=60, seconds=60.0)
+    console.line("a completion with \x1b[2J\r and \x07 in it\tand a tab")
+    console.warn("careful")
+    console.step("grpo", 1, 9, GRPO)
+    console.close()
+    assert not re.search(r"[^\n\t\x20-\x7e]", stream.getvalue())
+    assert "\\x1b[2J\\x0d and \\x07 in it\tand a tab\n" in stream.getvalue()
+
+
+def test_a_stream_that_cannot_write_a_letter_gets_an_escape() -> None:
+    stream = Ascii()
+    Console(stream=stream).line("x \u2192 y")
+    assert stream.getvalue() == "x \\u2192 y\n"
+
+
+def test_a_terminal_shows_a_bar_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = Terminal(), Clock()
+    monkeypatch.setattr("tqdm.std.time", clock)
+    console = Console(stream=stream, clock=clock)
+    with console.bar("sampling", 10, "prompts") as bar:
+        clock.now += 0.9
+        bar.advance()
+        assert stream.getvalue() == ""
+        clock.now += 9.1
+        bar.set(5)
+        assert re.search(r"sampling +50%\|.*\| 5/10 prompts, 00:10 so far, 00:\d\d left", stream.getvalue())
+        console.line("in between")
+    above, _, rest = stream.getvalue().partition("in between\n")
+    assert above.endswith("\r"), "the bar is wiped before a line is printed"
+    assert "5/10" in rest, "the bar comes back under the line"
+    assert rest.split("\r")[-2].strip() == "", "nothing of the bar stays"
+
+
+def test_short_work_is_silent_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = Terminal(), Clock()
+    monkeypatch.setattr("tqdm.std.time", clock)
+    work(Console(stream=stream, clock=clock), clock, total=100, seconds=0.9)
+    assert stream.getvalue() == ""
+
+
+def test_a_bar_leaves_the_terminal_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = Terminal(), Clock()
+    monkeypatch.setattr("tqdm.std.time", clock)
+    console = Console(stream=stream, clock=clock)
+    with pytest.raises(RuntimeError), console.bar("sampling", 10, "prompts") as bar:
+        clock.now += 5
+        bar.advance()
+        raise RuntimeError
+    console.line("after")
+    assert stream.getvalue().endswith("\rafter\n")
+
+
+def test_a_warning_is_printed_once_and_counted(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = Console(tmp_path, stream=stream)
+    for _ in range(3):
+        console.warn("a reward timed out: raise reward.timeout")
+    console.warn("another")
+    assert stream.getvalue() == "warning: a reward timed out: raise reward.timeout\nwarning: another\n"
+    console.close()
+    assert stream.getvalue().endswith("warning (3 times): a reward timed out: raise reward.timeout\n")
+    assert "(1 times)" not in stream.getvalue()
+    assert read_warnings(tmp_path) == {"a reward timed out: raise reward.timeout": 3, "another": 1}
+
+
+def test_a_resumed_run_goes_on_counting_warnings(tmp_path: Path) -> None:
+    for _ in range(2):
+        stream = io.StringIO()
+        Console(tmp_path, stream=stream).warn("again")
+        assert stream.getvalue() == "warning: again\n", "each process prints it"
+    assert json.loads((tmp_path / "warnings.json").read_text()) == {"again": 2}
+
+
+def test_a_console_without_a_folder_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Console(stream=io.StringIO()).warn("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grpo_row_reads_like_a_table() -> None:
+    over, titles, row = step_line("grpo", 1, 200, GRPO).splitlines()
+    assert titles.split() == [
+        "grpo", "step", "reward", "acc", "KL", "clip", "entropy", "length", "parity", "sample", "train",
+        "sample", "score", "train", "sync", "flat",
+    ]  # fmt: skip
+    assert row.split() == [
+        "1/200", "0.512", "49.8%", "1.2e-03", "1.2%", "0.810", "123", "3.1e-06", "1234", "12k",
+        "12.3", "0.10", "8.20", "0.33", "3/16",
+    ]  # fmt: skip
+    ends = [match.end() for match in re.finditer(r"\S+", titles)][1:]
+    assert [match.end() for match in re.finditer(r"\S+", row)] == ends, "cells end where their titles end"
+    tokens, seconds = over.index("tok/s"), over.index("seconds")
+    assert titles.index(" sample") < tokens < titles.index("score") < seconds < len(titles)
+    assert max(map(len, (over, titles, row))) <= 110
+
+
+def test_an_sft_row_reads_like_a_table() -> None:
+    titles, row = step_line("sft", 1, 40, SFT).splitlines()
+    assert row.split() == ["1/40", "1.234", "1.0e-04", "0.700", "5120"]
+    assert re.findall(r"\S+(?: \S+)*", titles)[1:] == ["step", "loss", "lr", "grad norm", "tok/s"]
+    assert len(titles) == len(row) <= 110
+
+
+def test_the_header_comes_back_every_twenty_steps() -> None:
+    with_header = [step for step in range(1, 101) if "\n" in step_line("sft", step, 100, SFT)]
+    assert with_header == [1, 21, 41, 61, 81]
+
+
+def test_the_first_row_after_a_resume_has_a_header_too() -> None:
+    stream = io.StringIO()
+    console = Console(stream=stream)
+    for step in (7, 8):
+        console.step("sft", step, 100, SFT)
+    console.step("grpo", 1, 100, GRPO)
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["sft", "7/100", "8/100", "--", "grpo", "1/100"]
+
+
+def test_a_step_without_signal_says_so_in_words() -> None:
+    values = {"reward": 1.0, "accuracy": 1.0, "groups": 16, "flat_groups": 16, "sample_s": 2.0}
+    row = step_line("grpo", 2, 9, values)
+    assert row.split()[:3] == ["2/9", "1.000", "100.0%"]
+    assert "skipped: in all 16 groups every reward is equal" in row
+    assert len(row) <= 110
+    assert "skipped" not in step_line("grpo", 2, 9, values | {"flat_groups": 15})
+
+
+def test_a_missing_number_is_a_dash() -> None:
+    row = step_line("sft", 2, 9, {"loss": 1.0})
+    assert row.split() == ["2/9", "1.000", "-", "-", "-"]
+
+
+def test_a_stage_without_a_table_names_its_values() -> None:
+    assert step_header("reward_model") == []
+    assert step_line("reward_model", 1, 9, {"loss": 0.6931471, "accuracy": 0.5}) == (
+        "reward_model 1/9  loss 0.6931  accuracy 0.5"
+    )
+
+
+def grpo_row(values: list[float]) -> str:
+    return step_line("grpo", 1000, 10000, dict(zip(GRPO, values, strict=False)) | {"groups": 1024, "flat_groups": 512})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=13, max_size=13))
+def test_cells_never_touch(values: list[float]) -> None:
+    assert len(grpo_row(values).split()) == len(step_header("grpo")[-1].split()) - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1e30) | st.just(float("nan")) | st.just(float("inf")), min_size=13, max_size=13))
+def test_rows_of_what_can_be_measured_never_grow(values: list[float]) -> None:
+    assert len(grpo_row(values)) == len(step_header("grpo")[-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_can_be_printed(text: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="")
+    Console(stream=stream).line(text)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", stream.buffer.getvalue().decode("latin-1"))  # pyright: ignore[reportAttributeAccessIssue]

@@ -6,6 +6,7 @@ REQUIREMENTS ?= cpu# or cuda
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu# asked only if the indexes at hand lack the CPU build of torch
 TORCH := $(shell grep '^torch==' requirements/$(REQUIREMENTS).txt)
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --no-build-isolation --use-pep517
+pip_list = grep -v '^\#' $(1) | xargs -P 2 -n 40 $(PIP)# two at a time: unpacking is bound by one core
 ARGS ?=
 
 .PHONY: help install install-cuda quickstart test check format clean
@@ -42,12 +43,12 @@ clean: ## remove .venv, caches and build products; outputs/ stays
 	find rlkit rewards recipes configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.dev: $(VENV)/.stamp requirements/dev.txt
-	$(PIP) -r requirements/dev.txt
+	$(call pip_list,requirements/dev.txt)
 	@touch $@
 
 $(VENV)/.stamp: $(VENV)/.torch requirements/$(REQUIREMENTS).txt pyproject.toml
-	@echo 'Installing requirements/$(REQUIREMENTS).txt: a minute or two'
-	$(PIP) -r requirements/$(REQUIREMENTS).txt
+	@echo 'Installing requirements/$(REQUIREMENTS).txt: two or three minutes'
+	$(call pip_list,requirements/$(REQUIREMENTS).txt)
 	$(PIP) -e .
 	@touch $@
 

@@ -27,8 +27,9 @@ R = TypeVar("R", bound=RunConfig)
 RECIPES: dict[str, type[RunConfig]] = {"sft": SftRun, "grpo": GrpoRun, "sft_then_grpo": SftThenGrpoRun}
 OPEN_DICTS = ("reward.kwargs.", "data.tasks.")
 """Below these any key may be set: they belong to the reward function and to the reasoning-gym task."""
-FREE_GROUPS = {"reward": "reward.fn", "data": "data.source"}
-"""`reward=my_file.py:fn` and `data=rows.jsonl` set this key when the value is not the name of a config file."""
+FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
+"""`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the group's general file
+is taken and this key set to the value."""
 
 
 class ConfigError(ValueError):
@@ -70,7 +71,7 @@ def compose_dict(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("configs", version_base="1.3"):
-            composed = compose(recipe, overrides=[_normalised(override) for override in overrides])
+            composed = compose(recipe, overrides=[word for override in overrides for word in _normalised(override)])
             resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(str(error), recipe)) from error
@@ -116,15 +117,21 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def _normalised(override: str) -> str:
+def _normalised(override: str) -> list[str]:
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"{override!r} is not an override; write key=value")
     bare = key.lstrip("+~")
-    if bare in FREE_GROUPS and value not in _options(bare):
-        looks_free = bare == "reward" or "/" in value or "." in value
-        return f"{FREE_GROUPS[bare]}={value}" if looks_free else override
-    return f"++{bare}={value}" if bare.startswith(OPEN_DICTS) else override
+    if bare in _groups() and value not in _options(bare):
+        file, open_key = FREE_GROUPS.get(bare, ("", ""))
+        if bare == "reward" or (open_key and ("/" in value or "." in value)):
+            return [f"{bare}={file}", f"{open_key}={value}"]
+        options = _options(bare)
+        raise ConfigError(
+            f"{bare}={value} is unknown; there are {', '.join(options)}{suggestion(value, options)}"
+            + (f", or set {open_key} to a file" if open_key else "")
+        )
+    return [f"++{bare}={value}"] if bare.startswith(OPEN_DICTS) else [override]
 
 
 def _explain(message: str, recipe: str) -> str:
@@ -133,11 +140,6 @@ def _explain(message: str, recipe: str) -> str:
         key = next(group for group in unknown.groups() if group)
         known = [name for name, _ in flat_keys(compose_dict(recipe))]
         return f"{key} is not a key of recipe {recipe}{suggestion(key, known)}; see --cfg job for all keys"
-    option = re.search(r"Could not find '(\w+)/([^']+)'", message)
-    if option:
-        group, value = option.groups()
-        options = _options(group)
-        return f"{group}={value} is unknown; there are {', '.join(options)}{suggestion(value, options)}"
     return message
 
 

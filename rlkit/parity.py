@@ -18,7 +18,7 @@ class Traced(Protocol):
         ...
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Run one sequence and return the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        """Outputs of every block for one sequence, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...
 
 
@@ -34,7 +34,7 @@ def gate_sequences(
     Random ids reach experts that prompts do not. Raises ValueError if there is nothing to compare.
     """
     if num < 1 or length < 2:
-        raise ValueError(f"parity gate: num={num} and length={length} leave no log-prob to compare; use num>=1, length>=2")
+        raise ValueError(f"parity gate: num={num} and length={length} leave nothing to compare; use >=1 and >=2")
     random = torch.Generator().manual_seed(seed)
     rows = torch.randint(vocab_size, (num, length), generator=random).tolist()
     starts = [prompts[i % len(prompts)] for i in range(num // 2)] if prompts else []

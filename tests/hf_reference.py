@@ -1,4 +1,4 @@
-"""A reference none of which is ours: transformers' DeepSeek-V3, random weights, with the tracing that parity asks for."""
+"""A reference that is not ours: transformers' DeepSeek-V3, random weights, with the tracing that parity asks for."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class HfTrainer:
         handles = []
         for name in [*names, "model.norm"]:
 
-            def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...], name: str = name) -> None:
+            def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor], name: str = name) -> None:
                 outputs[name] = (output[0] if isinstance(output, tuple) else output)[0]
 
             handles.append(self.model.get_submodule(name).register_forward_hook(keep))

@@ -97,7 +97,8 @@ def _stream(source: Source, split: str, cfg: DataConfig, key: str) -> Iterator[R
     records: Iterable[tuple[str, dict[str, Any]]] = source.splits[split]
     if isinstance(records, list):
         if not records:
-            raise ValueError(f"{key}: split {split!r} of the dataset has no rows; use another file or split")
+            name = cfg.source if key == "data.source" else cfg.eval_source
+            raise ValueError(f"{key}={name!r}: its split {split!r} has no rows; use another file or dataset")
         records = random.Random(f"{cfg.seed}/{split}").sample(records, len(records))
     return (_row(id, record, source) for id, record in records)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.engine.base import rollout_seed
 from rlkit.model import DeepseekV3
 from rlkit.model.decode import decode_step, prefill
@@ -80,14 +81,14 @@ class TorchEngine:
             part = sequences[start : start + self.max_batch]
             lengths = [len(sequence) for sequence in part]
             tokens_T = torch.tensor([token for sequence in part for token in sequence])
-            logits_TV = self.model(tokens_T, lengths).float()
-            next_T = tokens_T.roll(-1).unsqueeze(1)
-            logprobs_T = logits_TV.gather(1, next_T).squeeze(1) - logits_TV.logsumexp(-1)
-            found += [row[:-1].tolist() for row in logprobs_T.split(lengths)]
+            hidden_TD = self.model.hidden(tokens_T, lengths)
+            # The last token of each sample predicts nothing of its own: its row is computed and dropped.
+            next_T, _ = chunked_logprobs(hidden_TD, self.model.lm_head.weight, tokens_T.roll(-1))
+            found += [row[:-1].tolist() for row in next_T.split(lengths)]
         return found
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Run one sequence and return the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        """Run one sequence and return the output [T, D] of every block under its name, in order."""
         return trace(self.model, tokens)
 
     @torch.no_grad()
@@ -146,7 +147,9 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Ten
             logprobs_BV = logprobs_BV.log_softmax(-1)
         cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
         target_B1 = uniforms_B.unsqueeze(1) * cumulative_BV[:, -1:]
-        tokens_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1).clamp_(max=logits_BV.shape[1] - 1)
+        # u close to 1 may round up to the total; the last token is then the inverse.
+        found_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
+        tokens_B = found_B.clamp_(max=logits_BV.shape[1] - 1)
     return tokens_B, logprobs_BV.gather(1, tokens_B.unsqueeze(1)).squeeze(1)
 
 

@@ -87,6 +87,7 @@ class VllmEngine:
                 **_platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
             )
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
+            self._vocab_size = self._engine.model_config.get_vocab_size()
             # The first request makes vLLM import and log what it does not at start-up.
             self._run([((0,), self._params(max_tokens=1, temperature=0.0))])
         # Nothing that start-up says below ERROR is news; a warning later may be (a weight that was not loaded).
@@ -97,10 +98,11 @@ class VllmEngine:
         """Draw `n` completions for each prompt, in the order of the prompts.
 
         Log-probs are those of the distribution drawn from (temperature and top_p applied); at temperature 0 they are
-        those of temperature 1. Raises ValueError if a prompt leaves no room for `max_new_tokens`.
+        those of temperature 1. Raises ValueError if a prompt leaves no room for `max_new_tokens` or has an unknown
+        token id.
         """
         for prompt in prompts:
-            self._check_length(f"prompt {prompt.id!r}", len(prompt.tokens), sampling.max_new_tokens)
+            self._check(f"prompt {prompt.id!r}", prompt.tokens, sampling.max_new_tokens)
         seeds = [rollout_seed(sampling.seed, prompt.id, i) for prompt in prompts for i in range(n)]
         tokens = [prompt.tokens for prompt in prompts for _ in range(n)]
         drawn = {
@@ -134,10 +136,10 @@ class VllmEngine:
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats.
 
-        Raises ValueError if a sequence is not shorter than `max_model_len`.
+        Raises ValueError if a sequence is not shorter than `max_model_len` or has an unknown token id.
         """
         for i, sequence in enumerate(sequences):
-            self._check_length(f"sequence {i}", len(sequence), 1)
+            self._check(f"sequence {i}", sequence, 1)
         with self._lock, _use_threads(self._threads):
             params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
             outputs = self._run([(sequence, params) for sequence in sequences])
@@ -148,7 +150,7 @@ class VllmEngine:
 
         Keys `model.layers.{i}.self_attn`, `model.layers.{i}.mlp` in order, last `model.norm`; values [T, D] in fp32.
         """
-        self._check_length("sequence", len(tokens), 1)
+        self._check("sequence", tokens, 1)
         chunks: dict[str, list[Tensor]] = {}
         with self._lock, _use_threads(self._threads):
             (stop_watching,) = self._engine.apply_model(lambda model: _watch_blocks(model, chunks))
@@ -201,11 +203,17 @@ class VllmEngine:
             seed=seed,
         )
 
-    def _check_length(self, what: str, num_tokens: int, num_new: int) -> None:
-        if num_tokens + num_new > self._max_model_len:
+    def _check(self, what: str, tokens: Sequence[int], num_new: int) -> None:
+        if len(tokens) + num_new > self._max_model_len:
             raise ValueError(
-                f"{what} has {num_tokens} tokens; with {num_new} new ones that is more than "
+                f"{what} has {len(tokens)} tokens; with {num_new} new ones that is more than "
                 f"max_model_len={self._max_model_len}: raise max_model_len or leave it out"
+            )
+        # vLLM pads its embedding table and would read the padding.
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            raise ValueError(
+                f"{what} has token ids from {min(tokens)} to {max(tokens)}, but the model's vocab_size is "
+                f"{self._vocab_size}: use the tokenizer of this checkpoint"
             )
 
 
@@ -264,7 +272,8 @@ def _start_up(cuda: bool) -> Iterator[None]:
         os.environ.update(VLLM_MLA_DISABLE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would overrule kv_cache_gib
         # Ties all memory to one NUMA node although no thread is tied to it, and says so on stderr.
-        torch.ops._C.init_cpu_memory_env = lambda nodes: None
+        operators: Any = torch.ops._C
+        operators.init_cpu_memory_env = lambda nodes: None
     set_num_threads = torch.set_num_threads
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM sets it after its first messages
     try:
@@ -281,10 +290,10 @@ def _start_up(cuda: bool) -> Iterator[None]:
 
 
 def _forget_packed_experts(model: nn.Module) -> None:
-    methods = import_module("vllm.model_executor.layers.fused_moe.fused_moe_method_base")
-    for module in model.modules():
-        if isinstance(module, methods.FusedMoEMethodBase):
-            module.moe_kernel = None
+    moe = import_module("vllm.model_executor.layers.fused_moe.fused_moe_method_base")
+    methods: list[Any] = [module for module in model.modules() if isinstance(module, moe.FusedMoEMethodBase)]
+    for method in methods:
+        method.moe_kernel = None
 
 
 def _watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable[[], None]:
@@ -300,7 +309,7 @@ def _watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable
 
             handles.append(module.register_forward_hook(keep))
     # Compiled code passes hooks by; vLLM runs the plain forward while this is set.
-    inner = model.get_submodule("model")
+    inner: Any = model.get_submodule("model")
     compiled = not inner.do_not_compile
     inner.do_not_compile = True
 

@@ -32,7 +32,7 @@ def checkpoint_files(path: str | Path) -> dict[str, Path]:
     if (folder / SINGLE).is_file():
         shards = [folder / SINGLE]
     elif (folder / INDEX).is_file():
-        shards = [folder / name for name in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))]
+        shards = _listed_shards(folder)
     else:
         raise ValueError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be loaded")
     files: dict[str, Path] = {}
@@ -71,18 +71,22 @@ def write_checkpoint(model: DeepseekV3, path: str | Path, dtype: str) -> None:
         tensors[name] = tensor.to("cpu", kept, copy=True).contiguous()
     weights, config = folder / f".{SINGLE}.partial", folder / ".config.json.partial"
     save_file(tensors, weights, metadata={"format": "pt"})
-    config.write_text(json.dumps({**model.config.to_hf(), "dtype": str(DTYPES[dtype]).removeprefix("torch.")}, indent=2) + "\n")
+    described = {**model.config.to_hf(), "dtype": str(DTYPES[dtype]).removeprefix("torch.")}
+    config.write_text(json.dumps(described, indent=2) + "\n")
     for file in (weights, config):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     os.replace(weights, folder / SINGLE)
     os.replace(config, folder / "config.json")
-    _remove_shards(folder)
+    if (folder / INDEX).is_file():
+        for shard in _listed_shards(folder):
+            shard.unlink(missing_ok=True)
+        (folder / INDEX).unlink()
 
 
-def _remove_shards(folder: Path) -> None:
-    index = folder / INDEX
-    if index.is_file():
-        for name in set(json.loads(index.read_text())["weight_map"].values()):
-            (folder / name).unlink(missing_ok=True)
-        index.unlink()
+def _listed_shards(folder: Path) -> list[Path]:
+    try:
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{folder / INDEX}: not an index of shards ({error!r}); copy the file again") from error
+    return [folder / name for name in sorted(names)]

@@ -25,7 +25,7 @@ GROUPED_ROWS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepseekV3Config:
-    """Sizes of a DeepSeek-V3 model under transformers' names; the defaults are V3's own (arXiv:2412.19437, section 4.2).
+    """Sizes of a DeepSeek-V3 model under transformers' names; the defaults are V3's (arXiv:2412.19437, section 4.2).
 
     Example: `DeepseekV3Config(vocab_size=512, hidden_size=128, num_hidden_layers=4, ..., q_lora_rank=None)`
     """

@@ -49,7 +49,7 @@ def prefill(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor
     sample_T = torch.arange(len(lengths), device=device).repeat_interleave(lengths_B)
     x_TD = backbone.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt], device=device))
     layers = []
-    for layer in backbone.layers:
+    for layer in backbone.blocks():
         # The latents are projected a second time here: cheaper than threading a cache through the training path.
         rows_TW = torch.cat(layer.self_attn.latents(layer.input_layernorm(x_TD), rotations_T), dim=-1)
         cache_BSW = rows_TW.new_zeros(len(lengths), max(lengths), rows_TW.shape[1])
@@ -70,6 +70,6 @@ def decode_step(model: DeepseekV3, tokens_B: Tensor, cache: LatentCache) -> tupl
     assert longest <= cache.layers[0].shape[1], f"the cache has room for {cache.layers[0].shape[1]} tokens"
     rotations_B = backbone.rotations(positions_B)
     x_BD = backbone.embed_tokens(tokens_B)
-    for layer, cache_BSW in zip(backbone.layers, cache.layers, strict=True):
+    for layer, cache_BSW in zip(backbone.blocks(), cache.layers, strict=True):
         x_BD = layer.decode(x_BD, rotations_B, cache_BSW[:, :longest], positions_B)
     return model.lm_head(backbone.norm(x_BD)), replace(cache, lengths_B=positions_B + 1)

@@ -54,6 +54,10 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def blocks(self) -> list[Block]:
+        """The layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, Block)]
+
     def rotations(self, positions_T: Tensor) -> Tensor:
         """Rotary factors of the given positions, [T, R / 2] complex."""
         return rotations(positions_T, self.config.qk_rope_head_dim, self.config.rope_theta)
@@ -62,7 +66,7 @@ class Backbone(nn.Module):
         """Hidden states after the final norm, [T] -> [T, D]."""
         rotations_T = self.rotations(ragged.positions_T)
         x_TD = self.embed_tokens(tokens_T)
-        for layer in self.layers:
+        for layer in self.blocks():
             x_TD = layer(x_TD, rotations_T, ragged)
         return self.norm(x_TD)
 
@@ -105,7 +109,7 @@ class DeepseekV3(nn.Module):
         """
         if tokens.dim() == 2:
             if lengths is not None:
-                raise ValueError(f"lengths={tuple(lengths)} with tokens {tuple(tokens.shape)}: flatten the tokens to [T]")
+                raise ValueError(f"lengths={tuple(lengths)} with tokens [B, T]={tuple(tokens.shape)}: flatten them")
             lengths = (tokens.shape[1],) * tokens.shape[0]
         x_TD = self.hidden(tokens.flatten(), lengths)
         return self.lm_head(x_TD).unflatten(0, tokens.shape)
@@ -122,11 +126,14 @@ class DeepseekV3(nn.Module):
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
         model._tie()
-        load_weights(model, read_tensors(files), {name: str(file) for name, file in files.items()})
+        try:
+            load_weights(model, read_tensors(files), {name: str(file) for name, file in files.items()})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         return model
 
     def save_checkpoint(self, path: str | Path, dtype: str = "bf16") -> None:
-        """Write config.json and model.safetensors that transformers and vLLM load; each file appears whole or not at all.
+        """Write config.json and model.safetensors as transformers and vLLM load them; a file appears whole or not at all.
 
         `dtype` is "bf16" or "fp32"; the router's correction bias is fp32 in both. ValueError for anything else.
         """

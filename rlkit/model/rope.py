@@ -40,6 +40,7 @@ class _RotateTail(torch.autograd.Function):
 def _turned(x: Tensor, angles: Tensor) -> Tensor:
     out = x.clone(memory_format=torch.contiguous_format)
     tail = out[..., -2 * angles.shape[-1] :]
-    pairs = torch.view_as_complex(tail.float().unflatten(-1, (-1, 2)).contiguous())
+    tail32 = tail.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    pairs = torch.view_as_complex(tail32.unflatten(-1, (-1, 2)))
     tail.copy_(torch.view_as_real(pairs.mul_(angles)).flatten(-2))
     return out

@@ -11,15 +11,22 @@ from rlkit.model.deepseek import DeepseekV3
 
 
 def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
-    """Outputs of every block for one sequence, in order: "model.layers.{i}.self_attn", ".mlp", last "model.norm"; [T, D]."""
+    """Outputs [T, D] of every block for one sequence, in order.
+
+    Keys: "model.layers.{i}.self_attn" and "model.layers.{i}.mlp" for each layer, then "model.norm".
+    """
     outputs: dict[str, Tensor] = {}
     watched: dict[str, nn.Module] = {}
-    for i, layer in enumerate(model.model.layers):
+    for i, layer in enumerate(model.model.blocks()):
         watched[f"model.layers.{i}.self_attn"] = layer.self_attn
         watched[f"model.layers.{i}.mlp"] = layer.mlp
     watched["model.norm"] = model.model.norm
+
+    def record(name: str, out: Tensor) -> None:
+        outputs[name] = out
+
     hooks = [
-        module.register_forward_hook(lambda _module, _args, out, name=name: outputs.__setitem__(name, out))
+        module.register_forward_hook(lambda _module, _args, out, name=name: record(name, out))
         for name, module in watched.items()
     ]
     try:

@@ -71,7 +71,9 @@ def checkpoint_weights(model: DeepseekV3) -> Iterator[tuple[str, Tensor]]:
         yield "lm_head.weight", ours["lm_head.weight"]
 
 
-def load_weights(model: DeepseekV3, weights: Iterable[tuple[str, Tensor]], files: Mapping[str, str] | None = None) -> None:
+def load_weights(
+    model: DeepseekV3, weights: Iterable[tuple[str, Tensor]], files: Mapping[str, str] | None = None
+) -> None:
     """Copy published tensors into the model, casting to its dtypes.
 
     ValueError for a tensor that is missing, unknown, given twice or of another shape; `files` tells which file each

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import Loss
 from rlkit.model import DeepseekV3
-from rlkit.model.deepseek import trace
+from rlkit.model.trace import trace
 from rlkit.model.weights import checkpoint_weights
 from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
 

@@ -38,7 +38,7 @@ def engine(checkpoint: Path) -> Iterator[VllmEngine]:
     children = psutil.Process().children(recursive=True)
     with ThreadPoolExecutor(1) as pool:
         engine = pool.submit(
-            VllmEngine, checkpoint, max_model_len=128, max_num_seqs=16, kv_cache_gib=0.25, threads=1
+            VllmEngine, checkpoint, max_model_len=128, max_num_seqs=64, kv_cache_gib=0.25, threads=1
         ).result()
     yield engine
     engine.close()
@@ -65,7 +65,7 @@ def test_rollouts_are_the_same_bits_in_a_fresh_process_and_nothing_is_printed(en
     program = (
         "import json, sys; from pathlib import Path; from rlkit.engine.vllm import VllmEngine\n"
         "from tests.engine.test_vllm import PROMPTS, SAMPLING, bits\n"
-        "engine = VllmEngine(Path(sys.argv[1]), max_model_len=128, max_num_seqs=16, kv_cache_gib=0.25, threads=1)\n"
+        "engine = VllmEngine(Path(sys.argv[1]), max_model_len=128, max_num_seqs=64, kv_cache_gib=0.25, threads=1)\n"
         "print(json.dumps(bits(engine.generate(PROMPTS, 4, SAMPLING))))\n"
         "engine.close()"
     )
@@ -123,11 +123,11 @@ def test_finished_counts_up_while_generate_runs(engine):
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
-        engine.generate(PROMPTS, 8, SAMPLING)  # 96 rollouts, 16 at a time
+        engine.generate(PROMPTS, 16, SAMPLING)  # 192 rollouts, 64 at a time
         done.set()
         watching.result()
-    assert engine.finished() == 96
-    assert len(seen & set(range(1, 96))) > 5
+    assert engine.finished() == 192
+    assert len(seen & set(range(1, 192))) > 5
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_calls_from_many_threads_wait_for_each_other(engine):
 
 @pytest.mark.slow
 def test_more_prompt_tokens_than_fit_one_step(engine):
-    """Seeded requests whose prompt is cut in two end the CPU build; 12,000 tokens fit no step."""
+    """A prompt cut in two whose request has a seed ends the CPU build; 64 x 120 tokens fit no step of 4,096."""
     long = [Prompt(id=f"l{i}", tokens=tuple((i + j) % VOCAB for j in range(120)), text="", meta={}) for i in range(100)]
     groups = engine.generate(long, 1, Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8, seed=0))
     assert len(groups) == 100
@@ -160,11 +160,25 @@ def test_too_long_is_an_error_that_names_the_numbers(engine):
 
 
 @pytest.mark.slow
-def test_a_failed_call_leaves_nothing_behind(engine):
-    expected = bits(engine.generate(PROMPTS[:2], 2, SAMPLING))
+def test_an_unknown_token_id_is_an_error(engine):
     outside = Prompt(id="outside", tokens=(5, VOCAB), text="", meta={})
-    with pytest.raises(ValueError, match="out of vocabulary"):
+    with pytest.raises(ValueError, match=r"prompt 'outside' has token ids from 5 to 96, .* vocab_size is 96"):
         engine.generate([*PROMPTS, outside], 2, SAMPLING)
+
+
+@pytest.mark.slow
+def test_an_interrupted_call_leaves_nothing_behind(engine, monkeypatch):
+    expected = bits(engine.generate(PROMPTS[:2], 2, SAMPLING))
+    step, left = engine._engine.step, iter(range(5))
+
+    def interrupted() -> list[object]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine._engine, "step", interrupted)
+        engine.generate(PROMPTS, 4, SAMPLING)
     assert bits(engine.generate(PROMPTS[:2], 2, SAMPLING)) == expected
     assert engine.finished() == 4
 

@@ -1,4 +1,4 @@
-"""vLLM against transformers: log-probs, traces and samples agree, after every weight sync; what breaks them is named."""
+"""vLLM against transformers: log-probs, traces and samples agree after every weight sync; what breaks them is named."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_logprobs_and_blocks_equal_transformers_after_start(engine, trainer):
     for name, ours_TD in ours.items():
         assert ours_TD.shape == (48, 64) and ours_TD.dtype == torch.float32
         torch.testing.assert_close(ours_TD, theirs[name], rtol=1e-4, atol=1e-4)
-    engine.trace(SEQUENCES[1])
-    assert all(torch.equal(ours[name], again) for name, again in engine.trace(SEQUENCES[0]).items()), "a hook is left"
+    hooks = engine._engine.apply_model(lambda model: sum(len(module._forward_hooks) for module in model.modules()))
+    assert hooks == [0]
 
 
 def test_parity_after_each_of_20_reloads(engine, trainer):

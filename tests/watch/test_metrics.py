@@ -138,10 +138,10 @@ def test_the_record_of_a_killed_process_can_be_read(tmp_path: Path) -> None:
         "m = Metrics(Path(sys.argv[1]), tensorboard=False, resume_after=None)\n"
         "for i in range(1, 10**9):\n    m.write('sft', i, {'loss': 1 / i})\n    print(i, flush=True)\n"
     )
-    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
-    ) as child:  # fmt: skip
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
         assert child.stdout is not None
         told = 0
         while told < 50:

@@ -125,6 +125,16 @@ def test_smoothing_is_a_running_mean() -> None:
     np.testing.assert_allclose(got[-1], values[-half - 1 :].mean(), rtol=1e-12)
 
 
+def test_a_long_curve_is_smoothed_at_some_of_its_points() -> None:
+    values = np.random.default_rng(3).normal(size=8000)
+    got = dict(smooth(series(*values).points))
+    assert 350 < len(got) <= 402
+    assert {1.0, 8000.0} <= set(got)
+    for step in list(got)[20:-20:37]:
+        place = int(step) - 1
+        assert got[step] == pytest.approx(values[place - 200 : place + 201].mean(), rel=1e-9)
+
+
 def test_smoothing_on_a_log_axis_is_a_geometric_mean() -> None:
     got = smooth(series(1e-6, 1e-6, 1e-2, 1e-6, 1e-6).points, log=True)
     assert got[2][1] == pytest.approx(np.exp(np.mean(np.log([1e-6, 1e-6, 1e-2, 1e-6, 1e-6]))), rel=1e-12)

@@ -1,0 +1,197 @@
+"""Every mistake a user can make on the command line ends before Ray starts, in words that name key, value and fix."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes import grpo, sft, sft_then_grpo
+from rlkit import cli
+
+LOCAL = ["cluster=local", "engine=torch", "trainer=torch", "data.train_size=50", "data.eval_size=20"]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str, recipe=grpo) -> str:
+    """What the recipe prints when it refuses; nothing may have been started or written."""
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as leaving:
+        recipe.main([*LOCAL, f"output_dir={out}", *overrides])
+    assert leaving.value.code == 2
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    assert not (out / "config.yaml").exists()
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "Traceback" not in printed
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("algo.group_sise=8", ["algo.group_sise", "did you mean 'algo.group_size'"]),
+        ("algo.loss.klcoef=0.1", ["algo.loss.klcoef", "did you mean 'algo.loss.kl_coef'"]),
+        ("stepz=3", ["stepz", "not a key of recipe grpo", "--cfg job"]),
+        ("+algo.speed=3", ["algo.speed", "not a key"]),
+        ("algo.steps=abc", ["algo.steps='abc'", "wrong type", "integer"]),
+        ("algo.steps=3.5", ["algo.steps=3.5", "integer"]),
+        ("logging.tensorboard=perhaps", ["logging.tensorboard='perhaps'", "boolean"]),
+        ("algo=[1,2]", ["algo"]),
+        ("algo.schedule=3", ["algo.schedule", "group of keys"]),
+        ("engine=vlm", ["engine=vlm", "torch, vllm", "did you mean 'vllm'"]),
+        ("trainer.dtype=fp16", ["trainer.dtype='fp16'", "fp32 or bf16"]),
+        ("algo.scale=rank", ["algo.scale='rank'", "std or none"]),
+        ("trainer.zero_stage=3", ["trainer.zero_stage=3", "use 1 or 2"]),
+        ("algo.group_size=1", ["algo.group_size=1", "at least 2"]),
+        ("algo.sampling.temperature=0", ["algo.sampling.temperature=0", "use 1.0"]),
+        ("algo.sampling.top_p=0.9", ["algo.sampling.top_p=0.9", "use 1.0"]),
+        ("engine=vllm", ["engine=vllm", "cluster=ray"]),
+        ("engine.num_engines=2", ["engine.num_engines=2", "cluster=ray"]),
+        ("resume=maybe", ["resume='maybe'", "auto or never"]),
+        ("seed", ["'seed' is not an override", "key=value"]),
+        ("algo.sampling.max_new_tokens=192", ["algo.sampling.max_new_tokens=192", "engine.max_model_len=192"]),
+        ("engine.max_model_len=9999", ["engine.max_model_len=9999", "max_position_embeddings=4096"]),
+        ("model.architecture.n_group=3", ["n_group=3", "n_routed_experts=8"]),
+        ("model.architecture.vocab_size=100", ["model.architecture.vocab_size=100", "too small"]),
+    ],
+)
+def test_bad_keys_and_values(capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str, words: list[str]) -> None:
+    printed = refusal(capsys, tmp_path, override)
+    for word in words:
+        assert word in printed
+
+
+def test_minibatches_that_do_not_divide_show_the_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    printed = refusal(capsys, tmp_path, "algo.prompts_per_step=6", "algo.group_size=4", "algo.minibatches=5")
+    assert "algo.minibatches=5 does not divide algo.prompts_per_step x algo.group_size = 6 x 4 = 24" in printed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "words"),
+    [
+        (sft, ["sft.batch_size=5"], ["sft.batch_size=5", "trainer.num_ranks=2"]),
+        (grpo, ["algo.prompts_per_step=1", "algo.group_size=3"], ["= 3 rollouts", "trainer.num_ranks=2"]),
+        (sft_then_grpo, ["sft.batch_size=7"], ["sft.batch_size=7", "trainer.num_ranks=2"]),
+    ],
+)
+def test_batches_that_cannot_be_dealt_to_ranks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe, overrides: list[str], words: list[str]
+) -> None:
+    ranks = ["cluster=ray", "trainer=deepspeed", "trainer.num_ranks=2"]
+    printed = refusal(capsys, tmp_path, *ranks, *overrides, recipe=recipe)
+    for word in words:
+        assert word in printed
+
+
+def test_prompts_that_cannot_be_dealt_to_engines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    printed = refusal(capsys, tmp_path, "cluster=ray", "engine.num_engines=2", "algo.prompts_per_step=3")
+    assert "algo.prompts_per_step=3 cannot be dealt evenly to engine.num_engines=2" in printed
+
+
+def test_missing_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    printed = refusal(capsys, tmp_path, f"data={tmp_path}/nowhere.jsonl")
+    assert "data.source" in printed and "nowhere.jsonl" in printed
+
+
+def rows(path: Path, *records: dict) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_missing_column_lists_those_there_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = rows(tmp_path / "rows.jsonl", *({"problem": f"{i}+1", "answer": str(i + 1)} for i in range(80)))
+    printed = refusal(capsys, tmp_path, f"data={file}")
+    assert "data.prompt_column='question'" in printed
+    assert "problem, answer" in printed
+
+
+def test_empty_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("")
+    printed = refusal(capsys, tmp_path, f"data={file}")
+    assert "data.source" in printed and "rows.jsonl" in printed
+
+
+def test_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    records = [{"question": f"{i} " + "x" * 500, "answer": "1"} for i in range(80)]
+    file = rows(tmp_path / "rows.jsonl", *records)
+    printed = refusal(capsys, tmp_path, f"data={file}", "model.architecture.vocab_size=265")
+    assert "the prompt of row" in printed and "engine.max_model_len" in printed
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(SystemExit, match=r"recipe 'gripo' is unknown \(did you mean 'grpo'\?\); there are sft, grpo"):
+        cli.main(["run", "gripo"])
+    with pytest.raises(SystemExit, match="'train' is not a command"):
+        cli.main(["train"])
+
+
+def test_model_path_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    printed = refusal(capsys, tmp_path, f"model.path={tmp_path}/nothing")
+    assert "nothing" in printed
+    (tmp_path / "empty").mkdir()
+    printed = refusal(capsys, tmp_path, f"model.path={tmp_path}/empty")
+    assert "config.json" in printed
+
+
+def test_resume_from_something_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    broken = tmp_path / "run" / "checkpoints" / "grpo-000004"
+    broken.mkdir(parents=True)
+    printed = refusal(capsys, tmp_path)
+    assert "grpo-000004 is not a checkpoint" in printed and "remove that folder" in printed
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ("nmber", ["'nmber'", "number"]),
+        ("nowhere.py:f", ["nowhere.py"]),
+        ("math:sqroot", ["sqroot"]),
+        ("json:dumps", ["completion"]),
+    ],
+)
+def test_rewards_that_do_not_load(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, reward: str, words: list[str]
+) -> None:
+    printed = refusal(capsys, tmp_path, f"reward={reward}")
+    for word in words:
+        assert word in printed
+
+
+def test_a_folder_with_another_run_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    common = [*LOCAL, f"output_dir={out}", "algo.steps=0", "sft.steps=0", "evaluation.sampling.max_new_tokens=2"]
+    sft_then_grpo.main(common)
+    capsys.readouterr()
+    for override, words in (
+        ("seed=1", ["seed", "was 0, now 1", "another output_dir"]),
+        ("resume=never", ["already holds a run", "resume=auto"]),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            sft_then_grpo.main([*common, override])
+        assert leaving.value.code == 2
+        printed = capsys.readouterr().err
+        for word in words:
+            assert word in printed
+
+
+@pytest.mark.parametrize("flag", [["--cfg", "job"], ["dry_run=true"]])
+def test_looking_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: list[str]) -> None:
+    out = tmp_path / "run"
+    grpo.main(["data.train_size=50", "data.eval_size=20", f"output_dir={out}", *flag])
+    printed = capsys.readouterr().out
+    for words in ("group_size: 8", "parameters", "32 groups x 8 rollouts = 256", "tokens per step", "memory"):
+        assert words in printed
+    assert not out.exists()
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_kwargs_of_a_reward_reach_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("def f(completion: str, bonus: float = 0.0) -> float:\n    return bonus\n")
+    argv = ["data.train_size=50", "data.eval_size=20", f"reward={plugin}:f", "--cfg", "job"]
+    grpo.main([*argv, "reward.kwargs.bonus=0.5"])
+    assert "bonus: 0.5" in capsys.readouterr().out
+    assert "takes no setting 'bonsu'" in refusal(capsys, tmp_path, f"reward={plugin}:f", "reward.kwargs.bonsu=1")

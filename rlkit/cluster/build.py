@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 OBJECT_STORE_BYTES = 2**29
 """Least size of Ray's object store: batches and rollouts; the weights of a sync come on top."""
 
+# Idle threads of one actor must sleep, not spin: engine and trainer take turns on the same cores.
+ACTOR_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+
 
 @contextmanager
 def start(cfg: RunConfig, run: Run) -> Iterator[Parts]:
@@ -88,8 +91,10 @@ def _init_ray(cfg: RunConfig, num_actors: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if cfg.cluster.address:
-        ray.init(address=cfg.cluster.address, logging_level=logging.WARNING)
+        ray.init(address=cfg.cluster.address, runtime_env={"env_vars": ACTOR_ENV}, logging_level=logging.WARNING)
         return
+    for name, value in ACTOR_ENV.items():
+        os.environ.setdefault(name, value)
     ray.init(
         address="local",
         # Cores are counted, not tied: sampling and training take turns, so each may use all of them.

@@ -133,7 +133,7 @@ class DeepseekV3(nn.Module):
         return model
 
     def save_checkpoint(self, path: str | Path, dtype: str = "bf16") -> None:
-        """Write config.json and model.safetensors as transformers and vLLM load them; a file appears whole or not at all.
+        """Write config.json and model.safetensors for transformers and vLLM; a file appears whole or not at all.
 
         `dtype` is "bf16" or "fp32"; the router's correction bias is fp32 in both. ValueError for anything else.
         """

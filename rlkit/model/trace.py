@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,13 @@ def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
         watched[f"model.layers.{i}.mlp"] = layer.mlp
     watched["model.norm"] = model.model.norm
 
-    def record(name: str, out: Tensor) -> None:
-        outputs[name] = out
+    def keep_as(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def keep(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> None:
+            outputs[name] = out
 
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, out, name=name: record(name, out))
-        for name, module in watched.items()
-    ]
+        return keep
+
+    hooks = [module.register_forward_hook(keep_as(name)) for name, module in watched.items()]
     try:
         with torch.no_grad():
             model.hidden(torch.tensor(tokens, device=model.lm_head.weight.device))

@@ -96,7 +96,7 @@ def test_the_callers_seed_decides_the_weights() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "lengths", "message"),
-    [((6,), (2, 3), r"lengths=\(2, 3\) sum to 5; they must sum to 6"), ((2, 3), (3, 3), "flatten the tokens")],
+    [((6,), (2, 3), r"lengths=\(2, 3\) sum to 5; they must sum to 6"), ((2, 3), (3, 3), "flatten them")],
 )
 def test_refuses_lengths_that_do_not_fit(shape: tuple[int, ...], lengths: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,62 @@
+"""No process that the tests start may outlive them; one that does fails the session and is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+PROC = Path("/proc")
+MARK = f"RLKIT_TEST_SESSION={uuid4().hex}"
+"""Every process started from here inherits it, so that orphans are found too."""
+GRACE_SECONDS = 10.0
+"""A process that was told to end may need a moment for it."""
+ENDS_WITH_US = b"multiprocessing.resource_tracker"
+"""Python's own bookkeeper of shared memory lives as long as its parent."""
+
+
+def pytest_configure() -> None:
+    name, value = MARK.split("=")
+    os.environ[name] = value
+
+
+def leftover_processes() -> dict[int, str]:
+    """Running processes, by id, that carry the mark or descend from this one, with their command lines."""
+    parents, marked, commands = {}, set(), {}
+    for folder in PROC.glob("[0-9]*"):
+        pid = int(folder.name)
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
+        except OSError:  # it ended meanwhile, or belongs to somebody else
+            continue
+        if state == "Z" or pid == os.getpid() or ENDS_WITH_US in command:
+            continue
+        parents[pid] = int(parent)
+        commands[pid] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+        if MARK.encode() in environment.split(b"\0"):
+            marked.add(pid)
+    ours = {os.getpid(), *marked}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return {pid: commands[pid] for pid in ours & commands.keys()}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (left := leftover_processes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid, command in left.items():
+        print(f"\nleft running by the tests, now killed: {pid} {command[:200]}")
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

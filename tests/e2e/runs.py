@@ -1,0 +1,62 @@
+"""Small real runs for the end-to-end tests: a DeepSeek-V3 of 60 thousand parameters on sums of two numbers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+TINY = [
+    "data.train_size=200",
+    "data.eval_size=20",
+    "data.tasks.chain_sum={min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1, bare: true}",
+    "model.architecture.hidden_size=48",
+    "model.architecture.num_hidden_layers=2",
+    "model.architecture.intermediate_size=64",
+    "model.architecture.moe_intermediate_size=32",
+    "engine.max_model_len=64",
+    "engine.memory=0.1",
+    "evaluation.sampling.max_new_tokens=24",
+    "algo.sampling.max_new_tokens=24",
+    "algo.prompts_per_step=4",
+    "algo.group_size=4",
+    "algo.steps=4",
+    "sft.steps=4",
+    "sft.batch_size=16",
+    "logging.tensorboard=false",
+]
+GRPO_ONLY = [word for word in TINY if not word.startswith("sft.")]
+LOCAL = ["cluster=local", "engine=torch", "trainer=torch"]
+SPREAD_REWARD = """
+def spread(completion: str, answer: str) -> float:
+    # Differs between almost any two completions, so that groups of an untrained model are not flat.
+    return (sum(completion.encode()) % 97) / 97
+"""
+
+
+def start(recipe: str, *overrides: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a recipe as a user does, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"recipes.{recipe}", *overrides],
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(recipe: str, *overrides: str, env: dict[str, str] | None = None) -> str:
+    """Run a recipe to its end and return what it printed."""
+    process = start(recipe, *overrides, env=env)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    return printed
+
+
+def final_weights(folder: Path) -> dict[str, Tensor]:
+    """The trained model of a run."""
+    return load_file(folder / "model" / "model.safetensors")

@@ -1,0 +1,269 @@
+"""The trainer on real parts: DeepSpeed against torch, split batches against whole ones, saved state against none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations, pack_rollouts
+from rlkit.config import TrainerConfig
+from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.model.weights import checkpoint_weights
+from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks
+from rlkit.train.torch import TorchStepper
+from rlkit.train.trainer import ModelTrainer, Policy
+from rlkit.types import Batch, PolicyPack, Prompt, Rollout, Score, ScoredGroup
+
+ARCHITECTURE = DeepseekV3Config(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    num_hidden_layers=3,
+    first_k_dense_replace=1,
+    num_attention_heads=2,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    n_group=4,
+    topk_group=2,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=8,
+    v_head_dim=8,
+    initializer_range=0.1,
+)
+CFG = TrainerConfig(
+    kind="torch",
+    num_ranks=1,
+    zero_stage=1,
+    dtype="fp32",
+    threads=1,
+    max_tokens=64,
+    weight_decay=0.1,
+    beta2=0.95,
+    grad_clip=1.0,
+)
+
+
+def make_model(seed: int = 0) -> DeepseekV3:
+    torch.manual_seed(seed)
+    model = DeepseekV3(ARCHITECTURE)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(std=0.05)
+    return model
+
+
+def make_trainer(kind: str, *, keep_reference: bool = True, cfg: TrainerConfig = CFG) -> ModelTrainer:
+    model = make_model()
+    if kind == "deepspeed":
+        join_ranks(distributed.HashStore(), 0, 1)
+        return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference)
+    return ModelTrainer(model, TorchStepper(model, cfg), keep_reference=keep_reference)
+
+
+def rollouts(seed: int = 0, max_tokens: int = 64, num_batches: int = 1, old: ModelTrainer | None = None) -> list[Batch]:
+    """Four groups of four rollouts of different lengths; the first group has advantages by hand."""
+    random = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        size = int(torch.randint(low, high, (1,), generator=random))
+        return tuple(torch.randint(2, 64, (size,), generator=random).tolist())
+
+    groups = []
+    for i in range(4):
+        prompt = Prompt(id=str(i), tokens=ids(3, 9), text="", meta={})
+        made = []
+        for j in range(4):
+            tokens = ids(2, 14)
+            gaps = torch.randn(len(tokens), generator=random) * 0.2 - 4.0
+            made.append(
+                Rollout(
+                    tokens=tokens,
+                    logprobs=tuple(gaps.tolist())
+                    if old is None
+                    else tuple(old.logprobs([prompt.tokens + tokens])[0][len(prompt.tokens) - 1 :]),
+                    text="",
+                    finish_reason="stop",
+                    weight_version=0,
+                    seed=j,
+                )
+            )
+        scores = tuple(Score(value=float(j == i), reason="") for j in range(4))
+        groups.append(ScoredGroup(prompt=prompt, rollouts=tuple(made), scores=scores))
+    advantages = [torch.tensor([1.5 if j == i else -0.5 for j in range(4)]) for i in range(4)]
+    return pack_rollouts(groups, advantages, max_tokens=max_tokens, temperature=0.9, num_batches=num_batches)
+
+
+def demonstrations(seed: int = 0) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randint(2, 64, (12, 11), generator=random).tolist()
+    return pack_demonstrations([(row[:4], row[4 : 6 + i % 5]) for i, row in enumerate(rows)], max_tokens=48)
+
+
+def gradient(batch: Batch, loss: GrpoLoss | SftLoss) -> torch.Tensor:
+    """The gradient of a whole batch by autograd alone, without a trainer."""
+    policy = Policy(make_model())
+    for pack in batch.packs:
+        loss(policy(pack, batch.temperature)[0], pack).loss.backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+def weights(trainer: ModelTrainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in checkpoint_weights(trainer.model)}
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20, 60])
+def test_splitting_into_packs_does_not_change_the_gradient(max_tokens: int) -> None:
+    [whole], [split] = rollouts(max_tokens=100_000), rollouts(max_tokens=max_tokens)
+    assert len(whole.packs) == 1 < len(split.packs)
+    loss = GrpoLoss(kl_coef=0.05)
+    assert difference(gradient(split, loss), gradient(whole, loss)) <= 1e-5
+
+
+def test_log_probs_of_a_pack_equal_those_of_a_plain_forward() -> None:
+    trainer = make_trainer("torch")
+    [batch] = rollouts()
+    for pack in batch.packs:
+        logprobs_T, entropy_T = trainer.stepper.module(pack, 0.9)
+        for tokens, ours, entropies, weights_T in zip(
+            *(t.split(list(pack.lengths)) for t in (pack.tokens_T, logprobs_T, entropy_T, pack.weights_T)), strict=True
+        ):
+            logits_TV = trainer.model(tokens.unsqueeze(0))[0] / 0.9
+            expected = torch.distributions.Categorical(logits=logits_TV[:-1])
+            trained = weights_T[1:] != 0
+            torch.testing.assert_close(ours[1:][trained], expected.log_prob(tokens[1:])[trained], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(entropies[1:][trained], expected.entropy()[trained], rtol=1e-5, atol=1e-5)
+            assert not ours[1:][~trained].any()
+
+
+def test_torch_trainer_equals_adamw_written_out() -> None:
+    """Three steps against AdamW (Loshchilov and Hutter 2019, algorithm 2) in float64, with gradient clipping."""
+    trainer = make_trainer("torch")
+    batch, loss, lr = demonstrations(), SftLoss(), 1e-2
+    shadow = {name: p.detach().double().clone() for name, p in trainer.model.named_parameters()}
+    first = {name: torch.zeros_like(p) for name, p in shadow.items()}
+    second = {name: torch.zeros_like(p) for name, p in shadow.items()}
+    for step in range(1, 4):
+        policy = Policy(make_model())
+        policy.model.load_state_dict({**policy.model.state_dict(), **{n: p.float() for n, p in shadow.items()}})
+        for pack in batch.packs:
+            loss(policy(pack, 1.0)[0], pack).loss.backward()
+        grads = {n: p.grad.double() for n, p in policy.model.named_parameters() if p.grad is not None}
+        norm = torch.cat([grad.flatten() for grad in grads.values()]).norm()
+        for name, grad in grads.items():
+            grad = grad * min(1.0, CFG.grad_clip / float(norm))
+            first[name] = 0.9 * first[name] + 0.1 * grad
+            second[name] = CFG.beta2 * second[name] + (1 - CFG.beta2) * grad**2
+            update = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - CFG.beta2**step)).sqrt() + 1e-8)
+            shadow[name] -= lr * (update + CFG.weight_decay * shadow[name])
+        stats = trainer.update(batch, loss, lr)
+        assert stats.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), shadow[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_deepspeed_equals_torch(zero_stage: int) -> None:
+    ours = make_trainer("deepspeed", cfg=replace(CFG, zero_stage=zero_stage))
+    theirs = make_trainer("torch")
+    before = weights(ours)
+    for step in range(4):
+        for batch, loss in ((rollouts(step, old=theirs)[0], GrpoLoss(kl_coef=0.05)), (demonstrations(step), SftLoss())):
+            one, two = (t.update(t.with_reference(batch), loss, 3e-3) for t in (ours, theirs))
+            assert one.loss == pytest.approx(two.loss, rel=1e-4, abs=1e-5)
+            assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-4)
+    for name, tensor in weights(theirs).items():
+        assert difference(weights(ours)[name], tensor) <= 1e-4, name
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(ours).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch", "deepspeed"])
+def test_saved_state_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    def steps(trainer: ModelTrainer, numbers: range) -> None:
+        for step in numbers:
+            for batch in rollouts(step, num_batches=2):
+                trainer.update(trainer.with_reference(batch), GrpoLoss(kl_coef=0.1), 1e-2)
+            if step == 1:
+                trainer.refresh_reference()
+
+    whole = make_trainer(kind)
+    steps(whole, range(5))
+    first = make_trainer(kind)
+    steps(first, range(3))
+    first.save(tmp_path)
+    second = make_trainer(kind)
+    second.load(tmp_path)
+    steps(second, range(3, 5))
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(second)[name], tensor), name
+    assert torch.equal(torch.get_rng_state(), torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["torch", "deepspeed"])
+def test_a_new_stage_forgets_the_moments_and_moves_the_reference(kind: str) -> None:
+    trainer = make_trainer(kind)
+    trainer.update(demonstrations(), SftLoss(), 1e-2)
+    trained = weights(trainer)
+    trainer.begin_stage()
+    [batch] = rollouts(old=trainer)
+    fresh = make_trainer("torch")
+    fresh.model.load_state_dict(trainer.model.state_dict())
+    fresh.begin_stage()
+    for each in (trainer, fresh):
+        each.update(each.with_reference(batch), GrpoLoss(kl_coef=0.1), 1e-2)
+    for name, tensor in weights(fresh).items():
+        assert difference(weights(trainer)[name], tensor) <= 1e-4, f"{name}: moments of the first stage are still there"
+    assert trainer.reference is not None
+    for name, tensor in checkpoint_weights(trainer.reference.model):
+        assert torch.equal(tensor, trained[name])
+
+
+def test_on_policy_the_ratio_is_one() -> None:
+    trainer = make_trainer("torch")
+    [batch] = rollouts()
+    with torch.no_grad():
+        packs = tuple(
+            replace(pack, old_logprobs_T=trainer.stepper.module(pack, 0.9)[0].detach())
+            for pack in batch.packs
+            if isinstance(pack, PolicyPack)
+        )
+    stats = trainer.update(trainer.with_reference(replace(batch, packs=packs)), GrpoLoss(kl_coef=0.1), 1e-3)
+    assert stats.logprob_gap <= 1e-6
+    assert stats.clip_fraction == 0.0
+    assert stats.kl == pytest.approx(0.0, abs=1e-9), "the reference is the policy itself"
+
+
+def test_sequences_are_scored_apart() -> None:
+    trainer = make_trainer("torch")
+    sequences = [(3, 4, 5, 6), (7, 8), (9, 10, 11)]
+    together = trainer.logprobs(sequences)
+    assert [len(row) for row in together] == [3, 1, 2]
+    for sequence, row in zip(sequences, together, strict=True):
+        assert row == pytest.approx(trainer.logprobs([sequence])[0], abs=1e-5)
+
+
+def test_an_empty_pack_changes_nothing_and_still_runs() -> None:
+    [batch] = rollouts()
+    first = batch.packs[0]
+    assert isinstance(first, PolicyPack)
+    one = torch.zeros(1)
+    empty = PolicyPack(
+        tokens_T=first.tokens_T[:1], lengths=(1,), weights_T=one, advantages_T=one, old_logprobs_T=one, ref_logprobs_T=one
+    )
+    with_empty, without = make_trainer("torch"), make_trainer("torch")
+    with_empty.update(replace(batch, packs=(*batch.packs, empty)), GrpoLoss(), 1e-2)
+    without.update(batch, GrpoLoss(), 1e-2)
+    for name, tensor in weights(without).items():
+        torch.testing.assert_close(weights(with_empty)[name], tensor, rtol=1e-6, atol=1e-7)

@@ -11,8 +11,9 @@ from uuid import uuid4
 import pytest
 
 PROC = Path("/proc")
-MARK = f"RLKIT_TEST_SESSION={uuid4().hex}"
-"""Every process started from here inherits it, so that orphans are found too."""
+VARIABLE = "RLKIT_TEST_SESSION"
+MARK = uuid4().hex
+"""Every process started from here inherits it in that variable, so that orphans are found too."""
 GRACE_SECONDS = 10.0
 """A process that was told to end may need a moment for it."""
 ENDS_WITH_US = b"multiprocessing.resource_tracker"
@@ -20,8 +21,7 @@ ENDS_WITH_US = b"multiprocessing.resource_tracker"
 
 
 def pytest_configure() -> None:
-    name, value = MARK.split("=")
-    os.environ[name] = value
+    os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')} {MARK}"  # a session inside a session has both marks
 
 
 def leftover_processes() -> dict[int, str]:
@@ -39,7 +39,7 @@ def leftover_processes() -> dict[int, str]:
             continue
         parents[pid] = int(parent)
         commands[pid] = command.replace(b"\0", b" ").decode(errors="replace").strip()
-        if MARK.encode() in environment.split(b"\0"):
+        if MARK.encode() in environment:
             marked.add(pid)
     ours = {os.getpid(), *marked}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:

@@ -6,7 +6,8 @@ REQUIREMENTS ?= cpu# or cuda
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu# asked only if the indexes at hand lack the CPU build of torch
 TORCH := $(shell grep '^torch==' requirements/$(REQUIREMENTS).txt)
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --no-build-isolation --use-pep517
-pip_list = grep -v '^\#' $(1) | xargs -P 2 -n 40 $(PIP)# two at a time: unpacking is bound by one core
+NO_WHEEL := pycosat# C source only, and only the zebra puzzles of reasoning-gym need it: left out where there is no compiler
+pip_list = grep -v -e '^\#' -e '^$(NO_WHEEL)==' $(1) | xargs -P 2 -n 16 $(PIP)# two at a time: unpacking is bound by one core
 ARGS ?=
 
 .PHONY: help install install-cuda quickstart test check format clean
@@ -49,10 +50,12 @@ $(VENV)/.dev: $(VENV)/.stamp requirements/dev.txt
 $(VENV)/.stamp: $(VENV)/.torch requirements/$(REQUIREMENTS).txt pyproject.toml
 	@echo 'Installing requirements/$(REQUIREMENTS).txt: two or three minutes'
 	$(call pip_list,requirements/$(REQUIREMENTS).txt)
+	@$(PIP) "$$(grep '^$(NO_WHEEL)==' requirements/$(REQUIREMENTS).txt)" 2>/dev/null \
+	  || echo 'No C compiler: $(NO_WHEEL) is left out, and with it the zebra puzzles of reasoning-gym'
 	$(PIP) -e .
 	@touch $@
 
-# deepspeed and antlr4 are built here from source packages (pure Python), with the pinned setuptools.
+# The pinned setuptools comes first: deepspeed, antlr4, cellpylib and zss are built here from source packages (pure Python).
 $(VENV)/.torch:
 	@for index in '' '--index-url $(TORCH_CPU_INDEX)'; do \
 	  for python in $(PYTHON); do \

@@ -1,6 +1,6 @@
 """Group relative policy optimisation of a model that can already solve some of the problems.
 
-    python -m recipes.grpo model.path=outputs/sft/model key=value ...      (or: rlkit run grpo ...)
+python -m recipes.grpo model.path=outputs/sft/model key=value ...      (or: rlkit run grpo ...)
 """
 
 from __future__ import annotations

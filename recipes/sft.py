@@ -1,6 +1,6 @@
 """Supervised fine-tuning on worked solutions.
 
-    python -m recipes.sft key=value ...      (or: rlkit run sft key=value ...)
+python -m recipes.sft key=value ...      (or: rlkit run sft key=value ...)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The whole story: evaluate, fine-tune on demonstrations, evaluate, reinforce, evaluate.
 
-    python -m recipes.sft_then_grpo key=value ...      (or: rlkit run sft_then_grpo key=value ...)
+python -m recipes.sft_then_grpo key=value ...      (or: rlkit run sft_then_grpo key=value ...)
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ RECIPES: dict[str, type[RunConfig]] = {"sft": SftRun, "grpo": GrpoRun, "sft_then
 OPEN_DICTS = ("reward.kwargs.", "data.tasks.")
 """Below these any key may be set: they belong to the reward function and to the reasoning-gym task."""
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
-"""`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the group's general file
-is taken and this key set to the value."""
+"""`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
+group is taken and this key set to the value."""
 
 
 class ConfigError(ValueError):
@@ -169,4 +169,6 @@ def _groups() -> list[str]:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(Path(entry.name).stem for entry in (files("configs") / group).iterdir() if entry.name.endswith("yaml"))
+    return sorted(
+        Path(entry.name).stem for entry in (files("configs") / group).iterdir() if entry.name.endswith("yaml")
+    )

@@ -185,9 +185,7 @@ class SamplingConfig:
 
     def seeded(self, seed: int) -> Sampling:
         """The same, with a seed to derive each rollout's own from."""
-        return Sampling(
-            temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=seed
-        )
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,12 +45,16 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
         size = len(task.demonstrations) if task else cfg.data.train_size
         epochs = f", {shown / size:.2f} epochs of {size:,}" if size > 0 else ""
         per_rank = cfg.sft.batch_size // cfg.trainer.num_ranks
-        rows.append(("SFT", f"{cfg.sft.steps} steps x {cfg.sft.batch_size} demonstrations{epochs}; {per_rank} per rank"))
+        rows.append(
+            ("SFT", f"{cfg.sft.steps} steps x {cfg.sft.batch_size} demonstrations{epochs}; {per_rank} per rank")
+        )
     if isinstance(cfg, GrpoRun):
         rows += _grpo(cfg, task)
     if task is not None:
         longest = max(len(prompt.tokens) for prompt in (*task.prompts, *task.held_out))
-        rows.append(("prompts", f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}"))
+        rows.append(
+            ("prompts", f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}")
+        )
     return rows + _memory(cfg, architecture, total)
 
 
@@ -70,7 +74,10 @@ def _grpo(cfg: GrpoRun, task: Task | None) -> list[tuple[str, str]]:
     rollouts = algo.prompts_per_step * algo.group_size
     new = rollouts * algo.sampling.max_new_tokens
     rows = [
-        ("GRPO", f"{algo.steps} steps x {algo.prompts_per_step} groups x {algo.group_size} rollouts = {rollouts} a step"),
+        (
+            "GRPO",
+            f"{algo.steps} steps x {algo.prompts_per_step} groups x {algo.group_size} rollouts = {rollouts} a step",
+        ),
         ("tokens per step", f"at most {new:,} sampled, in rollouts of up to {algo.sampling.max_new_tokens}"),
         ("optimiser steps", f"{algo.minibatches} a step on {rollouts // algo.minibatches} rollouts each"),
     ]

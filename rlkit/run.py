@@ -17,8 +17,8 @@ from rlkit.evaluate import evaluate
 from rlkit.loop import Parts
 from rlkit.model import DeepseekV3
 from rlkit.model.weights import load_weights
-from rlkit.sft import SftStats
 from rlkit.prepare import Task
+from rlkit.sft import SftStats
 from rlkit.types import StepStats
 from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
 from rlkit.watch.console import Bar

@@ -152,7 +152,7 @@ class UpdateStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats:
-    """What one GRPO step measured. `update` and `parity` are None when every group was flat and the step was skipped."""
+    """What one GRPO step measured; `update` and `parity` are None when all groups were flat and it was skipped."""
 
     weight_version: int
     """Of the weights that sampled."""

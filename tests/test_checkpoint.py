@@ -57,7 +57,10 @@ def test_nothing_there_is_not_an_error(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": "grpo"}', json.dumps({"stage": "ppo", "step": 1, "weight_version": 0})])  # fmt: skip
+WRONG_STAGE = json.dumps({"stage": "ppo", "step": 1, "weight_version": 0})
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": "grpo"}', WRONG_STAGE])
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, content: str | None) -> None:
     folder = tmp_path / "grpo-000003"
     folder.mkdir()

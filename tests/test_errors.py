@@ -57,7 +57,9 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str,
         ("model.architecture.vocab_size=100", ["model.architecture.vocab_size=100", "too small"]),
     ],
 )
-def test_bad_keys_and_values(capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str, words: list[str]) -> None:
+def test_bad_keys_and_values(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str, words: list[str]
+) -> None:
     printed = refusal(capsys, tmp_path, override)
     for word in words:
         assert word in printed

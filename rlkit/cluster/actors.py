@@ -1,4 +1,4 @@
-"""Ray actors: thin shells around an engine and a trainer rank, without logic of their own."""
+"""What runs inside Ray actors: thin shells around an engine and a trainer rank, without logic of their own."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ class RemoteWeights:
             yield from ray.get(bucket)
 
 
-@ray.remote(max_concurrency=2)
 class EngineActor:
-    """One engine in a process of its own; a second thread answers `finished` while the first samples."""
+    """One engine in a process of its own; needs a second thread, which answers `finished` while the first samples."""
 
     def __init__(self, cfg: EngineConfig, checkpoint: Path, driver: int) -> None:
         end_with(driver)
@@ -68,7 +67,6 @@ class EngineActor:
         return self.engine.trace(tokens)
 
 
-@ray.remote
 class TrainerActor:
     """One data-parallel rank of the trainer."""
 
@@ -86,9 +84,7 @@ class TrainerActor:
         """Join the other ranks and load the model."""
         if self.rank:
             self.store = distributed.TCPStore(*store, cfg.num_ranks, False)
-        self.trainer = build_trainer(
-            cfg, checkpoint, keep_reference=keep_reference, store=self.store, rank=self.rank
-        )
+        self.trainer = build_trainer(cfg, checkpoint, keep_reference=keep_reference, store=self.store, rank=self.rank)
 
     def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
         """`Trainer.update` on this rank's share."""

@@ -67,11 +67,11 @@ def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) ->
         share = min(1.0, ray.cluster_resources().get("GPU", 0) / num_actors)
         options = {"num_cpus": 1, "num_gpus": share}
         driver = 0 if cfg.cluster.address else os.getpid()
-        engines = [
-            EngineActor.options(**options).remote(cfg.engine, checkpoint, driver)
-            for _ in range(cfg.engine.num_engines)
-        ]
-        ranks = [TrainerActor.options(**options).remote(rank, driver) for rank in range(cfg.trainer.num_ranks)]
+        remote: Any = ray.remote  # its overloads do not know options
+        new_engine = remote(EngineActor).options(max_concurrency=2, **options)
+        engines = [new_engine.remote(cfg.engine, checkpoint, driver) for _ in range(cfg.engine.num_engines)]
+        new_rank = remote(TrainerActor).options(**options)
+        ranks = [new_rank.remote(rank, driver) for rank in range(cfg.trainer.num_ranks)]
         store = ray.get(ranks[0].host_store.remote(cfg.trainer.num_ranks))
         starting = [actor.start.remote(cfg.trainer, checkpoint, keep_reference, store) for actor in ranks]
         ray.get([*starting, *(actor.ready.remote() for actor in engines)])

@@ -83,7 +83,10 @@ def build_reward(cfg: RunConfig) -> RewardFn:
         ]
         verdicts = iter(judge(samples))
         return [
-            [Score(value=verdict.value, reason=verdict.reason) for _, verdict in zip(group.rollouts, verdicts)]
+            [
+                Score(value=verdict.value, reason=verdict.reason)
+                for _, verdict in zip(group.rollouts, verdicts, strict=False)
+            ]
             for group in groups
         ]
 

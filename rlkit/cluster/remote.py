@@ -29,11 +29,15 @@ class RemoteEngines:
         """Draw `n` completions for each prompt, in the order of the prompts."""
         per_engine = -(-len(prompts) // len(self.actors))
         shares = [prompts[i : i + per_engine] for i in range(0, len(prompts), per_engine)]
-        running = [actor.generate.remote(share, n, sampling) for actor, share in zip(self.actors, shares)]
+        running = [actor.generate.remote(share, n, sampling) for actor, share in zip(self.actors, shares, strict=False)]
         with self.console.bar("sampling", len(prompts) * n, "rollouts") as bar:
             while ray.wait(running, num_returns=len(running), timeout=POLL_S)[1]:
-                bar.set(sum(ray.get([actor.finished.remote() for actor in self.actors[: len(shares)]])))
+                bar.set(self.finished())
         return list(chain.from_iterable(ray.get(running)))
+
+    def finished(self) -> int:
+        """Rollouts that the running `generate` has finished, on all engines."""
+        return sum(ray.get([actor.finished.remote() for actor in self.actors]))
 
     def load(self, weights: Weights, version: int) -> None:
         """Replace the weights of every engine."""
@@ -61,7 +65,9 @@ class RemoteTrainer:
     def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
         """Take one optimiser step on the whole batch, spread over the ranks."""
         shares = shard(batch, len(self.actors))
-        stats = ray.get([actor.update.remote(share, loss, lr) for actor, share in zip(self.actors, shares, strict=True)])
+        stats = ray.get(
+            [actor.update.remote(share, loss, lr) for actor, share in zip(self.actors, shares, strict=True)]
+        )
         # Every rank's numbers are weighted by its share of the batch, so they add up.
         return UpdateStats(
             loss=sum(stat.loss for stat in stats),

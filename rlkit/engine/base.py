@@ -18,6 +18,10 @@ class Engine(Protocol):
         """Draw `n` completions for each prompt, in the order of the prompts."""
         ...
 
+    def finished(self) -> int:
+        """Rollouts that the running `generate` has finished; another thread may ask."""
+        ...
+
     def load(self, weights: Weights, version: int) -> None:
         """Replace all weights; rollouts made from now on carry `version`."""
         ...
@@ -27,7 +31,7 @@ class Engine(Protocol):
         ...
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Run one sequence and return the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        """Run one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...
 
 

@@ -53,6 +53,7 @@ class TorchEngine:
         self.decode = decode
         self.max_batch = max_batch
         self.version = 0
+        self._finished = 0
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
         """Draw `n` completions for each prompt, in the order of the prompts."""
@@ -61,12 +62,17 @@ class TorchEngine:
             for i, prompt in enumerate(prompts)
             for j in range(n)
         ]
+        self._finished = 0
         # A wave holds whole groups where it can, so that each prompt is run once.
         wave = self.max_batch - self.max_batch % n if n <= self.max_batch else self.max_batch
         for start in range(0, len(drafts), wave):
             self._write(prompts, drafts[start : start + wave], sampling)
         rollouts = [self._finish(draft) for draft in drafts]
         return [Group(prompt=p, rollouts=tuple(rollouts[i * n : (i + 1) * n])) for i, p in enumerate(prompts)]
+
+    def finished(self) -> int:
+        """Rollouts that the running `generate` has finished; another thread may ask."""
+        return self._finished
 
     def load(self, weights: Weights, version: int) -> None:
         """Replace all weights; rollouts made from now on carry `version`. ValueError if they do not fit the model."""
@@ -109,6 +115,7 @@ class TorchEngine:
                     draft.tokens.append(token)
                     draft.logprobs.append(logprob)
                     draft.stopped = token == self.eos_token_id
+                    self._finished += draft.stopped or step == sampling.max_new_tokens - 1
             running = [i for i, draft in enumerate(batch) if not draft.stopped]
             if not running or step == sampling.max_new_tokens - 1:
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu" if not os.path.exists("/dev/nvidiactl") else "cuda")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,9 +42,8 @@ class DeepSpeedStepper:
 
     def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
-        self.module, _, _, _ = deepspeed.initialize(
-            model=Policy(model), model_parameters=list(model.parameters()), config=_settings(cfg)
-        )
+        self.module, optimizer, _, _ = deepspeed.initialize(model=Policy(model), config=_settings(cfg))
+        self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
         # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
         for name, value in biases.items():
             model.get_buffer(name).data = value.to(model.get_buffer(name).device)
@@ -56,14 +56,16 @@ class DeepSpeedStepper:
 
     def step(self, lr: float) -> float:
         """Clip, update the weights, clear the gradients; returns the norm before clipping."""
-        for group in self.module.optimizer.param_groups:
+        for group in self.zero.param_groups:
             group["lr"] = lr
         self.module.step()
-        return float(self.module.get_global_grad_norm())
+        norm = self.module.get_global_grad_norm()
+        assert norm is not None
+        return float(norm)
 
     def forget(self) -> None:
         """Drop the optimiser's moments."""
-        self.module.optimizer.optimizer.state.clear()
+        self.zero.optimizer.state.clear()
 
     def save(self, folder: Path) -> None:
         """Write weights and optimiser state; all ranks call it."""

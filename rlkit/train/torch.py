@@ -1,4 +1,4 @@
-"""torch.optim.AdamW on one rank in fp32: the trainer where DeepSpeed is not wanted, and what DeepSpeed is tested against."""
+"""torch.optim.AdamW on one rank: the trainer without DeepSpeed, and what DeepSpeed is tested against."""
 
 from __future__ import annotations
 

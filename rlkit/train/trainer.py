@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -42,8 +42,10 @@ class Policy(nn.Module):
 class Stepper(Protocol):
     """An optimiser over the policy's parameters, alone or as one of several data-parallel ranks."""
 
-    module: nn.Module
-    """What forward passes go through."""
+    @property
+    def module(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """What forward passes go through: a `Policy`, or DeepSpeed around one."""
+        ...
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""

@@ -13,7 +13,9 @@ TOKENS_T = torch.arange(20) % 11
 def test_equals_a_categorical_distribution(temperature: float) -> None:
     expected = torch.distributions.Categorical(logits=LOGITS_TV.double() / temperature).log_prob(TOKENS_T)
     torch.testing.assert_close(token_logprobs(LOGITS_TV.double(), TOKENS_T, temperature), expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(token_logprobs(LOGITS_TV, TOKENS_T, temperature).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        token_logprobs(LOGITS_TV, TOKENS_T, temperature).double(), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_leading_dimensions_are_kept() -> None:

@@ -29,7 +29,8 @@ def formula(t: dict[str, Tensor], clip_low: float, clip_high: float, kl_coef: fl
     """Equation 3 and 4 of DeepSeekMath, a token at a time in Python floats."""
     total = kl_total = clipped_share = 0.0
     for i in range(len(t["logprobs_T"])):
-        new, old, ref, adv, w = (float(t[k][i]) for k in ("logprobs_T", "old_logprobs_T", "ref_logprobs_T", "advantages_T", "weights_T"))  # fmt: skip
+        names = ("logprobs_T", "old_logprobs_T", "ref_logprobs_T", "advantages_T", "weights_T")
+        new, old, ref, adv, w = (float(t[name][i]) for name in names)
         ratio = math.exp(new - old)
         clipped = min(max(ratio, 1 - clip_low), 1 + clip_high)
         kl = math.exp(ref - new) - (ref - new) - 1
@@ -40,7 +41,9 @@ def formula(t: dict[str, Tensor], clip_low: float, clip_high: float, kl_coef: fl
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("clip_low", "clip_high", "kl_coef"), [(0.2, 0.2, 0.0), (0.2, 0.28, 0.04), (10.0, 10.0, 0.001)])
+@pytest.mark.parametrize(
+    ("clip_low", "clip_high", "kl_coef"), [(0.2, 0.2, 0.0), (0.2, 0.28, 0.04), (10.0, 10.0, 0.001)]
+)
 def test_equals_the_formula_in_float64(seed: int, clip_low: float, clip_high: float, kl_coef: float) -> None:
     t = tensors(seed)
     terms = grpo_loss(**t, clip_low=clip_low, clip_high=clip_high, kl_coef=kl_coef)

@@ -41,7 +41,10 @@ def samples(batch: Batch) -> dict[tuple[int, ...], tuple[list[float], ...]]:
     for pack in batch.packs:
         assert isinstance(pack, PolicyPack)
         rows = zip(
-            *(t.split(list(pack.lengths)) for t in (pack.tokens_T, pack.weights_T, pack.advantages_T, pack.old_logprobs_T)),
+            *(
+                t.split(list(pack.lengths))
+                for t in (pack.tokens_T, pack.weights_T, pack.advantages_T, pack.old_logprobs_T)
+            ),
             strict=True,
         )
         for tokens, *numbers in rows:

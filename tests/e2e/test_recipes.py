@@ -25,7 +25,12 @@ def lines(folder: Path, stage: str) -> list[dict]:
 def test_sft_then_grpo_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sft_then_grpo.main([*TINY, *LOCAL, f"output_dir={tmp_path}"])
     printed = capsys.readouterr().out
-    for words in ("held-out accuracy before SFT", "held-out accuracy after SFT", "held-out accuracy after GRPO", "report:"):
+    for words in (
+        "held-out accuracy before SFT",
+        "held-out accuracy after SFT",
+        "held-out accuracy after GRPO",
+        "report:",
+    ):
         assert words in printed
     assert [line["step"] for line in lines(tmp_path, "sft")] == [1, 2, 3, 4]
     assert [line["step"] for line in lines(tmp_path, "grpo")] == [1, 2, 3, 4]
@@ -37,7 +42,9 @@ def test_the_trained_model_loads_elsewhere(tmp_path: Path) -> None:
     sft.main([*SFT_ONLY, *LOCAL, f"output_dir={tmp_path}"])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "1 + 2"}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1 + 2"}], add_generation_prompt=True, tokenize=False
+    )
     logits = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits
     assert torch.isfinite(logits).all()
 

@@ -260,7 +260,12 @@ def test_an_empty_pack_changes_nothing_and_still_runs() -> None:
     assert isinstance(first, PolicyPack)
     one = torch.zeros(1)
     empty = PolicyPack(
-        tokens_T=first.tokens_T[:1], lengths=(1,), weights_T=one, advantages_T=one, old_logprobs_T=one, ref_logprobs_T=one
+        tokens_T=first.tokens_T[:1],
+        lengths=(1,),
+        weights_T=one,
+        advantages_T=one,
+        old_logprobs_T=one,
+        ref_logprobs_T=one,
     )
     with_empty, without = make_trainer("torch"), make_trainer("torch")
     with_empty.update(replace(batch, packs=(*batch.packs, empty)), GrpoLoss(), 1e-2)

@@ -26,7 +26,7 @@ check: $(VENV)/.dev ## lint, formatting, types, import direction, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/architecture.py
 
 format: $(VENV)/.dev ## rewrite the code in the project's style

@@ -157,13 +157,17 @@ def write_inputs(job: Job, folder: Path) -> None:
 
 @torch.no_grad()
 def forbid(model: DeepseekV3, token: int) -> None:
-    """Give one token a logit near -200 wherever it stands, so that sampling never draws it.
+    """Give one token a logit below -100 wherever it stands, so that sampling never draws it.
 
-    Dimension 0 of the residual stream becomes a constant that no block and no other token's row reads.
+    Dimension 0 of the residual stream becomes a constant that no block reads or writes, and only this token's row of
+    the head reads it.
     """
-    model.model.embed_tokens.weight[:, 0] = 0.3
+    model.model.embed_tokens.weight[:, 0] = 0.5
     for block in model.model.blocks():
         block.input_layernorm.weight[0] = 0
         block.post_attention_layernorm.weight[0] = 0
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+            weight.select(-2, 0).zero_()  # rows are outputs; experts are stacked before them
     model.lm_head.weight[:, 0] = 0
-    model.lm_head.weight[token, 0] = -20
+    model.lm_head.weight[token, 0] = -100

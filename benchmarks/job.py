@@ -150,7 +150,7 @@ def write_inputs(job: Job, folder: Path) -> None:
     model.save_checkpoint(folder / "model", dtype="fp32")
     tokenizer.save_pretrained(folder / "model")
     draw = random.Random(job.seed)
-    questions = [" + ".join(str(draw.randint(10, 99)) for _ in range(4)) for _ in range(job.num_prompts + 1)]
+    questions = [" + ".join(str(draw.randint(10, 99)) for _ in range(3)) for _ in range(job.num_prompts + 1)]
     lines = [json.dumps({"question": question}) for question in questions]
     (folder / "questions.jsonl").write_text("\n".join(lines))
 

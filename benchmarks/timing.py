@@ -44,9 +44,9 @@ class Summary:
 
 
 def busy_seconds() -> float:
-    """CPU seconds that the machine has worked since it started, all cores together."""
+    """CPU seconds that were not idle since the machine started, all cores together; those a host kept count, too."""
     times = psutil.cpu_times()
-    return times.user + times.nice + times.system
+    return times.user + times.nice + times.system + times.steal
 
 
 def used_by(*processes: psutil.Process) -> float:

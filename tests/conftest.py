@@ -21,6 +21,8 @@ ENDS_WITH_US = b"multiprocessing.resource_tracker"
 
 
 def pytest_configure() -> None:
+    # The models of the tests are too small to share: with two threads most of the time goes into waiting.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')} {MARK}"  # a session inside a session has both marks
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 TINY = [
     "data.train_size=200",
     "data.eval_size=20",
-    "data.tasks.chain_sum={min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1, bare: true}",
-    "model.architecture.hidden_size=48",
+    "data.tasks.chain_sum={min_terms: 3, max_terms: 3, min_digits: 1, max_digits: 1, bare: true}",
+    "model.architecture.hidden_size=64",
     "model.architecture.num_hidden_layers=2",
     "model.architecture.intermediate_size=64",
     "model.architecture.moe_intermediate_size=32",

@@ -5,11 +5,12 @@
 
 Both sides live at the same time and take turns, step by step, so that whatever else the machine does hits both alike.
 Same checkpoint (DeepSeek-V3 of 8 M random weights, fp32), same 8 prompts x 8 rollouts, same number of new tokens in
-every rollout (the end token's logit is below -100), same reward function, KL to a frozen reference, AdamW, one optimiser
-step per step. rlkit runs its recipe's loop with the parity gate on and writes its metrics. TRL runs its own trainer,
-with gradient checkpointing off, all cores, no evaluation, no checkpoints and the faster of its options that were tried
-(`job.TRL_CHOICES`). TRL lives in .trl-venv, which the first run makes; where the indexes at hand lack the CPU build of
-torch, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+every rollout (the end token's logit is below -100), same reward function, KL to a frozen reference, AdamW, one
+optimiser step per step. rlkit runs its recipe's loop with the parity gate on. TRL runs its own trainer with gradient
+checkpointing off, all cores and the fastest of its options that were tried (`job.TRL_CHOICES`). Both write their
+numbers after every step; neither evaluates or writes checkpoints. A step lasts until the next one could begin.
+TRL lives in .trl-venv, which the first run makes; where the indexes at hand lack the CPU build of torch, set
+PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for it. Results: benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations

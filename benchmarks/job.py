@@ -18,6 +18,7 @@ from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import train_tokenizer
 from rlkit.model import DeepseekV3, DeepseekV3Config
 
+END = 1
 ARCHITECTURE = DeepseekV3Config(
     vocab_size=512,
     hidden_size=256,
@@ -38,7 +39,7 @@ ARCHITECTURE = DeepseekV3Config(
     v_head_dim=32,
     max_position_embeddings=4096,
     bos_token_id=0,
-    eos_token_id=1,
+    eos_token_id=END,
     pad_token_id=2,
 )
 TRL_CHOICES = {"attn_implementation": "sdpa", "experts_implementation": "grouped_mm"}
@@ -139,14 +140,12 @@ def trl_job(job: Job, folder: Path, steps: int, prompts: Sequence[str]) -> dict[
 def write_inputs(job: Job, folder: Path) -> None:
     """Write the checkpoint with its tokenizer, and the questions, one of them held out."""
     folder.mkdir(parents=True)
-    texts = [
-        row.question for row in read_rows(load_config("grpo", GrpoRun, ["data=gsm8k", "data.eval_size=1"]).data).train
-    ]
-    tokenizer = train_tokenizer(texts[:1000], ARCHITECTURE.vocab_size)
+    gsm8k = load_config("grpo", GrpoRun, ["data=gsm8k", "data.train_size=1000", "data.eval_size=1"]).data
+    tokenizer = train_tokenizer([row.question for row in read_rows(gsm8k).train], ARCHITECTURE.vocab_size)
+    assert len(tokenizer) == ARCHITECTURE.vocab_size and tokenizer.eos_token_id == ARCHITECTURE.eos_token_id
     torch.manual_seed(job.seed)
     model = DeepseekV3(ARCHITECTURE)
-    assert ARCHITECTURE.eos_token_id is not None and tokenizer.eos_token_id == ARCHITECTURE.eos_token_id
-    forbid(model, ARCHITECTURE.eos_token_id)
+    forbid(model, END)
     model.save_checkpoint(folder / "model", dtype="fp32")
     tokenizer.save_pretrained(folder / "model")
     draw = random.Random(job.seed)

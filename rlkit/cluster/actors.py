@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import torch
 from torch import Tensor, distributed
 
 from rlkit.algo.losses import Loss
@@ -20,7 +16,6 @@ from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats
 
 BUCKET_BYTES = 2**28
 """Weights travel in pieces of at most this size (or one tensor)."""
-RENDEZVOUS_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +33,7 @@ class RemoteWeights:
 class EngineActor:
     """One engine in a process of its own; needs a second thread, which answers `finished` while the first samples."""
 
-    def __init__(self, cfg: EngineConfig, checkpoint: Path, driver: int) -> None:
-        end_with(driver)
+    def __init__(self, cfg: EngineConfig, checkpoint: Path) -> None:
         self.engine = build_engine(cfg, checkpoint)
 
     def ready(self) -> bool:
@@ -70,8 +64,7 @@ class EngineActor:
 class TrainerActor:
     """One data-parallel rank of the trainer."""
 
-    def __init__(self, rank: int, driver: int) -> None:
-        end_with(driver)
+    def __init__(self, rank: int) -> None:
         self.rank = rank
 
     def host_store(self, world_size: int) -> tuple[str, int]:
@@ -128,20 +121,3 @@ class TrainerActor:
     def load(self, folder: Path) -> None:
         """`Trainer.load` of this rank's state."""
         self.trainer.load(folder)
-
-
-def end_with(driver: int) -> None:
-    """End this process when the driver (a pid on this machine, or 0 for one elsewhere) is gone, however it went.
-
-    Ray ends actors that sit in Python soon after a kill of the driver, but not those inside a long native call.
-    """
-    if not driver:
-        return
-    torch.set_num_threads(1)
-
-    def watch() -> None:
-        while os.path.exists(f"/proc/{driver}"):
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

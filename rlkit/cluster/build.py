@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from rlkit.cluster.parts import build_engine, build_gate, build_reward, build_trainer
+from rlkit.cluster.reaper import reaped
 from rlkit.config import GrpoRun, RunConfig
 from rlkit.engine.base import Engine
 from rlkit.loop import Parts
@@ -36,7 +37,7 @@ def start(cfg: RunConfig, run: Run) -> Iterator[Parts]:
     checkpoint = initial_checkpoint(cfg, run.task).absolute()
     keep_reference = isinstance(cfg, GrpoRun) and cfg.algo.loss.kl_coef > 0
     place = _in_process if cfg.cluster.kind == "local" else _on_ray
-    with place(cfg, run, checkpoint, keep_reference) as (engine, trainer, gate):
+    with reaped(), place(cfg, run, checkpoint, keep_reference) as (engine, trainer, gate):
         parts = Parts(
             engine=engine, trainer=trainer, reward=build_reward(cfg), gate=gate, max_tokens=cfg.trainer.max_tokens
         )
@@ -66,12 +67,11 @@ def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) ->
     try:
         share = min(1.0, ray.cluster_resources().get("GPU", 0) / num_actors)
         options = {"num_cpus": 1, "num_gpus": share}
-        driver = 0 if cfg.cluster.address else os.getpid()
         remote: Any = ray.remote  # its overloads do not know options
         new_engine = remote(EngineActor).options(max_concurrency=2, **options)
-        engines = [new_engine.remote(cfg.engine, checkpoint, driver) for _ in range(cfg.engine.num_engines)]
+        engines = [new_engine.remote(cfg.engine, checkpoint) for _ in range(cfg.engine.num_engines)]
         new_rank = remote(TrainerActor).options(**options)
-        ranks = [new_rank.remote(rank, driver) for rank in range(cfg.trainer.num_ranks)]
+        ranks = [new_rank.remote(rank) for rank in range(cfg.trainer.num_ranks)]
         store = ray.get(ranks[0].host_store.remote(cfg.trainer.num_ranks))
         starting = [actor.start.remote(cfg.trainer, checkpoint, keep_reference, store) for actor in ranks]
         ray.get([*starting, *(actor.ready.remote() for actor in engines)])

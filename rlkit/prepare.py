@@ -20,6 +20,7 @@ from rlkit.types import Prompt
 
 INITIAL = "initial"
 """Folder of the checkpoint that a run starts from, inside its output folder, when the model is new."""
+VLLM_CPU_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,6 @@ def prepare(cfg: RunConfig) -> Task:
     if checkpoint is not None:
         architecture = DeepseekV3Config.from_folder(checkpoint)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        _check_context(cfg, architecture)
     else:
         texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
         tokenizer = train_tokenizer(texts, cfg.model.architecture.vocab_size)
@@ -58,7 +58,7 @@ def prepare(cfg: RunConfig) -> Task:
         architecture = replace(
             cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids
         )
-        _check_context(cfg, architecture)
+    _check_fit(cfg, architecture)
     room = cfg.engine.max_model_len - longest_completion(cfg)
     demonstrations: Sequence[Demonstration] = ()
     if isinstance(cfg, SftRun):
@@ -98,7 +98,16 @@ def initial_checkpoint(cfg: RunConfig, task: Task) -> Path:
     return folder
 
 
-def _check_context(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
+def _check_fit(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
+    """Refuse a model that the engine cannot run, in words; the engine itself would fail deep inside."""
+    if cfg.engine.kind == "vllm" and not torch.cuda.is_available():
+        for key in ("hidden_size", "moe_intermediate_size"):
+            size = getattr(architecture, key)
+            if size % VLLM_CPU_MULTIPLE:
+                raise ValueError(
+                    f"model.architecture.{key}={size}: vLLM's experts on the CPU need a multiple of "
+                    f"{VLLM_CPU_MULTIPLE}; change it, or use engine=torch"
+                )
     if cfg.engine.max_model_len > architecture.max_position_embeddings:
         raise ValueError(
             f"engine.max_model_len={cfg.engine.max_model_len} is more than the model's max_position_embeddings="

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes import grpo, sft, sft_then_grpo
 from rlkit import cli
@@ -90,6 +91,13 @@ def test_batches_that_cannot_be_dealt_to_ranks(
 def test_prompts_that_cannot_be_dealt_to_engines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     printed = refusal(capsys, tmp_path, "cluster=ray", "engine.num_engines=2", "algo.prompts_per_step=3")
     assert "algo.prompts_per_step=3 cannot be dealt evenly to engine.num_engines=2" in printed
+
+
+def test_widths_that_vllm_cannot_run_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the limit is that of vLLM's CPU build, and this machine has a GPU")
+    printed = refusal(capsys, tmp_path, "cluster=ray", "engine=vllm", "model.architecture.moe_intermediate_size=48")
+    assert "model.architecture.moe_intermediate_size=48" in printed and "multiple of 32" in printed
 
 
 def test_missing_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,15 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import torch
 from torch import Tensor, distributed
 
 from rlkit.algo.losses import Loss
 from rlkit.cluster.parts import build_engine, build_trainer
 from rlkit.config import EngineConfig, TrainerConfig
-from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats
+from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats, Weights
 
 BUCKET_BYTES = 2**28
 """Weights travel in pieces of at most this size (or one tensor)."""
+
+
+def buckets(weights: Weights, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Weights in order, in lists of at most `max_bytes` (or one tensor), each tensor in memory of its own on the CPU.
+
+    Parameters are views: experts of a stack, everything of ZeRO's flat buffer. Sending a view sends all that it views.
+    """
+    bucket, size = [], 0
+    for name, tensor in weights:
+        if bucket and size + tensor.nbytes > max_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format)))
+        size += tensor.nbytes
+    yield bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +113,7 @@ class TrainerActor:
 
     def publish(self) -> RemoteWeights:
         """Put all weights into the object store, bucket by bucket."""
-        refs, bucket, size = [], [], 0
-        for name, tensor in self.trainer.weights():
-            if bucket and size + tensor.nbytes > BUCKET_BYTES:
-                refs.append(ray.put(bucket))
-                bucket, size = [], 0
-            bucket.append((name, tensor.detach().cpu()))
-            size += tensor.nbytes
-        return RemoteWeights((*refs, ray.put(bucket)))
+        return RemoteWeights(tuple(ray.put(bucket) for bucket in buckets(self.trainer.weights(), BUCKET_BYTES)))
 
     def begin_stage(self) -> None:
         """`Trainer.begin_stage`."""

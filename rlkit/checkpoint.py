@@ -40,11 +40,12 @@ def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: in
 
     Everything goes to a temporary folder first; the rename makes it a checkpoint, so a kill leaves the older one.
     """
+    for leftover in folder.glob("*.tmp"):
+        shutil.rmtree(leftover)
     final = folder / f"{position.stage}-{position.step:06d}"
     if final.exists():
         return  # written by an earlier life of this run, from the same state
     unfinished = final.with_suffix(".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     trainer.save(unfinished)
     (unfinished / STATE_FILE).write_text(json.dumps(asdict(position)))
@@ -52,7 +53,8 @@ def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: in
     unfinished.rename(final)
     _flush(folder)
     for old, _ in _complete(folder)[:-keep]:
-        shutil.rmtree(old)
+        # First out of sight: a kill while deleting must not leave half a checkpoint under its name.
+        shutil.rmtree(old.rename(old.with_suffix(".tmp")))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, Position] | None:

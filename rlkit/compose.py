@@ -25,8 +25,9 @@ from rlkit.config import GrpoRun, RunConfig, SftRun, SftThenGrpoRun, suggestion
 C = TypeVar("C")
 R = TypeVar("R", bound=RunConfig)
 RECIPES: dict[str, type[RunConfig]] = {"sft": SftRun, "grpo": GrpoRun, "sft_then_grpo": SftThenGrpoRun}
-OPEN_DICTS = ("reward.kwargs.", "data.tasks.")
-"""Below these any key may be set: they belong to the reward function and to the reasoning-gym task."""
+OPEN_DICTS = ("reward.kwargs", "data.tasks")
+"""Below these any key may be set, and `data.tasks={...}` replaces the whole: they belong to the reward function and to
+the reasoning-gym tasks."""
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
 """`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
 group is taken and this key set to the value."""
@@ -45,7 +46,7 @@ class Command:
 
 
 def parse_command(recipe: str, argv: Sequence[str]) -> Command:
-    """Split `key=value ... [--cfg job]` into overrides and flags; `--help` prints the keys and leaves."""
+    """Split `key=value ... [--cfg job]` into overrides and flags; `--help` prints the groups and leaves."""
     parser = argparse.ArgumentParser(
         prog=f"rlkit run {recipe}",
         description=f"Recipe {recipe}. Every key of configs/{recipe}.yaml and its groups can be set as key=value.",
@@ -69,6 +70,8 @@ def load_config(recipe: str, cls: type[R], overrides: Sequence[str] = ()) -> R:
 def compose_dict(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose `configs/<recipe>.yaml` with the overrides, all interpolations resolved, nothing checked but the keys."""
     GlobalHydra.instance().clear()
+    whole = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in OPEN_DICTS}
+    overrides = [word for word in overrides if word.partition("=")[0] not in OPEN_DICTS]
     try:
         with initialize_config_module("configs", version_base="1.3"):
             composed = compose(recipe, overrides=[word for override in overrides for word in _normalised(override)])
@@ -76,7 +79,11 @@ def compose_dict(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(str(error), recipe)) from error
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    composed_values = {str(key): value for key, value in resolved.items()}
+    for key, value in whole.items():
+        group, _, name = key.partition(".")
+        composed_values[group][name] = yaml.safe_load(value)
+    return composed_values
 
 
 def parse(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -119,6 +126,8 @@ def clear_errors() -> Iterator[None]:
 
 def _normalised(override: str) -> list[str]:
     key, separator, value = override.partition("=")
+    if not separator and key.startswith("~"):
+        return [override]
     if not separator:
         raise ConfigError(f"{override!r} is not an override; write key=value")
     bare = key.lstrip("+~")
@@ -131,7 +140,7 @@ def _normalised(override: str) -> list[str]:
             f"{bare}={value} is unknown; there are {', '.join(options)}{suggestion(value, options)}"
             + (f", or set {open_key} to a file" if open_key else "")
         )
-    return [f"++{bare}={value}"] if bare.startswith(OPEN_DICTS) else [override]
+    return [f"++{bare}={value}"] if bare.startswith(tuple(f"{name}." for name in OPEN_DICTS)) else [override]
 
 
 def _explain(message: str, recipe: str) -> str:
@@ -146,7 +155,9 @@ def _explain(message: str, recipe: str) -> str:
 def _problem(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "value_error":
-        return item["msg"].removeprefix("Value error, ")
+        message = item["msg"].removeprefix("Value error, ")
+        # Groups that stand in several places name only their own key.
+        return message if not item["loc"] or message.startswith(str(item["loc"][0])) else f"{key}.{message}"
     if item["type"] == "missing":
         return f"{key} is missing; give it a value"
     return f"{key}={item['input']!r} has the wrong type: {item['msg'].removeprefix('Input ')}"

@@ -105,6 +105,14 @@ class EngineConfig:
         _one_of("engine.dtype", self.dtype, ("fp32", "bf16"))
         _at_least("engine.num_engines", self.num_engines, 1)
         _at_least("engine.max_num_seqs", self.max_num_seqs, 1)
+        _at_least("engine.max_model_len", self.max_model_len, 2)
+        _at_least("engine.threads", self.threads, 0)
+        if self.memory <= 0:
+            raise ValueError(
+                f"engine.memory={self.memory} must be above 0: GiB on a CPU, a share of the device on a GPU"
+            )
+        if self.kind == "torch" and self.dtype != "fp32":
+            raise ValueError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +137,17 @@ class TrainerConfig:
         _one_of("trainer.dtype", self.dtype, ("fp32", "bf16"))
         _at_least("trainer.num_ranks", self.num_ranks, 1)
         _at_least("trainer.max_tokens", self.max_tokens, 1)
+        _at_least("trainer.threads", self.threads, 0)
+        _at_least("trainer.weight_decay", self.weight_decay, 0)
+        if self.grad_clip <= 0:
+            raise ValueError(f"trainer.grad_clip={self.grad_clip} must be above 0; 1.0 is usual, 1e9 clips nothing")
+        if not 0 < self.beta2 < 1:
+            raise ValueError(f"trainer.beta2={self.beta2} must lie between 0 and 1; 0.95 is usual")
+        if self.kind == "torch" and self.dtype != "fp32":
+            raise ValueError(
+                f"trainer.dtype={self.dtype} needs trainer=deepspeed, which keeps fp32 master weights; without them "
+                "small steps round to nothing"
+            )
         if self.zero_stage not in (1, 2):
             raise ValueError(f"trainer.zero_stage={self.zero_stage} is not supported; use 1 or 2")
         if self.kind == "torch" and self.num_ranks > 1:
@@ -246,6 +265,13 @@ class ParityConfig:
     num_sequences: int
     length: int
 
+    def __post_init__(self) -> None:
+        """Refuse a gate that compares nothing or lets nothing pass."""
+        if self.tolerance <= 0:
+            raise ValueError(f"parity.tolerance={self.tolerance} must be above 0; 1e-4 is the limit in fp32")
+        _at_least("parity.num_sequences", self.num_sequences, 1)
+        _at_least("parity.length", self.length, 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
@@ -267,6 +293,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Refuse to keep none."""
+        _at_least("checkpoint.every", self.every, 0)
         _at_least("checkpoint.keep", self.keep, 1)
 
 

@@ -7,6 +7,7 @@ left out: sampling ahead of training (every rollout comes from the newest weight
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,7 @@ def train(
     """
     for step in range(start + 1, cfg.steps + 1):
         rows = rows_for_step(len(prompts), cfg.prompts_per_step, step - 1, seed)
-        stats = grpo_step(step, [prompts[row] for row in rows], parts, cfg, seed)
+        stats = grpo_step(step, distinct([prompts[row] for row in rows]), parts, cfg, seed)
         if cfg.refresh_reference_every and step % cfg.refresh_reference_every == 0:
             parts.trainer.refresh_reference()
         yield step, stats
@@ -104,6 +105,16 @@ def grpo_step(step: int, prompts: Sequence[Prompt], parts: Parts, cfg: AlgoConfi
         update=average(updates),
         parity=parity,
     )
+
+
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts with ids of their own: where two epochs meet, one may come twice, and its seeds come from its id."""
+    seen = Counter[str]()
+    renamed = []
+    for prompt in prompts:
+        seen[prompt.id] += 1
+        renamed.append(replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}") if seen[prompt.id] > 1 else prompt)
+    return renamed
 
 
 def score(groups: Sequence[Group], reward: RewardFn) -> list[ScoredGroup]:

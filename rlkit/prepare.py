@@ -16,6 +16,8 @@ from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import train_tokenizer
 from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.model.checkpoint import checkpoint_files
+from rlkit.model.weights import published_names
 from rlkit.types import Prompt
 
 INITIAL = "initial"
@@ -50,6 +52,7 @@ def prepare(cfg: RunConfig) -> Task:
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
         architecture = DeepseekV3Config.from_folder(checkpoint)
+        _check_names(checkpoint, architecture)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     else:
         texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
@@ -96,6 +99,18 @@ def initial_checkpoint(cfg: RunConfig, task: Task) -> Path:
         task.tokenizer.save_pretrained(unfinished)
         unfinished.rename(folder)
     return folder
+
+
+def _check_names(checkpoint: Path, architecture: DeepseekV3Config) -> None:
+    """Read the headers of the weight files: every tensor of the architecture must be there."""
+    found, wanted = checkpoint_files(checkpoint), published_names(architecture)
+    for what, names in (("is missing", wanted.keys() - found.keys()), ("is not known", found.keys() - wanted.keys())):
+        if names:
+            name = min(names)
+            raise ValueError(
+                f"model.path={checkpoint}: tensor {name} {what} ({len(names)} such); its config.json describes another "
+                "model, or a file is incomplete"
+            )
 
 
 def _check_fit(cfg: RunConfig, architecture: DeepseekV3Config) -> None:

@@ -97,20 +97,24 @@ class Run:
         version = step if synced else self.position.weight_version
         self.position = Position(stage=stage, step=step, weight_version=version)
         every = self.cfg.checkpoint.every
-        if step == total or (every and step % every == 0):
-            save_checkpoint(self.folder / "checkpoints", self.position, parts.trainer, self.cfg.checkpoint.keep)
         if stage == "grpo" and step != total and self.cfg.evaluation.every and step % self.cfg.evaluation.every == 0:
             self.evaluate(f"GRPO step {step}", step, parts)
+        if step == total or (every and step % every == 0):
+            save_checkpoint(self.folder / "checkpoints", self.position, parts.trainer, self.cfg.checkpoint.keep)
 
     def evaluate(self, name: str, step: int, parts: Parts) -> None:
         """Measure held-out accuracy once: an evaluation that the folder already has is not repeated."""
-        if any(done.name == name for done in read_evaluations(self.folder)):
-            return
-        sampling = self.cfg.evaluation.sampling.seeded(self.cfg.seed)
-        result = evaluate(parts.engine, parts.reward, self.task.held_out, sampling, name=name, step=step)
-        write_evaluation(self.folder, result)
+        result = next((done for done in read_evaluations(self.folder) if done.name == name), None)
+        known = result is not None
+        if result is None:
+            sampling = self.cfg.evaluation.sampling.seeded(self.cfg.seed)
+            result = evaluate(parts.engine, parts.reward, self.task.held_out, sampling, name=name, step=step)
+            write_evaluation(self.folder, result)
+        # Also when it is known: a kill may have cut its line, and a line that is there is not written twice.
         values = {"accuracy": result.accuracy, "problems": result.problems, "length": result.mean_length}
         self.metrics.write("eval", step, values | {"truncated": result.truncated}, name)
+        if known:
+            return
         self.console.line(
             f"held-out accuracy {name}: {result.accuracy:.1%} of {result.problems} problems, "
             f"{result.mean_length:.1f} tokens each"

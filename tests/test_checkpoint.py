@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,22 @@ def test_steps_done_by_stage() -> None:
     assert [START.steps_done(stage, 9) for stage in ("sft", "grpo")] == [0, 0]
     assert [at("sft", 4).steps_done(stage, 9) for stage in ("sft", "grpo")] == [4, 0]
     assert [at("grpo", 4).steps_done(stage, 9) for stage in ("sft", "grpo")] == [9, 4]
+
+
+def test_a_kill_while_an_old_one_is_deleted_does_not_block_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, at("grpo", 1), Writer(), keep=1)  # type: ignore[arg-type]
+    real = shutil.rmtree
+
+    def half_deleted(path: Path, *args: object) -> None:
+        (path / STATE_FILE).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", half_deleted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, at("grpo", 2), Writer(), keep=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(shutil, "rmtree", real)
+    assert newest_checkpoint(tmp_path) == (tmp_path / "grpo-000002", at("grpo", 2))
+    save_checkpoint(tmp_path, at("grpo", 3), Writer(), keep=1)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["grpo-000003"]

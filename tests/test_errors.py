@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
 
 from recipes import grpo, sft, sft_then_grpo
 from rlkit import cli
@@ -44,6 +46,15 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str,
         ("engine=vlm", ["engine=vlm", "torch, vllm", "did you mean 'vllm'"]),
         ("trainer.dtype=fp16", ["trainer.dtype='fp16'", "fp32 or bf16"]),
         ("algo.scale=rank", ["algo.scale='rank'", "std or none"]),
+        ("trainer.grad_clip=0", ["trainer.grad_clip=0", "above 0"]),
+        ("trainer.dtype=bf16", ["trainer.dtype=bf16", "trainer=deepspeed"]),
+        ("engine.dtype=bf16", ["engine.dtype=bf16", "engine=vllm"]),
+        ("engine.memory=-1", ["engine.memory=-1", "above 0"]),
+        ("parity.tolerance=-1", ["parity.tolerance=-1", "above 0"]),
+        ("parity.num_sequences=0", ["parity.num_sequences=0", "at least 1"]),
+        ("checkpoint.every=-1", ["checkpoint.every=-1", "at least 0"]),
+        ("algo.schedule.lr=-1", ["algo.schedule.lr=-1", "above 0"]),
+        ("algo.sampling.temperature=-1", ["algo.sampling.temperature=-1", "at least 0"]),
         ("trainer.zero_stage=3", ["trainer.zero_stage=3", "use 1 or 2"]),
         ("algo.group_size=1", ["algo.group_size=1", "at least 2"]),
         ("algo.sampling.temperature=0", ["algo.sampling.temperature=0", "use 1.0"]),
@@ -144,6 +155,28 @@ def test_model_path_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tm
     (tmp_path / "empty").mkdir()
     printed = refusal(capsys, tmp_path, f"model.path={tmp_path}/empty")
     assert "config.json" in printed
+
+
+def test_a_checkpoint_with_a_tensor_missing_or_cut_short(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sft.main([*LOCAL, f"output_dir={tmp_path}/sft", "sft.steps=0", "evaluation.sampling.max_new_tokens=2"])
+    file = tmp_path / "sft" / "model" / "model.safetensors"
+    tensors, whole = load_file(file), file.read_bytes()
+    capsys.readouterr()
+    lost = "model.layers.1.mlp.experts.2.up_proj.weight"
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, metadata={"format": "pt"})
+    assert f"tensor {lost} is missing" in refusal(capsys, tmp_path, f"model.path={file.parent}")
+    file.write_bytes(whole[:-100])
+    assert "cut short" in refusal(capsys, tmp_path, f"model.path={file.parent}")
+
+
+def test_tasks_can_be_replaced_as_a_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    for override, shown in (
+        ("data.tasks={gcd: {}, chain_sum: {min_terms: 3}}", {"gcd": {}, "chain_sum": {"min_terms": 3}}),
+        ("data.tasks={gcd: {max_numbers: 3}}", {"gcd": {"max_numbers": 3}}),
+    ):
+        grpo.main([override, "--cfg", "job"])
+        printed = capsys.readouterr().out.split("\nparameters")[0]
+        assert yaml.safe_load(printed)["data"]["tasks"] == shown
 
 
 def test_resume_from_something_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

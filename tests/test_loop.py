@@ -13,7 +13,7 @@ from torch import Tensor
 from rlkit.algo import GrpoLoss, Loss, Schedule
 from rlkit.config import AlgoConfig, SamplingConfig
 from rlkit.engine.base import rollout_seed
-from rlkit.loop import Parts, average, grpo_step, is_flat, train
+from rlkit.loop import Parts, average, distinct, grpo_step, is_flat, train
 from rlkit.types import (
     Batch,
     Group,
@@ -236,3 +236,11 @@ def test_phases_are_timed() -> None:
     values = grpo_step(1, PROMPTS[:2], parts, CFG, seed=0).values()
     assert {"sample_s", "score_s", "train_s", "sync_s", "sample_tok_s", "train_tok_s"} <= values.keys()
     assert all(values[key] > 0 for key in ("sample_s", "train_s"))
+
+
+def test_a_prompt_that_comes_twice_in_a_step_gets_seeds_of_its_own() -> None:
+    """Five prompts, two a step: the third step holds the last of one epoch and the first of the next."""
+    parts, log = make()
+    list(train(parts, PROMPTS[:1], replace(CFG, steps=2), seed=0, start=0))
+    assert len(set(log.seeds)) == len(log.seeds) == 2 * 2 * 4
+    assert [prompt.id for prompt in distinct([PROMPTS[0], PROMPTS[1], PROMPTS[0]])] == ["p0", "p1", "p0#2"]

@@ -23,11 +23,11 @@ class Schedule:
     def __post_init__(self) -> None:
         """Refuse rates and kinds that mean nothing."""
         if self.lr <= 0:
-            raise ValueError(f"schedule.lr={self.lr} must be above 0")
+            raise ValueError(f"lr={self.lr} must be above 0")
         if self.warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps={self.warmup_steps} must be 0 or more")
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or more")
         if self.kind not in SCHEDULES:
-            raise ValueError(f"schedule.kind={self.kind!r} is unknown; use one of {', '.join(SCHEDULES)}")
+            raise ValueError(f"kind={self.kind!r} is unknown; use one of {', '.join(SCHEDULES)}")
 
     def at(self, step: int, num_steps: int) -> float:
         """Learning rate of step 1..num_steps.

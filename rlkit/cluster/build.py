@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from rlkit.cluster.remote import RemoteEngines
 
 OBJECT_STORE_BYTES = 2**29
-"""Least size of Ray's object store: batches and rollouts; the weights of a sync come on top."""
+"""Of Ray's object store, for batches and rollouts; room for two syncs' weights in fp32 comes on top."""
 
 # Idle threads of one actor must sleep, not spin: engine and trainer take turns on the same cores.
 ACTOR_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -63,10 +64,10 @@ def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) ->
 
     num_actors = cfg.engine.num_engines + cfg.trainer.num_ranks
     run.console.line(f"starting {cfg.engine.num_engines} engine(s) and {cfg.trainer.num_ranks} trainer rank(s) on Ray")
-    _init_ray(cfg, num_actors)
+    weight_bytes = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    _init_ray(cfg, num_actors, weight_bytes)
     try:
-        share = min(1.0, ray.cluster_resources().get("GPU", 0) / num_actors)
-        options = {"num_cpus": 1, "num_gpus": share}
+        options = {"num_cpus": 1, "num_gpus": gpu_share(int(ray.cluster_resources().get("GPU", 0)), num_actors)}
         remote: Any = ray.remote  # its overloads do not know options
         new_engine = remote(EngineActor).options(max_concurrency=2, **options)
         engines = [new_engine.remote(cfg.engine, checkpoint) for _ in range(cfg.engine.num_engines)]
@@ -85,11 +86,20 @@ def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) ->
         ray.shutdown()
 
 
-def _init_ray(cfg: RunConfig, num_actors: int) -> None:
+def gpu_share(num_gpus: int, num_actors: int) -> float:
+    """GPUs for each actor: one, or 1 / k of one when k actors have to share it (Ray splits no actor over two)."""
+    if not num_gpus:
+        return 0.0
+    return 1.0 if num_gpus >= num_actors else 1 / math.ceil(num_actors / num_gpus)
+
+
+def _init_ray(cfg: RunConfig, num_actors: int, weight_bytes: int) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray runs its workers at niceness 15: beside any other busy program the run would all but stand still.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if cfg.cluster.address:
         ray.init(address=cfg.cluster.address, runtime_env={"env_vars": ACTOR_ENV}, logging_level=logging.WARNING)
         return
@@ -101,6 +111,6 @@ def _init_ray(cfg: RunConfig, num_actors: int) -> None:
         num_cpus=max(num_actors, os.cpu_count() or 1),
         num_gpus=torch.cuda.device_count(),
         include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=OBJECT_STORE_BYTES + 4 * weight_bytes,
         logging_level=logging.WARNING,
     )

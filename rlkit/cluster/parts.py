@@ -38,6 +38,7 @@ def build_engine(cfg: EngineConfig, checkpoint: Path) -> Engine:
         )
     from rlkit.engine.torch import TorchEngine
 
+    torch.set_num_threads(threads)
     model = DeepseekV3.from_checkpoint(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     assert model.config.eos_token_id is not None

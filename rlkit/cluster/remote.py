@@ -44,7 +44,7 @@ class RemoteEngines:
         ray.get([actor.load.remote(weights, version) for actor in self.actors])
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs from the first engine; `gate_each` looks at the others."""
+        """Log-probs from the first engine; the gate takes the engines one by one (`each`)."""
         return ray.get(self.actors[0].logprobs.remote(sequences))
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:

@@ -10,11 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu" if not os.path.exists("/dev/nvidiactl") else "cuda")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+import torch
+
+# DeepSpeed looks for a GPU, not for a torch that can use it, and reads this while it is imported.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
-import torch
 from deepspeed.ops import __compatible_ops__
 from torch import Tensor, distributed
 

@@ -18,7 +18,7 @@ class TorchStepper:
     """A `Stepper` in one process."""
 
     def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
-        self.module = Policy(model)
+        self.module = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"))
         self.grad_clip = cfg.grad_clip
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=0.0, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay

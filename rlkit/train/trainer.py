@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlkit.algo.logprobs import chunked_logprobs
@@ -18,6 +18,8 @@ from rlkit.model import DeepseekV3
 from rlkit.model.trace import trace
 from rlkit.model.weights import checkpoint_weights
 from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
+
+REFERENCE_FILE = "reference.pt"
 
 
 class Policy(nn.Module):
@@ -71,8 +73,10 @@ class Stepper(Protocol):
 class ModelTrainer:
     """A `Trainer` over one model and one stepper; with several ranks each holds one and gets its share of a batch."""
 
-    def __init__(self, model: DeepseekV3, stepper: Stepper, *, keep_reference: bool, device: str = "cpu") -> None:
-        self.model, self.stepper, self.device = model, stepper, device
+    def __init__(self, model: DeepseekV3, stepper: Stepper, *, keep_reference: bool) -> None:
+        """The stepper has put the model on its device; the reference goes there too."""
+        self.model, self.stepper = model, stepper
+        self.device = model.lm_head.weight.device
         self.reference = Policy(frozen_copy(model)) if keep_reference else None
 
     def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
@@ -90,7 +94,9 @@ class ModelTrainer:
                 trained_T = pack.weights_T != 0
                 gaps_T = (logprobs_T.detach() - pack.old_logprobs_T).abs()[trained_T]
                 gap = max(gap, float(gaps_T.max()) if gaps_T.numel() else 0.0)
+        require_finite(float(totals[0]), f"the loss is {float(totals[0])}, so no step was taken")
         grad_norm = self.stepper.step(lr)
+        require_finite(grad_norm, f"the gradient norm is {grad_norm}, so the weights are lost")
         mean_loss, entropy, kl, clip_fraction = totals.tolist()
         return UpdateStats(
             loss=mean_loss,
@@ -145,14 +151,14 @@ class ModelTrainer:
         self.stepper.save(folder)
         torch.save(torch.get_rng_state(), folder / f"rng-{_rank()}.pt")
         if self.reference is not None and _rank() == 0:
-            save_file(dict(self.reference.model.state_dict()), folder / "reference.safetensors")
+            torch.save(self.reference.model.state_dict(), folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit."""
         self.stepper.load(folder)
         torch.set_rng_state(torch.load(folder / f"rng-{_rank()}.pt"))
         if self.reference is not None:
-            self.reference.model.load_state_dict(load_file(folder / "reference.safetensors"))
+            self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE))
 
 
 def frozen_copy(model: DeepseekV3) -> DeepseekV3:
@@ -160,10 +166,16 @@ def frozen_copy(model: DeepseekV3) -> DeepseekV3:
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
-def to_device(pack: Pack, device: str) -> Pack:
+def require_finite(value: float, what: str) -> None:
+    """Stop a run that has left the numbers; FloatingPointError says what to do."""
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"{what}; start again with resume=auto from the last checkpoint and a lower schedule.lr"
+        )
+
+
+def to_device(pack: Pack, device: torch.device) -> Pack:
     """The pack with its tensors on a device."""
-    if device == "cpu":
-        return pack
     moved = {name: value.to(device) for name, value in _tensors(pack).items()}
     return replace(pack, **moved)
 

@@ -38,9 +38,9 @@ def test_the_first_step_already_learns(kind: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.0}, "schedule.lr=0.0 must be above 0"),
-        ({"warmup_steps": -1}, "schedule.warmup_steps=-1 must be 0 or more"),
-        ({"kind": "cosin"}, "schedule.kind='cosin' is unknown"),
+        ({"lr": 0.0}, "lr=0.0 must be above 0"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must be 0 or more"),
+        ({"kind": "cosin"}, "kind='cosin' is unknown"),
     ],
 )
 def test_meaningless_schedules_are_refused(change: dict, message: str) -> None:

@@ -204,12 +204,14 @@ def test_saved_state_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
     first = make_trainer(kind)
     steps(first, range(3))
     first.save(tmp_path)
+    random_state = torch.get_rng_state()
     second = make_trainer(kind)
+    torch.rand(5)
     second.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), random_state)
     steps(second, range(3, 5))
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(second)[name], tensor), name
-    assert torch.equal(torch.get_rng_state(), torch.get_rng_state())
 
 
 @pytest.mark.parametrize("kind", ["torch", "deepspeed"])
@@ -273,3 +275,31 @@ def test_an_empty_pack_changes_nothing_and_still_runs() -> None:
     without.update(batch, GrpoLoss(), 1e-2)
     for name, tensor in weights(without).items():
         torch.testing.assert_close(weights(with_empty)[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_a_model_with_tied_embeddings_saves_its_reference(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DeepseekV3(replace(ARCHITECTURE, tie_word_embeddings=True))
+    trainer = ModelTrainer(model, TorchStepper(model, CFG), keep_reference=True)
+    trainer.save(tmp_path)
+    trainer.update(demonstrations(), SftLoss(), 1e-2)
+    trainer.load(tmp_path)
+    assert trainer.reference is not None
+    assert torch.equal(trainer.reference.model.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step() -> None:
+    trainer = make_trainer("torch")
+    before = weights(trainer)
+    [batch] = rollouts()
+    spoiled = tuple(replace(p, old_logprobs_T=p.old_logprobs_T * float("nan")) for p in batch.packs)  # type: ignore[call-arg, attr-defined]
+    with pytest.raises(FloatingPointError, match=r"the loss is nan, so no step was taken; .* lower schedule.lr"):
+        trainer.update(replace(batch, packs=spoiled), GrpoLoss(), 1e-2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(trainer).items())
+
+
+def test_a_gradient_that_is_no_number_stops_the_run() -> None:
+    trainer = make_trainer("torch")
+    trainer.model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"the gradient norm is (nan|inf)"):
+        trainer.update(demonstrations(), SftLoss(), 1e-2)

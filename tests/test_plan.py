@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlkit.compose import load_config
+from rlkit.config import GrpoRun, SftRun, SftThenGrpoRun
+from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.plan import derived, parameters
+
+
+def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active() -> None:
+    """Section 1 of the paper (arXiv:2412.19437); nothing is allocated."""
+    total, active = parameters(DeepseekV3Config())
+    assert round(total / 1e9) == 671
+    assert 36.5e9 < active < 38e9
+
+
+def test_the_tiny_model_is_counted_as_built() -> None:
+    architecture = load_config("grpo", GrpoRun).model.architecture
+    total, active = parameters(architecture)
+    assert total == sum(parameter.numel() for parameter in DeepseekV3(architecture).parameters())
+    # 3 layers with 8 experts of 3 matrices, of which a token passes 2
+    idle = 3 * 6 * 3 * architecture.hidden_size * architecture.moe_intermediate_size
+    assert active == total - idle
+
+
+def rows(recipe: str, cls: type, *overrides: str) -> dict[str, str]:
+    return dict(derived(load_config(recipe, cls, overrides), None))
+
+
+def test_numbers_of_a_grpo_step_by_hand() -> None:
+    found = rows(
+        "grpo",
+        GrpoRun,
+        "algo.prompts_per_step=6",
+        "algo.group_size=4",
+        "algo.minibatches=3",
+        "algo.sampling.max_new_tokens=10",
+    )
+    assert "6 groups x 4 rollouts = 24" in found["GRPO"]
+    assert "at most 240 sampled" in found["tokens per step"]
+    assert found["optimiser steps"] == "3 a step on 8 rollouts each"
+    assert "SFT" not in found
+
+
+def test_numbers_of_sft_by_hand() -> None:
+    found = rows("sft", SftRun, "sft.steps=100", "sft.batch_size=32", "data.train_size=1600", "trainer.num_ranks=2")
+    assert found["SFT"] == "100 steps x 32 demonstrations, 2.00 epochs of 1,600; 16 per rank"
+    assert "GRPO" not in found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bytes_per_parameter"),
+    [
+        ([], 4 + 4 + 4 + 12),  # weights, gradients, reference, AdamW
+        (["algo.loss.kl_coef=0"], 4 + 4 + 12),
+        (["trainer.dtype=bf16"], 2 + 4 + 2 + 12),
+        (["trainer.num_ranks=2"], 4 + 4 + 4 + 6),
+    ],
+)
+def test_memory_of_a_rank_by_hand(overrides: list[str], bytes_per_parameter: int) -> None:
+    cfg = load_config("sft_then_grpo", SftThenGrpoRun, overrides)
+    total, _ = parameters(cfg.model.architecture)
+    expected = f"{total * bytes_per_parameter / 2**30:.3f} GiB a rank"
+    assert dict(derived(cfg, None))["trainer memory"].startswith(expected)
+
+
+def test_the_plan_does_not_touch_the_random_state() -> None:
+    before = torch.get_rng_state()
+    parameters(DeepseekV3Config())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,97 @@
+"""SFT and evaluation with a real trainer and engine, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from rlkit.algo import Schedule
+from rlkit.config import SftConfig
+from rlkit.data.prompts import Demonstration
+from rlkit.evaluate import evaluate
+from rlkit.sft import finetune
+from rlkit.types import Group, Prompt, Rollout, Sampling, Score
+from tests.train.test_trainer import make_trainer, weights
+
+CFG = SftConfig(
+    steps=30,
+    batch_size=8,
+    think_share=1.0,
+    schedule=Schedule(lr=1e-2, warmup_steps=0, kind="constant", final_ratio=1.0),
+)
+SHOWN = tuple(
+    Demonstration(prompt=Prompt(id=str(i), tokens=(2, 10 + i, 3), text="", meta={}), completion=(30 + i, 31 + i, 1))
+    for i in range(8)
+)
+
+
+def test_demonstrations_are_learned() -> None:
+    trainer = make_trainer("torch")
+    stats = [stats for _, stats in finetune(trainer, SHOWN, CFG, max_tokens=64, seed=0, start=0)]
+    assert stats[-1].loss < 0.2 < 2 < stats[0].loss
+    sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
+    # the loss is that of the completions alone: prompts, which no one can predict, stay unlearned
+    learned = torch.tensor([row[2:] for row in trainer.logprobs(sequences)])
+    assert learned.exp().min() > 0.5
+    assert -learned.mean().item() == pytest.approx(stats[-1].loss, abs=0.1)
+
+
+def test_a_stage_that_continues_equals_one_that_was_not_interrupted() -> None:
+    whole, halves = make_trainer("torch"), make_trainer("torch")
+    list(finetune(whole, SHOWN, CFG, max_tokens=64, seed=3, start=0))
+    for step, _ in finetune(halves, SHOWN, CFG, max_tokens=64, seed=3, start=0):
+        if step == 11:
+            break
+    seen = [step for step, _ in finetune(halves, SHOWN, CFG, max_tokens=64, seed=3, start=11)]
+    assert seen == list(range(12, 31))
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(halves)[name], tensor), name
+
+
+def test_first_loss_is_the_cross_entropy_of_the_batch() -> None:
+    trainer = make_trainer("torch")
+    sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
+    expected = -torch.tensor([row[2:] for row in trainer.logprobs(sequences)]).double().mean().item()
+    _, stats = next(finetune(trainer, SHOWN, CFG, max_tokens=20, seed=0, start=0))
+    assert stats.loss == pytest.approx(expected, rel=1e-5)
+    assert stats.tokens == 8 * 6
+
+
+class Parrot:
+    """Answers every question with its id."""
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
+        assert n == 1
+        return [Group(prompt=prompt, rollouts=(self.rollout(prompt),)) for prompt in prompts]
+
+    def rollout(self, prompt: Prompt) -> Rollout:
+        cut = prompt.id == "2"
+        return Rollout(
+            tokens=(5,) * (int(prompt.id) + 1),
+            logprobs=(-1.0,) * (int(prompt.id) + 1),
+            text=prompt.id,
+            finish_reason="length" if cut else "stop",
+            weight_version=0,
+            seed=0,
+        )
+
+
+def judge(groups: Sequence[Group]) -> list[list[Score]]:
+    values = {"0": 1.0, "1": 0.0, "2": None, "3": 0.5}
+    return [[Score(value=values[group.prompt.id], reason=f"r{group.prompt.id}")] for group in groups]
+
+
+def test_accuracy_counts_full_marks_and_no_verdict_as_not_solved() -> None:
+    problems = [
+        Prompt(id=str(i), tokens=(1,), text=f"p{i}", meta={"question": f"q{i}", "answer": i} if i else {})
+        for i in range(4)
+    ]
+    sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=9, seed=0)
+    found = evaluate(Parrot(), judge, problems, sampling, name="x", step=7)  # type: ignore[arg-type]
+    assert (found.accuracy, found.problems, found.step, found.name) == (0.25, 4, 7, "x")
+    assert (found.mean_length, found.truncated) == (2.5, 0.25)
+    assert [sample.correct for sample in found.samples] == [True, False, False, False]
+    assert [(sample.question, sample.answer) for sample in found.samples[:2]] == [("p0", ""), ("q1", "1")]
+    assert found.samples[2].reason == "r2"

@@ -1,0 +1,42 @@
+"""Spreading a batch over ranks does not change its gradient: real DeepSpeed, one process per rank."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+
+def step(folder: Path, world_size: int, zero_stage: int, few: str) -> dict[str, Any]:
+    """What rank 0 saw of one optimiser step."""
+    out = folder / f"{world_size}-{zero_stage}-{few}.pt"
+    command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_rank", str(folder / f"store-{out.stem}")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(world_size), str(zero_stage), few, str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    for rank in ranks:
+        printed, _ = rank.communicate()
+        assert rank.returncode == 0, printed
+    return torch.load(out)
+
+
+@pytest.mark.parametrize(("zero_stage", "few"), [(1, "all"), (2, "all"), (1, "few")])
+def test_two_ranks_have_the_gradient_of_one(tmp_path: Path, zero_stage: int, few: str) -> None:
+    one, two = (step(tmp_path, world_size, zero_stage, few) for world_size in (1, 2))
+    ours = torch.cat([two["moments"][name].flatten() for name in one["moments"]])
+    theirs = torch.cat([moment.flatten() for moment in one["moments"].values()])
+    assert theirs.norm() > 0
+    assert float((ours - theirs).norm() / theirs.norm()) <= 1e-5
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)

@@ -5,26 +5,20 @@ python -m recipes.grpo model.path=outputs/sft/model key=value ...      (or: rlki
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rlkit.cluster.build import start
-from rlkit.compose import clear_errors, load_config, parse_command
 from rlkit.config import GrpoRun
 from rlkit.loop import train
-from rlkit.plan import show
-from rlkit.run import Run
+from rlkit.run import open_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe with the command line's overrides."""
-    with clear_errors():
-        command = parse_command("grpo", sys.argv[1:] if argv is None else argv)
-        cfg = load_config("grpo", GrpoRun, command.overrides)
-        task = show(cfg, print_only=command.print_only)
-        if task is None:
-            return
-        run = Run(cfg, task)
+    opened = open_run("grpo", GrpoRun, argv)
+    if opened is None:
+        return
+    cfg, run = opened
     if not cfg.model.path:
         run.console.warn(
             "the model starts from random weights, and GRPO can only strengthen what it already does at times; run "
@@ -34,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.evaluate("before GRPO", 0, parts)
         done = run.position.steps_done("grpo", cfg.algo.steps)
         with run.bar("GRPO", cfg.algo.steps) as bar:
-            for step, stats in train(parts, task.prompts, cfg.algo, seed=cfg.seed, start=done):
+            for step, stats in train(parts, run.task.prompts, cfg.algo, seed=cfg.seed, start=done):
                 run.record(step, cfg.algo.steps, stats, parts)
                 bar.set(step)
         run.evaluate("after GRPO", cfg.algo.steps, parts)

@@ -5,32 +5,26 @@ python -m recipes.sft key=value ...      (or: rlkit run sft key=value ...)
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rlkit.cluster.build import start
-from rlkit.compose import clear_errors, load_config, parse_command
 from rlkit.config import SftRun
-from rlkit.plan import show
-from rlkit.run import Run
+from rlkit.run import open_run
 from rlkit.sft import finetune
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe with the command line's overrides."""
-    with clear_errors():
-        command = parse_command("sft", sys.argv[1:] if argv is None else argv)
-        cfg = load_config("sft", SftRun, command.overrides)
-        task = show(cfg, print_only=command.print_only)
-        if task is None:
-            return
-        run = Run(cfg, task)
+    opened = open_run("sft", SftRun, argv)
+    if opened is None:
+        return
+    cfg, run = opened
     with run, start(cfg, run) as parts:
         run.evaluate("before SFT", 0, parts)
         done = run.position.steps_done("sft", cfg.sft.steps)
         with run.bar("SFT", cfg.sft.steps) as bar:
             for step, stats in finetune(
-                parts.trainer, task.demonstrations, cfg.sft, max_tokens=parts.max_tokens, seed=cfg.seed, start=done
+                parts.trainer, run.task.demonstrations, cfg.sft, max_tokens=parts.max_tokens, seed=cfg.seed, start=done
             ):
                 run.record(step, cfg.sft.steps, stats, parts)
                 bar.set(step)

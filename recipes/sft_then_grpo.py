@@ -5,33 +5,27 @@ python -m recipes.sft_then_grpo key=value ...      (or: rlkit run sft_then_grpo 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rlkit.cluster.build import start
-from rlkit.compose import clear_errors, load_config, parse_command
 from rlkit.config import SftThenGrpoRun
 from rlkit.loop import train
-from rlkit.plan import show
-from rlkit.run import Run
+from rlkit.run import open_run
 from rlkit.sft import finetune
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe with the command line's overrides."""
-    with clear_errors():
-        command = parse_command("sft_then_grpo", sys.argv[1:] if argv is None else argv)
-        cfg = load_config("sft_then_grpo", SftThenGrpoRun, command.overrides)
-        task = show(cfg, print_only=command.print_only)
-        if task is None:
-            return
-        run = Run(cfg, task)
+    opened = open_run("sft_then_grpo", SftThenGrpoRun, argv)
+    if opened is None:
+        return
+    cfg, run = opened
     with run, start(cfg, run) as parts:
         run.evaluate("before SFT", 0, parts)
         done = run.position.steps_done("sft", cfg.sft.steps)
         with run.bar("SFT", cfg.sft.steps) as bar:
             for step, stats in finetune(
-                parts.trainer, task.demonstrations, cfg.sft, max_tokens=parts.max_tokens, seed=cfg.seed, start=done
+                parts.trainer, run.task.demonstrations, cfg.sft, max_tokens=parts.max_tokens, seed=cfg.seed, start=done
             ):
                 run.record(step, cfg.sft.steps, stats, parts)
                 bar.set(step)
@@ -39,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.evaluate("after SFT", 0, parts)
         done = run.position.steps_done("grpo", cfg.algo.steps)
         with run.bar("GRPO", cfg.algo.steps) as bar:
-            for step, stats in train(parts, task.prompts, cfg.algo, seed=cfg.seed, start=done):
+            for step, stats in train(parts, run.task.prompts, cfg.algo, seed=cfg.seed, start=done):
                 run.record(step, cfg.algo.steps, stats, parts)
                 bar.set(step)
         run.evaluate("after GRPO", cfg.algo.steps, parts)

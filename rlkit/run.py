@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import yaml
 
 from rlkit.checkpoint import START, Position, newest_checkpoint, save_checkpoint
-from rlkit.compose import flat_keys, to_yaml
+from rlkit.compose import clear_errors, flat_keys, load_config, parse_command, to_yaml
 from rlkit.config import RunConfig
 from rlkit.evaluate import evaluate
 from rlkit.loop import Parts
 from rlkit.model import DeepseekV3
 from rlkit.model.weights import load_weights
+from rlkit.plan import show
 from rlkit.prepare import Task
 from rlkit.sft import SftStats
 from rlkit.types import StepStats
@@ -24,6 +27,7 @@ from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, wr
 from rlkit.watch.console import Bar
 from rlkit.watch.metrics import write_atomic
 
+R = TypeVar("R", bound=RunConfig)
 CONFIG_FILE = "config.yaml"
 MODEL = "model"
 """Folder of the trained model, inside the output folder."""
@@ -31,6 +35,18 @@ MAY_CHANGE = ("resume", "dry_run", "output_dir", "cluster.address", "logging.", 
 """Keys that may differ when a run goes on; any other would make it another run."""
 SFT_LINES = 20
 """Lines that an SFT stage prints; metrics.jsonl has every step."""
+
+
+def open_run(recipe: str, cls: type[R], argv: Sequence[str] | None) -> tuple[R, Run] | None:
+    """From a command line to a checked configuration and its folder; None when it only asked for a look.
+
+    Every mistake that can be seen now ends here, before anything is started: `clear_errors`.
+    """
+    with clear_errors():
+        command = parse_command(recipe, sys.argv[1:] if argv is None else argv)
+        cfg = load_config(recipe, cls, command.overrides)
+        task = show(cfg, print_only=command.print_only)
+        return None if task is None else (cfg, Run(cfg, task))
 
 
 class Run:

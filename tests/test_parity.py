@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -101,3 +102,43 @@ def test_gate_sequences_without_prompts_are_random():
 def test_nothing_to_compare_is_an_error(num, length):
     with pytest.raises(ValueError, match=f"num={num} and length={length}"):
         gate_sequences(VOCAB, num, length, seed=0, prompts=PROMPTS)
+
+
+class Spoken:
+    """Says what it is told to."""
+
+    def __init__(self, logprobs: list[float], margins: list[float]) -> None:
+        self.said, self.margins = logprobs, margins
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [self.said]
+
+    def trace(self, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
+        layers = {f"model.layers.{i}.mlp": torch.ones(len(tokens), 2) for i in range(2)}
+        clear = torch.full((len(tokens), 1), 0.5)
+        return layers | {"model.layers.0.mlp.gate": clear, "model.layers.1.mlp.gate": torch.tensor([self.margins]).T}
+
+
+@pytest.mark.parametrize(
+    ("margins", "passes"),
+    [
+        ([0.1, 0.1, 1e-6, 0.1, 0.1], True),  # the tie at position 2 may change the prediction of token 3 and later
+        ([0.1, 1e-6, 0.1, 0.1, 0.1], True),
+        ([0.1, 0.1, 0.1, 1e-6, 0.1], False),  # a tie cannot change what comes before it
+        ([0.1] * 5, False),
+    ],
+)
+def test_a_gap_behind_a_tie_is_rounding_and_any_other_is_not(margins: list[float], passes: bool) -> None:
+    trainer = Spoken([-1.0, -2.0, -1.0, -1.0], margins)
+    engine = Spoken([-1.0, -2.0 + 1e-6, -2.5, -1.0], margins)
+    if passes:
+        assert check_parity(engine, trainer, [(1, 2, 3, 4, 5)], 1e-4) <= 2e-6
+    else:
+        with pytest.raises(ParityError, match=r"= 1\.5 nats.* token 3 "):
+            check_parity(engine, trainer, [(1, 2, 3, 4, 5)], 1e-4)
+
+
+def test_a_tie_excuses_no_nan() -> None:
+    trainer = Spoken([-1.0, -2.0], [1e-6] * 3)
+    with pytest.raises(ParityError):
+        check_parity(Spoken([-1.0, float("nan")], [1e-6] * 3), trainer, [(1, 2, 3)], 1e-4)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlkit.model.config import DeepseekV3Config
-from rlkit.model.routing import choose_experts, gate_weights, router_scores
+from rlkit.model.routing import choice_margins, choose_experts, gate_weights, router_scores
 
 
 class _ScaledSwiGLU(torch.autograd.Function):
@@ -107,6 +107,13 @@ class Router(nn.Module):
         bias_E = self.e_score_correction_bias
         experts_TK = choose_experts(scores_TE, bias_E, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok)
         return gate_weights(scores_TE, experts_TK, cfg.norm_topk_prob, cfg.routed_scaling_factor), experts_TK
+
+    def margins(self, x_TD: Tensor) -> Tensor:
+        """How close each token's choice of experts is to another one, [T]; see `choice_margins`."""
+        cfg, scores_TE = self.config, router_scores(x_TD, self.weight)
+        return choice_margins(
+            scores_TE, self.e_score_correction_bias, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok
+        )
 
 
 class Experts(nn.Module):

@@ -30,6 +30,25 @@ def choose_experts(scores_TE: Tensor, bias_E: Tensor, num_groups: int, num_chose
     return biased_TE.topk(k, dim=-1, sorted=False).indices
 
 
+def choice_margins(scores_TE: Tensor, bias_E: Tensor, num_groups: int, num_chosen_groups: int, k: int) -> Tensor:
+    """How much s + bias would have to move for each token to choose otherwise, [T].
+
+    The smaller of two gaps: last chosen group to first left out, and k-th expert to the next within the chosen groups.
+    """
+    biased_TE = scores_TE.detach() + bias_E
+    margins_T = torch.full_like(biased_TE[:, 0], torch.inf)
+    if num_chosen_groups < num_groups:
+        grouped = biased_TE.unflatten(-1, (num_groups, -1))
+        ranked = grouped.topk(2, dim=-1).values.sum(-1).sort(dim=-1, descending=True)
+        margins_T = ranked.values[:, num_chosen_groups - 1] - ranked.values[:, num_chosen_groups]
+        biased_TE = grouped.gather(1, ranked.indices[:, :num_chosen_groups, None].expand(-1, -1, grouped.shape[2]))
+        biased_TE = biased_TE.flatten(1)
+    if k < biased_TE.shape[1]:
+        best = biased_TE.topk(k + 1, dim=-1).values
+        margins_T = torch.minimum(margins_T, best[:, k - 1] - best[:, k])
+    return margins_T
+
+
 def gate_weights(scores_TE: Tensor, experts_TK: Tensor, normalise: bool, scale: float) -> Tensor:
     """Weights g_i = scale * s_i / sum_chosen s_j of the chosen experts, [T, K]; the bias plays no part."""
     weights_TK = scores_TE.gather(1, experts_TK)

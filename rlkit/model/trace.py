@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.model.deepseek import DeepseekV3
+from rlkit.model.moe import Router
 
 
 def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
     """Outputs [T, D] of every block for one sequence, in order.
 
-    Keys: "model.layers.{i}.self_attn" and "model.layers.{i}.mlp" for each layer, then "model.norm".
+    Keys: "model.layers.{i}.self_attn" and "model.layers.{i}.mlp" for each layer, then "model.norm". Where a layer has a
+    router, "model.layers.{i}.mlp.gate" holds the margins of its choices, [T, 1].
     """
     outputs: dict[str, Tensor] = {}
     watched: dict[str, nn.Module] = {}
@@ -29,7 +31,16 @@ def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
 
         return keep
 
+    def keep_margins_as(name: str) -> Callable[[Router, tuple[Any, ...]], None]:
+        def keep(router: Router, args: tuple[Any, ...]) -> None:
+            outputs[name] = router.margins(args[0]).unsqueeze(-1)
+
+        return keep
+
     hooks = [module.register_forward_hook(keep_as(name)) for name, module in watched.items()]
+    for name, module in model.named_modules():
+        if isinstance(module, Router):
+            hooks.append(module.register_forward_pre_hook(keep_margins_as(name)))
     try:
         with torch.no_grad():
             model.hidden(torch.tensor(tokens, device=model.lm_head.weight.device))

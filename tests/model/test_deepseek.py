@@ -120,6 +120,8 @@ def test_trace_names_every_block_in_order_and_leaves_no_hook() -> None:
     tokens = [5, 9, 2, 77]
     found = trace(model, tokens)
     blocks = [f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn", "mlp")]
+    margins = [found.pop(f"model.layers.{i}.mlp.gate") for i in range(model.config.first_k_dense_replace, 3)]
+    assert all(margin.shape == (4, 1) and (margin >= 0).all() for margin in margins)
     assert list(found) == [*blocks, "model.norm"]
     assert all(out.shape == (4, 64) and not out.requires_grad for out in found.values())
     assert torch.equal(found["model.norm"], model.hidden(torch.tensor(tokens)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from rlkit.model.routing import choose_experts, gate_weights, router_scores
+from rlkit.model.routing import choice_margins, choose_experts, gate_weights, router_scores
 
 # One token, 8 experts in 4 groups of 2:    | group 0  | group 1  | group 2  | group 3  |
 SCORES = torch.tensor([[0.90, 0.05, 0.50, 0.45, 0.60, 0.30, 0.20, 0.10]])
@@ -54,3 +55,24 @@ def test_gradient_flows_through_the_weights_and_not_through_the_choice() -> None
     assert scores.grad is not None
     touched = scores.grad[0].nonzero().flatten().tolist()
     assert set(touched) == set(experts[0].tolist())
+
+
+@pytest.mark.parametrize(("groups", "chosen_groups", "k"), [(1, 1, 2), (4, 2, 3), (4, 4, 2), (2, 1, 4)])
+def test_choices_turn_at_their_margin_and_not_before(groups: int, chosen_groups: int, k: int) -> None:
+    """Moving every score by less than half the margin changes no choice; the margin is no wider than it must be."""
+    random = torch.Generator().manual_seed(groups * 10 + k)
+    scores_TE = torch.rand(200, 8, generator=random, dtype=torch.float64)
+    bias_E = torch.randn(8, generator=random, dtype=torch.float64) * 0.1
+    margins_T = choice_margins(scores_TE, bias_E, groups, chosen_groups, k)
+
+    def chosen(scores: torch.Tensor) -> torch.Tensor:
+        return choose_experts(scores, bias_E, groups, chosen_groups, k).sort(dim=-1).values
+
+    before, turned = chosen(scores_TE), torch.zeros(200, dtype=torch.bool)
+    for _ in range(40):
+        noise = torch.rand(200, 8, generator=random, dtype=torch.float64) * 2 - 1
+        # a group's score is a sum of two, so it moves by twice as much
+        assert torch.equal(chosen(scores_TE + noise * margins_T.unsqueeze(1) * 0.249), before)
+        turned |= (chosen(scores_TE + noise * margins_T.unsqueeze(1) * 4) != before).any(-1)
+    finite = margins_T.isfinite()
+    assert (turned[finite]).float().mean() > 0.9 or not finite.any()

@@ -1,0 +1,9 @@
+"""Runs programs that nobody has read, and says how they ended. Standard library only; Linux."""
+
+from __future__ import annotations
+
+from sandbox.box import Sandbox
+from sandbox.result import ExecResult, JobEnded, Limits, SandboxError, SandboxWarning
+from sandbox.session import Session
+
+__all__ = ["ExecResult", "JobEnded", "Limits", "Sandbox", "SandboxError", "SandboxWarning", "Session"]

@@ -1,0 +1,307 @@
+"""The walls around a job, built inside the fork server: some once, some for each job. One class per kind of level."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+
+from sandbox import kernel, landlock, paths, seccomp
+from sandbox.protocol import Job, Settings
+
+JOB_UID = 1000
+"""The user of a job inside its user namespace."""
+PR_SET_KEEPCAPS = 8
+CAP_DAC_READ_SEARCH = 1 << 2
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+WRITABLE = ("/box", "/tmp", "/dev/shm")
+ROOTS = ("/sys", "/mnt", "/media", "/srv")
+"""Folders to build the new root on: they exist nearly everywhere and nothing of an interpreter lies in them."""
+MAX_FILES = 16384
+STACK_BYTES = 64 << 20
+OPEN_FILES = 256
+
+
+def descendants(root: int) -> Iterator[int]:
+    """Ids of the processes below `root`, from /proc."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(name))
+    pending = children.pop(root, [])
+    while pending:
+        pid = pending.pop()
+        yield pid
+        pending += children.pop(pid, [])
+
+
+class Walls:
+    """What every level has: limits of the kernel per process. Alone it is level `none`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Keep what the caller told."""
+        self.settings = settings
+        self.other_processes = 0
+        """Processes that count against a job's limit besides its own."""
+
+    def enter(self, control: socket.socket) -> None:
+        """Once, after the imports. Kernel calls raise OSError."""
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+
+    def fork(self) -> int:
+        """A new process for a job."""
+        return os.fork()
+
+    def prepare(self, job: Job) -> None:
+        """In the candidate's process: make the job's folders and change into the first."""
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        for name in ("box", "tmp"):
+            os.mkdir(f"{self.settings.scratch}/{name}", 0o700)
+            if self.settings.uid is not None:
+                os.chown(f"{self.settings.scratch}/{name}", self.settings.uid, self.settings.uid)
+        os.environ.update(HOME=f"{self.settings.scratch}/box", TMPDIR=f"{self.settings.scratch}/tmp")
+        os.chdir(f"{self.settings.scratch}/box")
+
+    def confine(self, job: Job, address_space: int) -> None:
+        """In the candidate's process, before its code: give up what it must not have."""
+        os.setsid()
+        for name, soft, hard in (
+            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_CPU, job.cpu_seconds, job.cpu_seconds + 1),
+            (resource.RLIMIT_FSIZE, job.disk_bytes, job.disk_bytes),
+            (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
+            (resource.RLIMIT_STACK, STACK_BYTES, STACK_BYTES),
+            (resource.RLIMIT_AS, address_space, address_space),
+            (resource.RLIMIT_NPROC, job.processes + self.other_processes, job.processes + self.other_processes),
+        ):
+            _, most = resource.getrlimit(name)
+            within = (soft, hard) if most == resource.RLIM_INFINITY else (min(soft, most), min(hard, most))
+            resource.setrlimit(name, within)
+
+    def kill(self, pid: int) -> None:
+        """In the fork server: end a job, whose first process has not been waited for."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # all that stayed in its process group at one blow, which ends a fork bomb
+            os.killpg(pid, signal.SIGKILL)
+
+    def sweep(self) -> None:
+        """In the fork server, after `kill` and the end of the first process: nothing else of the job stays."""
+        while True:
+            left = list(descendants(os.getpid()))
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if not left:
+                break
+        for name in ("box", "tmp"):
+            paths.remove(f"{self.settings.scratch}/{name}")
+
+    def leave(self) -> None:
+        """At the end of the fork server: the caller may have been killed, so its folder is ours to remove."""
+        if self.settings.scratch:
+            paths.remove(self.settings.scratch)
+
+
+class Filtered(Walls):
+    """Plus seccomp, Landlock and an own user: level `landlock`."""
+
+    def enter(self, control: socket.socket) -> None:
+        """Build the filter; raises OSError where the kernel has no Landlock."""
+        super().enter(control)
+        self.filter = seccomp.Filter()
+        self.landlock = landlock.abi()
+        if not self.landlock and self.settings.level == "landlock":
+            raise OSError("this kernel has no Landlock")
+        if self.settings.uid is not None:
+            os.setgroups([])
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # no job may look into this process
+        visible = paths.outermost([*self.settings.visible, *paths.interpreter_paths()])
+        self.readable = [*visible, *filter(os.path.exists, DEVICES)]
+        # Root may have its interpreter in a folder of mode 700, which the job's user cannot pass: Landlock then
+        # is what says which files can be read.
+        self.kept = 0 if self.settings.uid is None or all(map(_open_to_all, visible)) else CAP_DAC_READ_SEARCH
+
+    def writable(self) -> list[str]:
+        """Where a job may write."""
+        return [f"{self.settings.scratch}/box", f"{self.settings.scratch}/tmp", "/dev/null"]
+
+    def confine(self, job: Job, address_space: int) -> None:
+        """User, capabilities, limits, Landlock, and last the filter, which forbids all of these."""
+        uid = self.settings.uid
+        if uid is not None:
+            if self.kept:
+                kernel.prctl(PR_SET_KEEPCAPS, 1)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        kernel.set_capabilities(self.kept)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of user cleared it; the fork server reads our memory use
+        if self.settings.level == "landlock" and uid is None:
+            self.other_processes = _threads_of(os.getuid())  # all of the user's count, not only those of the job
+        super().confine(job, address_space)
+        if self.landlock:
+            landlock.restrict(self.readable, self.writable(), self.landlock)
+        self.filter.install()
+
+
+class Namespaces(Filtered):
+    """Plus a private root, network, process and user tree: level `namespaces`."""
+
+    def enter(self, control: socket.socket) -> None:
+        """Leave the host. The caller maps our users when it hears "unshared", for only it has the right to."""
+        kernel.unshare(
+            kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNS
+            | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+        )  # fmt: skip
+        control.send(b"unshared")
+        if control.recv(16) != b"mapped":
+            os._exit(1)
+        pid = os.fork()  # into the new process namespace, whose first process this is: with it ends every job
+        if pid:
+            control.close()
+            os.waitpid(pid, 0)
+            os._exit(0)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._init, self._stack = 0, kernel.stack()
+        self._own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._build_root()
+        super().enter(control)
+        self.readable = ["/"]
+        self.kept = 0
+        self.other_processes = 0 if self.settings.uid is not None else 3  # the fork server's two and the init
+        kernel.drop_bounding_set()
+
+    def _build_root(self) -> None:
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+        shown = paths.outermost([*self.settings.visible, *paths.interpreter_paths()])
+        for path in shown:
+            if path.startswith(tuple(f"{folder}/" for folder in WRITABLE)):
+                raise OSError(f"{path} is needed, but a job's {', '.join(WRITABLE)} are its own: install it elsewhere")
+        root = next(root for root in ROOTS if os.path.isdir(root) and not any(path.startswith(root) for path in shown))
+        kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=1m")
+        for path in (*WRITABLE, "/job", "/proc", "/etc"):
+            os.makedirs(root + path, exist_ok=True)
+        for path in (*shown, *DEVICES):
+            target = root + path
+            if os.path.isdir(path):
+                os.makedirs(target, exist_ok=True)
+            else:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+            if path in DEVICES:
+                kernel.mount(path, target, None, kernel.MS_BIND)
+            else:
+                kernel.bind_read_only(path, target)
+        for name, line in (("passwd", f"user:x:{JOB_UID}:{JOB_UID}::/box:"), ("group", f"user:x:{JOB_UID}:")):
+            with open(f"{root}/etc/{name}", "w") as file:
+                file.write(line + "\n")
+        # The kernel allows a new /proc only next to a complete one: before the old root goes.
+        kernel.mount("proc", f"{root}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        kernel.pivot_root(root)
+        sealed = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount(None, "/", None, sealed)
+
+    def fork(self) -> int:
+        """A process in a process namespace of its own, beside an init with which the kernel ends all others.
+
+        The init only sleeps: it shares our memory, which saves a second copy of our page tables. It ignores SIGCHLD, so
+        the kernel reaps orphans.
+        """
+        kernel.unshare(kernel.CLONE_NEWPID)
+        pid, self._init = -1, 0
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            self._init = kernel.clone_sleeper(self._stack)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            pid = os.fork()
+        finally:
+            if pid:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                kernel.setns(self._own_namespace, kernel.CLONE_NEWPID)
+                if pid < 0 and self._init:
+                    self.kill(pid)
+                    self.sweep()
+        return pid
+
+    def prepare(self, job: Job) -> None:
+        """Empty writable folders on one file system of limited size, and a /proc that shows this job only."""
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else /proc/self is not ours
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # when memory runs out it is the job that goes, not the fork server
+        kernel.unshare(kernel.CLONE_NEWNS)
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount("tmpfs", "/job", "tmpfs", flags, f"mode=755,size={job.disk_bytes},nr_inodes={MAX_FILES}")
+        for path in WRITABLE:
+            folder = f"/job/{os.path.basename(path)}"
+            os.mkdir(folder, 0o700)
+            if self.settings.uid is not None:
+                os.chown(folder, self.settings.uid, self.settings.uid)
+            kernel.mount(folder, path, None, kernel.MS_BIND)
+        kernel.umount("/job")
+        kernel.mount("proc", "/proc", "proc", flags | kernel.MS_NOEXEC | kernel.MS_RDONLY)
+        os.chdir("/box")
+
+    def writable(self) -> list[str]:
+        """Where a job may write."""
+        return [*WRITABLE, "/dev/null"]
+
+    def kill(self, pid: int) -> None:
+        """With their init the kernel ends all processes, and with these their mounts and files."""
+        os.kill(self._init, signal.SIGKILL)
+
+    def sweep(self) -> None:
+        """The init is the last to go."""
+        os.waitpid(self._init, 0)
+
+
+class Contained(Namespaces):
+    """Inside a bubblewrap container that is made anew for each job: level `bwrap`."""
+
+    def enter(self, control: socket.socket) -> None:
+        """bubblewrap did the rest."""
+        Filtered.enter(self, control)
+        self.readable = ["/"]
+
+    def fork(self) -> int:
+        """The container is for this job only."""
+        return os.fork()
+
+    kill, sweep = Walls.kill, Walls.sweep
+
+    def prepare(self, job: Job) -> None:
+        """bubblewrap made the folders."""
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.chdir("/box")
+
+
+def walls(settings: Settings) -> Walls:
+    """The class for a level."""
+    kinds = {"namespaces": Namespaces, "bwrap": Contained, "landlock": Filtered, "none": Walls}
+    return kinds[settings.level](settings)
+
+
+def _open_to_all(path: str) -> bool:
+    while path != "/":
+        with suppress(OSError):
+            mode = os.stat(path).st_mode
+            if not mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH):
+                return False
+        path = os.path.dirname(path)
+    return True
+
+
+def _threads_of(uid: int) -> int:
+    total = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            total += len(os.listdir(f"/proc/{name}/task")) if os.stat(f"/proc/{name}").st_uid == uid else 0
+    return total

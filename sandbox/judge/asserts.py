@@ -1,0 +1,121 @@
+"""Judging a program by a benchmark's tests: HumanEval's `check(candidate)`, MBPP's lines of `assert f(x) == y`.
+
+An assert that is calls of the candidate inside a small expression is taken apart: the candidate gets the arguments, and
+what it returns is put into the expression here. Any other test (loops, random inputs, helper functions) runs as it is
+in a second sandboxed process, the tester, where the function is a proxy: arguments and values pass through here as
+data. So the candidate never shares a process with a test, and never sees what it expects.
+"""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from sandbox import wire
+from sandbox.box import Sandbox
+from sandbox.judge.cases import FAILURES, Case, CaseFailed, Raised, Unjudged, Verdict, ask, ended, in_session, shown
+from sandbox.judge.expressions import can_evaluate, constant, evaluate
+from sandbox.judge.plan import Plan, Split, Whole, plan
+from sandbox.result import JobEnded, Limits
+from sandbox.session import Session
+
+
+def asserts(
+    box: Sandbox,
+    code: str,
+    entry_point: str,
+    asserts: Sequence[str],
+    limits: Limits | None = None,
+    *,
+    fail_fast: bool = True,
+) -> Verdict:
+    """Run trusted test source on the function `entry_point` of a program.
+
+    The strings are read as one test module, one after another: imports and helpers of one serve the next. A function
+    `check` is called with the candidate. A name that no test defines is the candidate's. Each assert that can be taken
+    apart is a case, each other string is one. `limits.wall` seconds bound all of it.
+    Raises TestsError if a string is no Python, or if nothing in them can fail.
+    """
+    limits = limits or box.limits
+    tests = plan(asserts, entry_point)
+    with ExitStack() as stack:
+        run = _Run(box, entry_point, limits, stack)
+        return in_session(box, code, run.cases(tests), limits, fail_fast)
+
+
+class _Run:
+    """One submission: its cases, and the tester from the first test that needs it."""
+
+    def __init__(self, box: Sandbox, entry_point: str, limits: Limits, stack: ExitStack) -> None:
+        self.box, self.entry_point, self.limits, self.stack = box, entry_point, limits, stack
+        self.tester: Session | None = None
+        self.started = 0.0
+
+    def cases(self, tests: Plan) -> list[Case]:
+        cases = [partial(self._split if isinstance(case, Split) else self._whole, case) for case in tests.cases]
+        return [partial(self._first, tests.inputs, cases[0]), *cases[1:]]
+
+    def _first(self, inputs: str, case: Case, session: Session) -> None:
+        self.started, self.tester = time.monotonic(), None  # not earlier: waiting for a worker does not count
+        if inputs:
+            ask(session, "exec", inputs)
+        case(session)
+
+    def _split(self, case: Split, session: Session) -> None:
+        try:
+            holds = evaluate(case.test, self.entry_point, partial(self._ask, session))
+        except FAILURES as error:
+            raise CaseFailed(
+                "wrong", shown(f"{ast.unparse(case.test)}: {type(error).__name__}: {error}", str)
+            ) from None
+        if not holds:
+            raise CaseFailed("wrong", shown(f"not {ast.unparse(case.test)}", str))
+
+    def _ask(self, session: Session, call: ast.Call) -> Any:
+        if all(can_evaluate(value, "") for value in [*call.args, *(keyword.value for keyword in call.keywords)]):
+            args = [constant(arg) for arg in call.args]
+            kwargs = {str(keyword.arg): constant(keyword.value) for keyword in call.keywords}
+            return ask(session, "call", self.entry_point, None, args, kwargs)
+        # Arguments are no secret: what is no plain data is built where the candidate's classes are.
+        return ask(session, "eval", ast.unparse(call))
+
+    def _whole(self, case: Whole, session: Session) -> None:
+        refused: CaseFailed | None = None
+        answer = self._tell(wire.dumps(("test", case.source, self.entry_point, case.imports, case.remotes)))
+        while answer[0] == "remote":
+            function, args, kwargs = answer[1:]
+            try:
+                reply = wire.dumps(("value", ask(session, "call", function, None, args, kwargs)))
+            except Raised as error:  # which the test may expect
+                reply = wire.dumps(("raised", error.name, error.text))
+            except (CaseFailed, wire.WireError) as error:
+                reply = wire.dumps(("raised", "TypeError", "no plain data"))
+                refused = error if isinstance(error, CaseFailed) else CaseFailed("unsupported_value", str(error))
+            answer = self._tell(reply)
+        if answer[0] == "untestable":
+            raise Unjudged(f"the test calls {self.entry_point!r} with {answer[1]}; only plain data can be passed")
+        if refused:
+            raise refused
+        if answer[0] == "raised":
+            raise Raised(*answer[1:])
+        if answer[0] != "value":
+            raise CaseFailed("wrong", shown(answer))
+
+    def _tell(self, message: bytes) -> Any:
+        """Send the tester a message, which starts it the first time, and return its answer."""
+        try:
+            if self.tester is None:
+                left = max(self.limits.wall - (time.monotonic() - self.started), 0.1)
+                limits = replace(self.limits, wall=left)
+                self.tester = self.stack.enter_context(self.box.session("", limits=limits, second=True))
+            return wire.loads(self.tester.exchange(message))
+        except JobEnded as end:
+            failure = ended(end.result)
+            if failure.status == "infra":
+                raise Unjudged(failure.detail) from None
+            raise CaseFailed(failure.status, f"the test ended: {failure.detail}") from None

@@ -1,0 +1,251 @@
+"""Judging a program case by case: by what it prints, or by what its function returns."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sandbox import wire
+from sandbox.box import Sandbox
+from sandbox.result import ExecResult, JobEnded, Limits
+from sandbox.session import Session
+
+MAX_SHOWN = 200
+"""Characters of a value in a detail."""
+FAILURES = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What a comparison with the candidate's value can raise; the case fails, as under plain Python."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a submission is worth.
+
+    Example: `Verdict(status="wrong", passed=False, detail="case 2: got '4', not '5'", num_passed=2, num_cases=3)`
+    """
+
+    status: str
+    """correct, wrong, unsupported_value, or what ended the process: timeout, memory, output_limit, crashed (a signal),
+    exited, compile_error, infra."""
+    passed: bool | None
+    """None: nothing can be said of the program, for the sandbox or the test itself failed."""
+    detail: str = ""
+    """On the first case that failed."""
+    num_passed: int = 0
+    """With `fail_fast`, only cases before the first that failed."""
+    num_cases: int = 0
+
+
+class TestsError(ValueError):
+    """Tests that cannot be run, or that no program could fail; no program is judged by them."""
+
+    __test__ = False  # pytest takes a name that starts with Test for a test
+
+
+class CaseFailed(Exception):
+    """This case does not pass; the next ones still may."""
+
+    def __init__(self, status: str, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status, self.detail = status, detail
+
+
+class Raised(CaseFailed):
+    """The function raised an exception."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name, self.text = name[:MAX_SHOWN], text[:MAX_SHOWN]  # both are the candidate's to choose
+        super().__init__("memory" if name == "MemoryError" else "wrong", f"raised {self.name}: {self.text}")
+
+
+class Unjudged(Exception):
+    """The test itself cannot be run: no fault of the candidate."""
+
+
+Case = Callable[[Session], None]
+"""Puts one case to a running candidate; raises CaseFailed, Unjudged or JobEnded."""
+
+
+def stdio(
+    box: Sandbox,
+    code: str,
+    cases: Sequence[Mapping[str, str]],
+    limits: Limits | None = None,
+    *,
+    fail_fast: bool = True,
+) -> Verdict:
+    """Run a program once per case `{"stdin": str, "stdout": str}` and compare what it prints.
+
+    Blanks at the ends of lines and newlines at the end do not count; all else does. `limits.wall` (seconds) bounds all
+    cases together, the other limits each run. `fail_fast` stops at the first failure: `num_passed` then says less.
+    Raises TestsError if there are no cases or one lacks a key.
+    """
+    _check_keys(cases, ("stdin", "stdout"))
+    limits = limits or box.limits
+    wall, num_passed = limits.wall, 0
+    first: CaseFailed | None = None
+    for index, case in enumerate(cases):
+        result = box.run(code, case["stdin"], limits=replace(limits, wall=wall)) if wall > 0 else None
+        if result is None:
+            failure = CaseFailed("timeout", f"case {index}: no time left")
+        elif result.status == "infra":
+            return Verdict(status="infra", passed=None, detail=ended(result).detail, num_cases=len(cases))
+        else:
+            wall -= result.wall
+            failure = _compared(index, result, case["stdout"])
+        num_passed += failure is None
+        first = first or failure
+        if first and (fail_fast or first.status == "compile_error"):
+            break
+    return tally(first, num_passed, len(cases))
+
+
+def calls(
+    box: Sandbox,
+    code: str,
+    fn_name: str,
+    calls: Sequence[Mapping[str, Any]],
+    class_name: str | None = None,
+    limits: Limits | None = None,
+    *,
+    equal: Callable[[Any, Any], bool] = operator.eq,
+    fail_fast: bool = True,
+) -> Verdict:
+    """Call a program's function, or a method of a new `class_name()` each time, and compare what it returns.
+
+    `calls` are `{"args": [...], "kwargs": {...}, "expected": value}`; `equal(returned, expected)` decides. All run in
+    one process, within `limits.wall` seconds. Raises TestsError if there are no calls, one has no `expected`, or an
+    argument is no plain data.
+    """
+    _check_keys(calls, ("expected",))
+    cases = []
+    for index, call in enumerate(calls):
+        request = ("call", fn_name, class_name, list(call.get("args", ())), dict(call.get("kwargs", {})))
+        try:
+            wire.dumps(request)
+        except wire.WireError as error:
+            raise TestsError(f"calls[{index}] cannot be put to a program: {error}; give plain data") from None
+        cases.append(_call_case(request, call["expected"], equal))
+    return in_session(box, code, cases, limits or box.limits, fail_fast)
+
+
+def in_session(box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fail_fast: bool) -> Verdict:
+    """Put every case to one running candidate, then let it end: a bad end fails what it answered rightly.
+
+    When the sandbox itself fails, all of it is tried once more.
+    """
+    verdict = _attempt(box, code, cases, limits, fail_fast)
+    return _attempt(box, code, cases, limits, fail_fast) if verdict.status == "infra" else verdict
+
+
+def _attempt(box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fail_fast: bool) -> Verdict:
+    num_passed, first = 0, None
+    try:
+        with box.session(code, limits=limits) as session:
+            for index, case in enumerate(cases):
+                try:
+                    case(session)
+                    num_passed += 1
+                except CaseFailed as failure:
+                    first = first or CaseFailed(failure.status, f"case {index}: {failure.detail}")
+                    if fail_fast:
+                        raise  # out of the session, which does not wait for the end then
+            result = session.close()
+            if result.status != "ok":
+                first, num_passed = first or ended(result), 0
+    except CaseFailed:
+        return tally(first, num_passed, len(cases))
+    except JobEnded as end:
+        result = end.result
+        first = first or ended(result)
+    except Unjudged as reason:
+        return Verdict(status="infra", passed=None, detail=str(reason), num_cases=len(cases))
+    if result.status == "infra":
+        return Verdict(status="infra", passed=None, detail=ended(result).detail, num_cases=len(cases))
+    return tally(first, num_passed, len(cases))
+
+
+def tally(first: CaseFailed | None, num_passed: int, num_cases: int) -> Verdict:
+    """The verdict when `first` is the first failure."""
+    return Verdict(
+        status=first.status if first else "correct",
+        passed=first is None and num_passed == num_cases,
+        detail=first.detail if first else "",
+        num_passed=num_passed,
+        num_cases=num_cases,
+    )
+
+
+def ask(session: Session, *request: Any) -> Any:
+    """The value that the candidate answers with; raises CaseFailed if it raises or answers with no plain data."""
+    try:
+        answer = wire.loads(session.exchange(wire.dumps(request)))
+    except wire.WireError as error:
+        raise CaseFailed("unsupported_value", str(error)) from None
+    match answer:
+        case ("value", value):
+            return value
+        case ("raised", str(name), str(text)):
+            raise Raised(name, text)
+        case ("unsupported", str(text)):
+            raise CaseFailed("unsupported_value", shown(text, str))
+    raise CaseFailed("wrong", "an answer that is none")
+
+
+def ended(result: ExecResult) -> CaseFailed:
+    """Why a process that ended before its last answer, or badly after it, fails."""
+    lines = result.stderr.strip().splitlines() or [""]
+    status = "exited" if result.status == "ok" else result.status
+    return CaseFailed(status, shown(f"exit code {result.exit_code}, signal {result.signal}; {lines[-1]}", str))
+
+
+def shown(value: Any, text: Callable[[Any], str] = repr) -> str:
+    """A value for a detail, cut."""
+    try:
+        shown = text(value)
+    except (ValueError, RecursionError):  # an integer above 4,300 digits; nested deeply
+        shown = f"<a {type(value).__name__}>"
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[: MAX_SHOWN - 3]}..."
+
+
+def _call_case(request: tuple[Any, ...], expected: Any, equal: Callable[[Any, Any], bool]) -> Case:
+    def case(session: Session) -> None:
+        value = ask(session, *request)
+        try:
+            is_equal = equal(value, expected)
+        except FAILURES as error:
+            raise CaseFailed(
+                "wrong", shown(f"comparing {shown(value)}: {type(error).__name__}: {error}", str)
+            ) from None
+        if not is_equal:
+            raise CaseFailed("wrong", f"got {shown(value)}, not {shown(expected)}")
+
+    return case
+
+
+def _compared(index: int, result: ExecResult, expected: str) -> CaseFailed | None:
+    if result.status != "ok":
+        failure = ended(result)
+        return CaseFailed(failure.status, f"case {index}: {failure.detail}")
+    got, wanted = _lines(result.stdout), _lines(expected)
+    if got == wanted:
+        return None
+    line = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
+    pair = [shown(lines[line]) if line < len(lines) else "no such line" for lines in (got, wanted)]
+    return CaseFailed("wrong", f"case {index}, line {line}: got {pair[0]}, not {pair[1]}")
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _check_keys(cases: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    if not cases:
+        raise TestsError("there are no cases to judge by: give at least one, for a program passes none of none")
+    for index, case in enumerate(cases):
+        if missing := [key for key in keys if key not in case]:
+            raise TestsError(f"case {index} has no {missing[0]!r}; its keys: {', '.join(map(str, case)) or 'none'}")

@@ -1,0 +1,102 @@
+"""The candidate's process, from compiling to exit: like `python main.py`, without the start of an interpreter."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+FILE = "main.py"
+HEADER = 4
+"""Bytes of the big-endian length before each message of a session."""
+
+
+def compile_program(code: bytes, note_failure: Callable[[], object]) -> types.CodeType:
+    """The code object; where there is none, print Python's message, call `note_failure`, and exit with 1."""
+    try:
+        return compile(code, os.path.abspath(FILE), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+        # ValueError: null bytes; MemoryError, RecursionError: nested too deeply for the parser.
+        note_failure()
+        _print_exception(own_frames=1)
+        _leave(1)
+
+
+def run(code: types.CodeType) -> NoReturn:
+    """Execute `code` as the module `__main__` and exit as the interpreter would."""
+    main = types.ModuleType("__main__")
+    main.__file__ = code.co_filename
+    sys.modules["__main__"] = main
+    _leave(_status_of(lambda: exec(code, vars(main)), own_frames=2))
+
+
+def answer(code: str, channel: int, serve: Callable[..., None]) -> NoReturn:
+    """Let `serve` run `code` and answer messages on the socket `channel`, and exit."""
+
+    def read() -> bytes | None:
+        header = _read_exactly(channel, HEADER)
+        return None if header is None else _read_exactly(channel, int.from_bytes(header, "big"))
+
+    def write(message: bytes) -> None:
+        left = memoryview(len(message).to_bytes(HEADER, "big") + message)
+        while left:
+            left = left[os.write(channel, left) :]
+
+    _leave(_status_of(lambda: serve(code, read, write), own_frames=2))
+
+
+def _read_exactly(fd: int, size: int) -> bytes | None:
+    parts, left = [], size
+    while left:
+        part = os.read(fd, min(left, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _status_of(body: Callable[[], object], own_frames: int) -> int:
+    try:
+        body()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return (end.code or 0) & 0xFF
+        with suppress(Exception):
+            print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        _print_exception(own_frames)
+        return 1
+    return 0
+
+
+def _print_exception(own_frames: int) -> None:
+    """Call sys.excepthook with the traceback from the candidate's first frame on."""
+    kind, error, trace = sys.exc_info()
+    assert kind is not None and error is not None
+    for _ in range(own_frames):
+        trace = trace and trace.tb_next
+    with suppress(BaseException):  # the hook is the candidate's to replace
+        sys.excepthook(kind, error.with_traceback(trace), trace)
+
+
+def _leave(status: int) -> NoReturn:
+    """What multiprocessing does at the end of a forked child: threads, exit functions, streams; modules stay."""
+    try:
+        threading = sys.modules.get("threading")
+        if threading is not None:
+            threading._shutdown()
+        atexit._run_exitfuncs()
+    except BaseException:
+        status = status or 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            status = status or 120  # as the interpreter: the output is not complete
+    os._exit(status)

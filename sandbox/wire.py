@@ -1,0 +1,168 @@
+"""How values cross between the judge and a sandboxed process: tagged JSON of exact builtin types.
+
+Nothing that arrives can run code or lie about itself: `loads` makes only None, bool, int, float, complex, str, bytes,
+Ellipsis, list, tuple, dict, set and frozenset, whatever was sent. No pickle, no repr, no eval.
+What is not covered: shared references (each use is a copy), iterators, and objects of any other type.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+MAX_DEPTH = 200
+"""Containers inside each other; also what ends a list that contains itself."""
+MAX_BYTES = 4 << 20
+"""Of one message."""
+MAX_NODES = 1 << 19
+"""Values in one message: a list that holds another twice, which does the same, is small in memory and huge as JSON."""
+MAX_INT_BITS = 1 << 20
+"""The judge compares and sometimes divides: with 35,000 digits of 30 bits that takes half a second at most."""
+MAX_EQUAL_HASHES = 64
+"""Of different elements of one set: to build a set of n values of equal hash takes n * n / 2 comparisons."""
+_ENVELOPE_DEPTH = 4
+"""What a message wraps around a value."""
+
+_RAW: dict[type, Any] = {
+    int: int.__index__,
+    float: float.__float__,
+    complex: complex.__complex__,
+    str: str.__str__,
+    bytes: bytes.__bytes__,
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    list: lambda value: list(list.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+}
+"""Builtin type -> the data in an instance of it or of a subclass, whatever methods that overrides."""
+
+
+class WireError(ValueError):
+    """A value that cannot cross, or a message that is none."""
+
+
+def dumps(value: Any) -> bytes:
+    """Encode a value; raises WireError if it, or anything in it, is not plain data or is too large.
+
+    An instance of a subclass (Counter, defaultdict, a named tuple, an IntEnum) crosses as the builtin that it extends,
+    a numpy scalar as the number that it is.
+    """
+    text = json.dumps(_Encoder().encode(value, 0), separators=(",", ":"))
+    if len(text) > MAX_BYTES:
+        raise WireError(f"a message of {len(text)} bytes; at most {MAX_BYTES} cross")
+    return text.encode("ascii")
+
+
+def loads(message: bytes) -> Any:
+    """Decode a message from an untrusted process; raises WireError, and nothing else, if it is malformed."""
+    if len(message) > MAX_BYTES:
+        raise WireError(f"a message of {len(message)} bytes; at most {MAX_BYTES} cross")
+    try:
+        return _decode(json.loads(message), 0)
+    except WireError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise WireError(f"a malformed message: {type(error).__name__}") from None
+
+
+def unique(values: Iterable[Any]) -> frozenset[Any]:
+    """A frozenset of untrusted values in time linear in their number; raises WireError if too many hashes are equal."""
+    values = list(values)
+    by_hash: dict[int, list[Any]] = {}
+    for value in values:
+        equal = by_hash.setdefault(hash(value), [])
+        if value not in equal:
+            equal.append(value)
+        if len(equal) > MAX_EQUAL_HASHES:
+            raise WireError(f"more than {MAX_EQUAL_HASHES} different elements of equal hash")
+    return frozenset(values)
+
+
+class _Encoder:
+    """One message; counts the values in it."""
+
+    def __init__(self) -> None:
+        self.nodes = 0
+
+    def encode(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        self.nodes += 1
+        if depth > MAX_DEPTH + _ENVELOPE_DEPTH or self.nodes > MAX_NODES:
+            raise WireError(f"nested deeper than {MAX_DEPTH}, or more than {MAX_NODES} values")
+        if value is None or kind is bool or kind is str:
+            return value
+        if kind is int:
+            if value.bit_length() > MAX_INT_BITS:
+                raise WireError(f"an integer of {value.bit_length()} bits; at most {MAX_INT_BITS} cross")
+            # Python reads and writes hexadecimal in linear time, and refuses decimal above 4,300 digits.
+            return value if value.bit_length() < 64 else {"i": hex(value)}
+        if kind is float:
+            return value if math.isfinite(value) else {"n": repr(value)}
+        if kind is list:
+            return [self.encode(item, depth + 1) for item in value]
+        if kind is tuple or kind is set or kind is frozenset:
+            return {kind.__name__[0]: [self.encode(item, depth + 1) for item in value]}
+        if kind is dict:
+            return {"d": [[self.encode(k, depth + 1), self.encode(v, depth + 1)] for k, v in value.items()]}
+        if kind is complex:
+            return {"c": [self.encode(value.real, depth + 1), self.encode(value.imag, depth + 1)]}
+        if kind is bytes:
+            return {"b": value.hex()}
+        if value is ...:
+            return {"e": 0}
+        return self.encode(_plain(value), depth + 1)
+
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and issubclass(kind, numpy.generic):
+        return value.item()
+    for base, raw in _RAW.items():
+        if issubclass(kind, base):
+            return raw(value)
+    raise WireError(f"a value of type {kind.__name__}")
+
+
+def _decode(tree: Any, depth: int) -> Any:
+    if depth > MAX_DEPTH + _ENVELOPE_DEPTH:
+        raise WireError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(tree, list):
+        return [_decode(item, depth + 1) for item in tree]
+    if isinstance(tree, int) and tree.bit_length() > MAX_INT_BITS:
+        raise WireError("an integer too long")
+    if not isinstance(tree, dict):
+        return tree
+    [(tag, data)] = tree.items()
+    match tag, data:
+        case "t", list():
+            return tuple(_decode(item, depth + 1) for item in data)
+        case "s", list():
+            return set(unique(_decode(item, depth + 1) for item in data))
+        case "f", list():
+            return unique(_decode(item, depth + 1) for item in data)
+        case "d", list():
+            keys = [_decode(key, depth + 1) for key, _ in data]
+            unique(keys)
+            return dict(zip(keys, [_decode(value, depth + 1) for _, value in data], strict=True))
+        case "i", str() if len(data) <= MAX_INT_BITS // 4 + 3:
+            return int(data, 16)
+        case "n", "nan" | "inf" | "-inf":
+            return float(data)
+        case "c", [real, imag]:
+            return complex(*map(_real, (_decode(real, depth + 1), _decode(imag, depth + 1))))
+        case "b", str():
+            return bytes.fromhex(data)
+        case "e", _:
+            return ...
+    raise WireError(f"an unknown tag {str(tag)[:20]!r}")
+
+
+def _real(value: Any) -> float:
+    if type(value) is not float:
+        raise WireError("a complex number of other than two floats")
+    return value

@@ -9,7 +9,8 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from rewards.base import Reward
+from rewards.base import Reward, thought_is_open
+from rewards.extract import extract_answer
 
 MAX_CHARACTERS = 400
 """Longer than any sensible number; Python takes quadratic time to read huge ones, and refuses above 4,300 digits."""
@@ -24,28 +25,13 @@ def number(completion: str, answer: str, prompt: Any = "", **columns: Any) -> Re
     gold = parse_number(answer)
     if gold is None:
         return Reward(None, "gold_unparsable", logs={"gold": str(answer)[:80]})
-    text = extract_answer(completion, thinking=isinstance(prompt, str) and prompt.rstrip().endswith("<think>"))
+    text = extract_answer(completion, thinking=thought_is_open(prompt))
     if text is None:
         return Reward(0.0, "no_answer")
     value = parse_number(text)
     if value is None:
         return Reward(0.0, "unparsable")
     return Reward(1.0, "correct") if value == gold else Reward(0.0, "wrong")
-
-
-def extract_answer(completion: str, thinking: bool = False) -> str | None:
-    """The text of the last complete `<answer>...</answer>` after the last `</think>`; None if there is none.
-
-    What follows an unclosed `<think>` is a thought, not an answer. `thinking` says that the prompt ended inside one.
-    """
-    _, closed, rest = completion.rpartition("</think>")
-    if "<think>" in rest or (thinking and not closed):
-        return None
-    start = rest.rfind("<answer>", 0, max(rest.rfind("</answer>"), 0))  # before the last </answer>: complete
-    if start < 0:
-        return None
-    start += len("<answer>")
-    return rest[start : rest.index("</answer>", start)].strip()
 
 
 def parse_number(text: str) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""Finding reward functions by name, import path, file or entry point."""
+"""Finding rewards by name, import path, file or entry point."""
 
 from __future__ import annotations
 
@@ -11,21 +11,61 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards.base import RewardError, RewardFunction
+from rewards.adapters import OPENRLHF, TRL, TRL_CHAT, VERL
+from rewards.base import RewardError
+from rewards.function import RewardFunction
 
-BUILT_IN = {"number": "rewards.number:number"}
+BUILT_IN = {
+    "number": "rewards.number:number",
+    "math": "rewards.math:MathVerifier",
+    "code": "rewards.code:CodeVerifier",
+    "format": "rewards.format:think_answer",
+    "language": "rewards.language:LanguageShare",
+    "length": "rewards.length:SoftOverlong",
+    "cosine": "rewards.length:Cosine",
+    "repetition": "rewards.repetition:Repetition",
+    "composite": "rewards.composite:Composite",
+}
 ENTRY_POINTS = "rlkit.rewards"
 """Group under which an installed package can name its own rewards."""
 
 
-def load(name: str | Callable[..., Any], **kwargs: Any) -> RewardFunction:
+def load(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
     """Find a reward and bind `kwargs` to it.
 
-    `name` is a registered name ("number"), "package.module:function", "file.py:function", or a function itself.
-    Raises RewardError if it cannot be found or imported, or does not have a reward's signature.
+    `name` is a registered name ("math"), "package.module:function", "file.py:function", or a function itself; in place
+    of a function it may be a class, which is constructed with `kwargs`. Raises RewardError if it cannot be found,
+    imported or constructed, or does not have a reward's signature.
     """
+    return reload(name, kwargs)
+
+
+def from_trl(name: str | Callable[..., Any], /, *, conversational: bool = False, **kwargs: Any) -> RewardFunction:
+    """`load` a function that is called as in TRL, even if its parameters (`**kwargs` alone) do not say so.
+
+    `conversational` gives it chat messages, `completion[0]["content"]`, whatever the prompt is.
+    """
+    return reload(name, kwargs, (TRL_CHAT if conversational else TRL).name)
+
+
+def from_verl(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
+    """`load` a function that is called as in verl: data_source, solution_str, ground_truth, extra_info.
+
+    Its gold is the row's `reward_model.ground_truth`, else `ground_truth`, else `answer`.
+    """
+    return reload(name, kwargs, VERL.name)
+
+
+def from_openrlhf(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
+    """`load` a function that is called as in OpenRLHF: queries, prompts, labels (the row's `label`, else `answer`)."""
+    return reload(name, kwargs, OPENRLHF.name)
+
+
+def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any], shape: str = "") -> RewardFunction:
+    """`load` with the settings in one mapping and, where it is forced, the shape: what a pickled reward calls."""
+    kwargs = {key: _absolute(value) for key, value in kwargs.items()}
     if not isinstance(name, str):
-        return RewardFunction(name, name, kwargs)
+        return RewardFunction(name, name, kwargs, shape)
     target = name if ":" in name else BUILT_IN.get(name) or _installed().get(name)
     if target is None:
         near = get_close_matches(name, names(), n=1)
@@ -35,14 +75,14 @@ def load(name: str | Callable[..., Any], **kwargs: Any) -> RewardFunction:
         )
     place, _, attribute = target.rpartition(":")
     if place.endswith(".py"):
-        place = str(Path(place).resolve())  # the pickled form must mean the same file in another directory
-        name = f"{place}:{attribute}"
+        name = _absolute(target)
+        place = str(Path(place).resolve())
     module = _import(place)
     if attribute not in vars(module):
         near = get_close_matches(attribute, vars(module), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "check the part after ':'"
         raise RewardError(f"reward {name!r}: {place} has no function {attribute!r}; {hint}")
-    return RewardFunction(vars(module)[attribute], name, kwargs)
+    return RewardFunction(vars(module)[attribute], name, kwargs, shape)
 
 
 def names() -> tuple[str, ...]:
@@ -50,9 +90,20 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_installed()))
 
 
-def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any]) -> RewardFunction:
-    """`load` with the settings in one mapping: what a pickled reward calls."""
-    return load(name, **kwargs)
+def _absolute(value: Any) -> Any:
+    """Rewards named as file.py:function, also inside lists and tables, with the file's full path.
+
+    The pickled form must mean the same file in another directory.
+    """
+    match value:
+        case str():
+            place, _, attribute = value.rpartition(":")
+            return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else value
+        case Mapping():
+            return {key: _absolute(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_absolute(entry) for entry in value]
+    return value
 
 
 def _installed() -> dict[str, str]:
@@ -66,7 +117,7 @@ def _import(place: str) -> ModuleType:
         return _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError as error:
         raise RewardError(f"reward file {place} does not exist; correct the path") from error
-    except Exception as error:  # whatever the user's module does while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
         raise RewardError(f"reward module {place} cannot be imported: {type(error).__name__}: {error}") from error
 
 

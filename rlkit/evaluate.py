@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlkit.engine.base import Engine
-from rlkit.loop import RewardFn, score
+from rlkit.loop import RewardFn, collect
 from rlkit.types import Prompt, Sampling, ScoredGroup
 from rlkit.watch.evaluations import Evaluation, SampleText
 
@@ -17,7 +17,8 @@ def evaluate(
 
     A problem without a verdict counts as not solved, so accuracy cannot rise because a verifier failed.
     """
-    scored = score(engine.generate(problems, n=1, sampling=sampling), reward)
+    groups = engine.generate(problems, n=1, sampling=sampling)
+    scored = collect([(group, reward(group)) for group in groups], problems)
     samples = tuple(_sample(group) for group in scored)
     rollouts = [group.rollouts[0] for group in scored]
     return Evaluation(

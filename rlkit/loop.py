@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,9 +19,11 @@ from rlkit.data.prompts import rows_for_step
 from rlkit.engine.base import Engine, rollout_seed
 from rlkit.train.base import Trainer
 from rlkit.types import Group, Prompt, Score, ScoredGroup, StepStats, UpdateStats
+from rlkit.watch.verdicts import check_masked
 
-RewardFn = Callable[[Sequence[Group]], Sequence[Sequence[Score]]]
-"""Judges every rollout of every group."""
+Verdicts = Future[Sequence[Score]]
+RewardFn = Callable[[Group], Verdicts]
+"""Starts to judge the rollouts of a group and returns at once: groups are judged while others are being sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +79,9 @@ def grpo_step(step: int, prompts: Sequence[Prompt], parts: Parts, cfg: AlgoConfi
     clock, step_seed = Clock(), rollout_seed(seed, "step", step)
     with clock("sample"):
         groups = parts.engine.generate(prompts, n=cfg.group_size, sampling=cfg.sampling.seeded(step_seed))
+        judged = [(group, parts.reward(group)) for group in groups]
     with clock("score"):
-        scored = score(groups, parts.reward)
+        scored = collect(judged, prompts)
     kept = [group for group in scored if not is_flat(group)]
     stats = describe(scored, num_flat=len(scored) - len(kept), seconds=clock.seconds)
     if not kept:
@@ -117,13 +121,20 @@ def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     return renamed
 
 
-def score(groups: Sequence[Group], reward: RewardFn) -> list[ScoredGroup]:
-    """Attach a verdict to every rollout."""
-    verdicts = reward(groups)
-    return [
-        ScoredGroup(prompt=group.prompt, rollouts=group.rollouts, scores=tuple(scores))
-        for group, scores in zip(groups, verdicts, strict=True)
-    ]
+def collect(judged: Sequence[tuple[Group, Verdicts]], prompts: Sequence[Prompt]) -> list[ScoredGroup]:
+    """Wait for all verdicts; groups come in the order in which they were finished, and leave in that of `prompts`.
+
+    Raises what the reward raised, and NoVerdictError as soon as too many rollouts have no verdict.
+    """
+    num_rollouts, masked = sum(len(group.rollouts) for group, _ in judged), Counter[str]()
+    for verdicts in as_completed([verdicts for _, verdicts in judged]):
+        masked.update(score.kind for score in verdicts.result() if score.value is None)
+        check_masked(masked, num_rollouts)
+    scored = {
+        group.prompt.id: ScoredGroup(prompt=group.prompt, rollouts=group.rollouts, scores=tuple(verdicts.result()))
+        for group, verdicts in judged
+    }
+    return [scored[prompt.id] for prompt in prompts]
 
 
 def is_flat(group: ScoredGroup) -> bool:
@@ -152,7 +163,9 @@ def average(updates: Sequence[UpdateStats]) -> UpdateStats:
 def describe(scored: Sequence[ScoredGroup], *, num_flat: int, seconds: dict[str, float]) -> StepStats:
     """The numbers of a step that are known before learning."""
     rollouts = [rollout for group in scored for rollout in group.rollouts]
-    rewards = [score.value for group in scored for score in group.scores if score.value is not None]
+    scores = [score for group in scored for score in group.scores]
+    rewards = [score.value for score in scores if score.value is not None]
+    seconds_sorted = sorted(score.seconds for score in scores)
     num_tokens = sum(len(rollout.tokens) for rollout in rollouts)
     return StepStats(
         weight_version=rollouts[0].weight_version,
@@ -161,6 +174,9 @@ def describe(scored: Sequence[ScoredGroup], *, num_flat: int, seconds: dict[str,
         length=num_tokens / len(rollouts),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
         masked=len(rollouts) - len(rewards),
+        reasons=Counter(score.kind for score in scores if score.kind),
+        reward_p50_s=seconds_sorted[len(scores) // 2],
+        reward_p99_s=seconds_sorted[len(scores) * 99 // 100],
         groups=len(scored),
         flat_groups=num_flat,
         sample_tokens=num_tokens,

@@ -15,6 +15,10 @@ TIE = 1e-4
 """Margin, in units of the router's scores (0 to 1), below which a choice counts as a tie: 100 times fp32 rounding."""
 
 
+NUM_SEQUENCES, LENGTH = 8, 48
+"""Of the fixed sequences that a run's gate compares: enough to touch every expert of a small model, and cheap."""
+
+
 class Traced(Protocol):
     """What the comparison needs; every Engine and every Trainer has it."""
 

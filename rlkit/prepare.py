@@ -47,7 +47,7 @@ def prepare(cfg: RunConfig) -> Task:
         ValueError: naming key, value and fix, for missing files and columns, empty data, prompts that do not fit,
             a checkpoint that is not one, a reward that does not load.
     """
-    rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
+    rewards.load(cfg.reward.fn, **cfg.reward.kwargs).close()
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:

@@ -31,7 +31,10 @@ R = TypeVar("R", bound=RunConfig)
 CONFIG_FILE = "config.yaml"
 MODEL = "model"
 """Folder of the trained model, inside the output folder."""
-MAY_CHANGE = ("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every")
+MAY_CHANGE = (
+    *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
+    *("reward.timeout", "reward.workers"),
+)
 """Keys that may differ when a run goes on; any other would make it another run."""
 SFT_LINES = 20
 """Lines that an SFT stage prints; metrics.jsonl has every step."""
@@ -85,6 +88,8 @@ class Run:
             path, position = self.restored
             parts.trainer.load(path)
             self.console.line(f"resuming after {position.stage} step {position.step} from {path}")
+            if (self.folder / MODEL).exists():
+                self.console.line("this run is complete; for a new one, set another output_dir")
         self.sync(parts, self.position.weight_version)
 
     def sync(self, parts: Parts, version: int) -> None:

@@ -80,11 +80,19 @@ class Group:
 class Score:
     """What a reward said of one rollout; `value=None` means no verdict, and the rollout is left out of its group.
 
-    Example: `Score(value=1.0, reason="correct")`
+    Example: `Score(value=1.0, reason="correct", seconds=0.002)`
     """
 
     value: float | None
     reason: str
+    seconds: float = 0.0
+    """How long the reward worked on it; for a function that judges a whole batch, on the batch."""
+
+    @property
+    def kind(self) -> str:
+        """The reason up to its first colon ("wrong: got 8" is a "wrong"); "no_verdict" for None without a reason."""
+        kind = self.reason.partition(":")[0].strip()[:40]
+        return kind or ("no_verdict" if self.value is None else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +174,11 @@ class StepStats:
     """Share of rollouts cut at max_new_tokens."""
     masked: int
     """Rollouts without a verdict."""
+    reasons: Mapping[str, int]
+    """Rollouts by what the reward said of them ("correct", "wrong", "timeout"); those without a reason are left out."""
+    reward_p50_s: float
+    """Median time that the reward worked on a rollout."""
+    reward_p99_s: float
     groups: int
     flat_groups: int
     """Groups whose rewards are all equal: they teach nothing and are dropped."""
@@ -183,6 +196,8 @@ class StepStats:
         """Flat names and numbers, as the step line and metrics.jsonl show them."""
         names = ("weight_version", "reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "lr")
         values: dict[str, float] = {name: getattr(self, name) for name in names}
+        values |= {f"reason/{kind}": count for kind, count in self.reasons.items()}
+        values |= {"reward_p50_s": self.reward_p50_s, "reward_p99_s": self.reward_p99_s}
         values |= {f"{phase}_s": seconds for phase, seconds in self.seconds.items()}
         values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)
         if self.update is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from rlkit.algo import GrpoLoss, Loss, Schedule
 from rlkit.config import AlgoConfig, SamplingConfig
 from rlkit.engine.base import rollout_seed
-from rlkit.loop import Parts, average, distinct, grpo_step, is_flat, train
+from rlkit.loop import Parts, RewardFn, average, distinct, grpo_step, is_flat, train
 from rlkit.types import (
     Batch,
     Group,
@@ -26,6 +27,8 @@ from rlkit.types import (
     UpdateStats,
     Weights,
 )
+from rlkit.watch.metrics import REASON
+from rlkit.watch.verdicts import NoVerdictError
 
 CFG = AlgoConfig(
     steps=3,
@@ -111,12 +114,27 @@ class CountingTrainer:
     def load(self, folder: Path) -> None: ...
 
 
-def first_is_best(groups: Sequence[Group]) -> list[list[Score]]:
-    return [[Score(value=float(i == 0), reason="") for i in range(len(g.rollouts))] for g in groups]
+def at_once(judge: Callable[[Group], Sequence[Score]]) -> RewardFn:
+    """A reward whose verdicts are there when it is asked."""
+
+    def reward(group: Group) -> Future[Sequence[Score]]:
+        scores: Future[Sequence[Score]] = Future()
+        scores.set_result(judge(group))
+        return scores
+
+    return reward
 
 
-def make(reward=first_is_best) -> tuple[Parts, Log]:
-    log = Log()
+def by_place(*values: float | None, reason: str = "") -> Callable[[Group], list[Score]]:
+    """The same values for the rollouts of every group."""
+    return lambda group: [Score(value=value, reason=reason) for value in values]
+
+
+FIRST_IS_BEST = by_place(1.0, 0.0, 0.0, 0.0)
+
+
+def make(judge: Callable[[Group], Sequence[Score]] = FIRST_IS_BEST) -> tuple[Parts, Log]:
+    log, reward = Log(), at_once(judge)
 
     def gate(engine: object, trainer: object) -> float:
         log.events.append("gate")
@@ -150,7 +168,7 @@ def test_the_batch_carries_advantages_old_and_reference_log_probs() -> None:
 
 
 def test_a_step_of_flat_groups_is_skipped() -> None:
-    parts, log = make(lambda groups: [[Score(value=1.0, reason="")] * len(g.rollouts) for g in groups])
+    parts, log = make(by_place(1.0, 1.0, 1.0, 1.0))
     stats = grpo_step(1, PROMPTS[:2], parts, CFG, seed=0)
     assert log.events == ["generate p0,p1"]
     assert (stats.flat_groups, stats.groups, stats.update, stats.parity) == (2, 2, None, None)
@@ -158,11 +176,7 @@ def test_a_step_of_flat_groups_is_skipped() -> None:
 
 
 def test_only_flat_groups_are_dropped() -> None:
-    def reward(groups: Sequence[Group]) -> list[list[Score]]:
-        flat, useful = groups
-        return [[Score(value=0.0, reason="")] * len(flat.rollouts), *first_is_best([useful])]
-
-    parts, log = make(reward)
+    parts, log = make(lambda group: by_place(float(group.prompt.id == "p1"), 0.0, 0.0, 0.0)(group))
     stats = grpo_step(1, PROMPTS[:2], parts, CFG, seed=0)
     assert stats.flat_groups == 1
     assert log.batches[0].num_samples == 4
@@ -170,18 +184,100 @@ def test_only_flat_groups_are_dropped() -> None:
 
 
 def test_rollouts_without_a_verdict_are_left_out_of_the_group() -> None:
-    def reward(groups: Sequence[Group]) -> list[list[Score]]:
-        values = [None, 1.0, 0.0, None]
-        return [[Score(value=value, reason="infra") for value in values] for _ in groups]
+    """5 of 100 have none: not too many, and the other 95 are compared as if those had not been drawn."""
+    unknown = (*(None,) * 5, *(1.0,) * 19, *(0.0,) * 76)
+    parts, log = make(by_place(*unknown, reason="infra"))
+    stats = grpo_step(1, PROMPTS[:1], parts, replace(CFG, prompts_per_step=1, group_size=100), seed=0)
+    assert (stats.masked, stats.reward, stats.accuracy) == (5, 0.2, 0.2)
+    assert log.batches[0].num_samples == 95
+    # mean 0.2, std sqrt((19 * 0.8^2 + 76 * 0.2^2) / 94)
+    std = ((19 * 0.64 + 76 * 0.04) / 94) ** 0.5
+    advantages = [pack.advantages_T[pack.weights_T != 0] for pack in log.batches[0].packs]  # type: ignore[attr-defined]
+    found = sorted({round(a, 5) for a in torch.cat(advantages).tolist()})
+    assert found == pytest.approx([-0.2 / std, 0.8 / std], abs=1e-4)
 
-    parts, log = make(reward)
-    stats = grpo_step(1, PROMPTS[:2], parts, CFG, seed=0)
-    assert stats.masked == 4
-    assert stats.reward == 0.5
-    assert log.batches[0].num_samples == 4
-    # two verdicts, one right: +-sqrt(1/2), whatever the masked ones might have been
-    found = {round(abs(a), 6) for a in log.batches[0].packs[0].advantages_T.tolist() if a}  # type: ignore[attr-defined]
-    assert found == {round(0.5**0.5, 6)}
+
+@pytest.mark.parametrize(
+    ("group_size", "masked", "stops"), [(100, 5, False), (100, 6, True), (4, 1, False), (4, 2, True), (21, 2, True)]
+)
+def test_a_step_with_too_many_rollouts_without_a_verdict_stops(group_size: int, masked: int, stops: bool) -> None:
+    """More than 5 %, and more than one: a single failure in a small step is no reason."""
+    values = (*(None,) * masked, *(float(i % 2) for i in range(group_size - masked)))
+    parts, log = make(by_place(*values, reason="timeout"))
+    cfg = replace(CFG, prompts_per_step=1, group_size=group_size)
+    if not stops:
+        assert grpo_step(1, PROMPTS[:1], parts, cfg, seed=0).masked == masked
+        return
+    words = rf"{masked} of {group_size} rollouts have no verdict \(timeout {masked}\), .*; raise reward.timeout"
+    with pytest.raises(NoVerdictError, match=words):
+        grpo_step(1, PROMPTS[:1], parts, cfg, seed=0)
+    assert log.events == ["generate p0"], "nothing is learned from what is left"
+
+
+def test_what_the_reward_raises_stops_the_step() -> None:
+    parts, log = make()
+
+    def fails(group: Group) -> Future[Sequence[Score]]:
+        scores: Future[Sequence[Score]] = Future()
+        scores.set_exception(ValueError("reward 'x' raised"))
+        return scores
+
+    with pytest.raises(ValueError, match="reward 'x' raised"):
+        grpo_step(1, PROMPTS[:2], replace(parts, reward=fails), CFG, seed=0)
+    assert log.events == ["generate p0,p1"]
+
+
+def test_reasons_and_times_are_counted() -> None:
+    def judge(group: Group) -> list[Score]:
+        reasons = ("correct", "wrong: got 8", "wrong: got 9", "")
+        return [Score(value=float(i == 0), reason=r, seconds=float(i)) for i, r in enumerate(reasons)]
+
+    parts, _ = make(judge)
+    values = grpo_step(1, PROMPTS[:2], parts, CFG, seed=0).values()
+    assert {key: n for key, n in values.items() if key.startswith(REASON)} == {"reason/correct": 2, "reason/wrong": 4}
+    # of 0 0 1 1 2 2 3 3 s
+    assert (values["reward_p50_s"], values["reward_p99_s"]) == (2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "kind"),
+    [(1.0, "correct", "correct"), (0.0, "wrong: 7 : 8", "wrong"), (0.0, "", ""), (None, "", "no_verdict"),
+     (None, "infra", "infra"), (0.0, ": x", ""), (0.5, "x" * 99, "x" * 40)],
+)  # fmt: skip
+def test_the_kind_of_a_reason(value: float | None, reason: str, kind: str) -> None:
+    assert Score(value=value, reason=reason).kind == kind
+
+
+def test_groups_that_finish_in_another_order_change_nothing() -> None:
+    """Engines send groups as they finish, and verdicts come when they come; what is learned is the same to the bit."""
+    (straight, one), (turned, two) = make(), make()
+    engine = turned.engine
+    assert isinstance(engine, CountingEngine)
+    generate = engine.generate
+    engine.generate = lambda *args, **kwargs: generate(*args, **kwargs)[::-1]  # type: ignore[method-assign]
+    grpo_step(1, PROMPTS[:4], straight, CFG, seed=0)
+    grpo_step(1, PROMPTS[:4], turned, CFG, seed=0)
+    for a, b in zip(one.batches[0].packs, two.batches[0].packs, strict=True):
+        assert isinstance(a, PolicyPack) and isinstance(b, PolicyPack)
+        assert torch.equal(a.tokens_T, b.tokens_T) and torch.equal(a.advantages_T, b.advantages_T)
+
+
+def test_a_group_is_scored_while_the_next_is_sampled() -> None:
+    parts, log = make()
+
+    def generate(prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
+        for prompt in prompts:
+            log.events.append(f"sampled {prompt.id}")
+            yield Group(prompt=prompt, rollouts=tuple(CountingEngine(log).rollout(i) for i in range(n)))
+
+    def reward(group: Group) -> Future[Sequence[Score]]:
+        log.events.append(f"asked {group.prompt.id}")
+        return at_once(FIRST_IS_BEST)(group)
+
+    assert isinstance(parts.engine, CountingEngine)
+    parts.engine.generate = generate  # type: ignore[method-assign, assignment]
+    grpo_step(1, PROMPTS[:2], replace(parts, reward=reward), CFG, seed=0)
+    assert log.events[:4] == ["sampled p0", "asked p0", "sampled p1", "asked p1"]
 
 
 def test_flat_means_equal_among_the_verdicts() -> None:

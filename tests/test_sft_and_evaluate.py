@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -78,9 +79,11 @@ class Parrot:
         )
 
 
-def judge(groups: Sequence[Group]) -> list[list[Score]]:
+def judge(group: Group) -> Future[Sequence[Score]]:
     values = {"0": 1.0, "1": 0.0, "2": None, "3": 0.5}
-    return [[Score(value=values[group.prompt.id], reason=f"r{group.prompt.id}")] for group in groups]
+    scores: Future[Sequence[Score]] = Future()
+    scores.set_result([Score(value=values[group.prompt.id], reason=f"r{group.prompt.id}")])
+    return scores
 
 
 def test_accuracy_counts_full_marks_and_no_verdict_as_not_solved() -> None:

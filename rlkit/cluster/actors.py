@@ -56,9 +56,10 @@ class EngineActor:
         """Returns when the engine is up."""
         return True
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
-        """`Engine.generate`."""
-        return self.engine.generate(prompts, n, sampling)
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
+        """`Engine.generate`, one group at a time: Ray sends each on its way as soon as it is yielded."""
+        # Ray sends into this generator, and what the engine gives may have no `send`.
+        yield from (group for group in self.engine.generate(prompts, n, sampling))
 
     def finished(self) -> int:
         """Rollouts that the running `generate` has finished."""

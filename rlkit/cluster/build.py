@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from rlkit.cluster.parts import build_engine, build_gate, build_reward, build_trainer
+from rlkit.cluster.parts import build_engine, build_trainer, gate_inputs
 from rlkit.cluster.reaper import reaped
+from rlkit.cluster.scoring import build_reward
 from rlkit.config import GrpoRun, RunConfig
 from rlkit.engine.base import Engine
 from rlkit.loop import Parts
+from rlkit.parity import check_parity
 from rlkit.prepare import initial_checkpoint
 from rlkit.run import Run
 from rlkit.train.base import Trainer
@@ -38,10 +40,13 @@ def start(cfg: RunConfig, run: Run) -> Iterator[Parts]:
     checkpoint = initial_checkpoint(cfg, run.task).absolute()
     keep_reference = isinstance(cfg, GrpoRun) and cfg.algo.loss.kl_coef > 0
     place = _in_process if cfg.cluster.kind == "local" else _on_ray
-    with reaped(), place(cfg, run, checkpoint, keep_reference) as (engine, trainer, gate):
-        parts = Parts(
-            engine=engine, trainer=trainer, reward=build_reward(cfg), gate=gate, max_tokens=cfg.trainer.max_tokens
-        )
+    # The reward first: its processes load it while the models are loaded.
+    with (
+        reaped(),
+        build_reward(cfg.reward) as reward,
+        place(cfg, run, checkpoint, keep_reference) as (engine, trainer, gate),
+    ):
+        parts = Parts(engine=engine, trainer=trainer, reward=reward, gate=gate, max_tokens=cfg.trainer.max_tokens)
         run.restore(parts)
         yield parts
 
@@ -52,7 +57,12 @@ def _in_process(
 ) -> Iterator[tuple[Engine, Trainer, Any]]:
     store = distributed.HashStore()
     trainer = build_trainer(cfg.trainer, checkpoint, keep_reference=keep_reference, store=store, rank=0)
-    yield build_engine(cfg.engine, checkpoint), trainer, build_gate(cfg, run.task)
+    sequences, tolerance = gate_inputs(cfg, run.task)
+
+    def gate(engine: Engine, trainer: Trainer) -> float:
+        return check_parity(engine, trainer, sequences, tolerance)
+
+    yield build_engine(cfg.engine, checkpoint), trainer, gate
 
 
 @contextmanager
@@ -60,7 +70,7 @@ def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) ->
     import ray  # cluster=local runs without it
 
     from rlkit.cluster.actors import EngineActor, TrainerActor
-    from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
+    from rlkit.cluster.remote import Asked, RemoteEngines, RemoteTrainer
 
     num_actors = cfg.engine.num_engines + cfg.trainer.num_ranks
     run.console.line(f"starting {cfg.engine.num_engines} engine(s) and {cfg.trainer.num_ranks} trainer rank(s) on Ray")
@@ -76,10 +86,12 @@ def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) ->
         store = ray.get(ranks[0].host_store.remote(cfg.trainer.num_ranks))
         starting = [actor.start.remote(cfg.trainer, checkpoint, keep_reference, store) for actor in ranks]
         ray.get([*starting, *(actor.ready.remote() for actor in engines)])
-        one_gate = build_gate(cfg, run.task)
+        sequences, tolerance = gate_inputs(cfg, run.task)
 
-        def gate(engine: RemoteEngines, trainer: Trainer) -> float:
-            return max(one_gate(single, trainer) for single in engine.each())
+        def gate(engines: RemoteEngines, trainer: RemoteTrainer) -> float:
+            # All processes are at work before the first comparison waits for any of them.
+            *samplers, learner = [Asked(actor, sequences) for actor in (*engines.actors, trainer.actors[0])]
+            return max(check_parity(sampler, learner, sequences, tolerance) for sampler in samplers)
 
         yield RemoteEngines(engines, run.console), RemoteTrainer(ranks), gate
     finally:

@@ -1,24 +1,21 @@
-"""From the configuration to engines, trainers and rewards: each built in the process that will use it."""
+"""From the configuration to engines and trainers: each built in the process that will use it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import distributed
 from transformers import AutoTokenizer
 
-import rewards
 from rlkit.config import EngineConfig, RunConfig, TrainerConfig
 from rlkit.engine.base import Engine
-from rlkit.loop import RewardFn
 from rlkit.model import DeepseekV3
-from rlkit.parity import Traced, check_parity, gate_sequences
+from rlkit.parity import LENGTH, NUM_SEQUENCES, gate_sequences
 from rlkit.prepare import Task
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Group, Score
 
 
 def build_engine(cfg: EngineConfig, checkpoint: Path) -> Engine:
@@ -66,50 +63,17 @@ def build_trainer(
     return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference)
 
 
-def build_reward(cfg: RunConfig) -> RewardFn:
-    """The reward function behind the loop's types: groups in, scores out."""
-    judge = rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
-
-    def reward(groups: Sequence[Group]) -> list[list[Score]]:
-        samples = [
-            rewards.Sample(
-                group.prompt.text,
-                rollout.text,
-                completion_ids=rollout.tokens,
-                finish_reason=rollout.finish_reason,
-                meta=group.prompt.meta,
-            )
-            for group in groups
-            for rollout in group.rollouts
-        ]
-        verdicts = iter(judge(samples))
-        return [
-            [
-                Score(value=verdict.value, reason=verdict.reason)
-                for _, verdict in zip(group.rollouts, verdicts, strict=False)
-            ]
-            for group in groups
-        ]
-
-    return reward
-
-
-def build_gate(cfg: RunConfig, task: Task) -> Callable[[Traced, Traced], float]:
-    """The parity gate on this run's fixed sequences."""
+def gate_inputs(cfg: RunConfig, task: Task) -> tuple[Sequence[Sequence[int]], float | None]:
+    """The sequences on which this run's parity gate compares, and the largest gap it lets pass (None: any)."""
     sequences = gate_sequences(
         task.architecture.vocab_size,
-        cfg.parity.num_sequences,
-        min(cfg.parity.length, cfg.engine.max_model_len - 1),
+        NUM_SEQUENCES,
+        min(LENGTH, cfg.engine.max_model_len - 1),
         cfg.seed,
-        [prompt.tokens for prompt in task.held_out[: cfg.parity.num_sequences]],
+        [prompt.tokens for prompt in task.held_out[:NUM_SEQUENCES]],
     )
     exact = cfg.engine.dtype == cfg.trainer.dtype == "fp32"
-    tolerance = cfg.parity.tolerance if exact else None
-
-    def gate(engine: Traced, trainer: Traced) -> float:
-        return check_parity(engine, trainer, sequences, tolerance)
-
-    return gate
+    return sequences, cfg.parity.tolerance if exact else None
 
 
 def cores_per(num_processes: int) -> int:

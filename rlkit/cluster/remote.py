@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,28 @@ POLL_S = 0.5
 
 
 class RemoteEngines:
-    """One or more engine actors as one `Engine`; prompts are dealt in equal runs, so order and seeds stay the same."""
+    """One or more engine actors as one `Engine`; prompts are dealt in equal runs, so batches and seeds stay."""
 
     def __init__(self, actors: Sequence[Any], console: Console) -> None:
         self.actors, self.console = actors, console
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
-        """Draw `n` completions for each prompt, in the order of the prompts."""
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
+        """Draw `n` completions for each prompt; groups come as the engines send them, in no order between engines."""
         per_engine = -(-len(prompts) // len(self.actors))
         shares = [prompts[i : i + per_engine] for i in range(0, len(prompts), per_engine)]
         running = [actor.generate.remote(share, n, sampling) for actor, share in zip(self.actors, shares, strict=False)]
+        received = 0
         with self.console.bar("sampling", len(prompts) * n, "rollouts") as bar:
-            while ray.wait(running, num_returns=len(running), timeout=POLL_S)[1]:
-                bar.set(self.finished())
-        return list(chain.from_iterable(ray.get(running)))
+            while running:
+                ready: list[Any] = ray.wait(running, timeout=POLL_S)[0]  # streams, which its types leave out
+                bar.set(max(received, 0 if ready else self.finished()))
+                for stream in ready:
+                    arrived: Any = next(stream, None)
+                    if arrived is None:
+                        running.remove(stream)
+                    else:
+                        received += n
+                        yield ray.get(arrived)
 
     def finished(self) -> int:
         """Rollouts that the running `generate` has finished, on all engines."""
@@ -44,16 +51,27 @@ class RemoteEngines:
         ray.get([actor.load.remote(weights, version) for actor in self.actors])
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs from the first engine; the gate takes the engines one by one (`each`)."""
+        """Log-probs from the first engine; the gate asks each of them (`Asked`)."""
         return ray.get(self.actors[0].logprobs.remote(sequences))
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Block outputs from the first engine."""
         return ray.get(self.actors[0].trace.remote(tokens))
 
-    def each(self) -> list[RemoteEngines]:
-        """The engines one by one: a sync can fail on any of them."""
-        return [RemoteEngines([actor], self.console) for actor in self.actors]
+
+class Asked:
+    """The model of one actor, already at work on the log-probs of `sequences`."""
+
+    def __init__(self, actor: Any, sequences: Sequence[Sequence[int]]) -> None:
+        self.actor, self.answer = actor, actor.logprobs.remote(sequences)
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs of the sequences it was asked about."""
+        return ray.get(self.answer)
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Block outputs."""
+        return ray.get(self.actor.trace.remote(tokens))
 
 
 class RemoteTrainer:

@@ -104,7 +104,7 @@ def _stream(source: Source, split: str, cfg: DataConfig, key: str) -> Iterator[R
 
 
 def _row(id: str, record: dict[str, Any], source: Source) -> Row:
-    question = _text(id, record, source.question, "data.prompt_column")
+    question = _question(id, record, source.question)
     if not question.strip():
         raise ValueError(f"row {id!r} has an empty {source.question!r} (data.prompt_column); remove the row")
     solution = _text(id, record, source.solution, "data.solution_column") if source.solution else ""
@@ -122,6 +122,30 @@ def _row(id: str, record: dict[str, Any], source: Source) -> Row:
         solution=solution,
         meta={**record, "question": question} | ({"answer": answer} if source.answer else {}),
     )
+
+
+def _question(id: str, record: dict[str, Any], column: str) -> str:
+    """The text of a column, or of a template such as "{text} Tests: {test_list}"; a list gives one line per entry."""
+    if "{" not in column:
+        return _text(id, record, column, "data.prompt_column")
+    values = {
+        name: "\n".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in record.items()
+        if value is not None
+    }
+    try:
+        return column.format_map(values)
+    except KeyError as error:
+        columns = ", ".join(values)
+        raise ValueError(
+            f"data.prompt_column={column!r}: row {id!r} has no value in a column {error}, only in {columns}; name "
+            "one of these between the braces"
+        ) from None
+    except (ValueError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"data.prompt_column={column!r} is no template: {error}; write column names between single braces, as in "
+            "'{text} Tests: {test_list}', and {{ or }} for a brace"
+        ) from None
 
 
 def _text(id: str, record: dict[str, Any], column: str, key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
@@ -14,8 +14,8 @@ from rlkit.types import Group, Prompt, Sampling, Weights
 class Engine(Protocol):
     """Samples completions, token ids in and token ids out, with the log-prob of every sampled token."""
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
-        """Draw `n` completions for each prompt, in the order of the prompts."""
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterable[Group]:
+        """Draw `n` completions for each prompt; groups may come as they are finished, in any order."""
         ...
 
     def finished(self) -> int:

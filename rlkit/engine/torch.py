@@ -5,7 +5,7 @@ What is not covered: several devices, continuous batching (a wave of rollouts ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -55,8 +55,8 @@ class TorchEngine:
         self.version = 0
         self._finished = 0
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
-        """Draw `n` completions for each prompt, in the order of the prompts."""
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
+        """Draw `n` completions for each prompt; a group comes as soon as its last completion is there."""
         drafts = [
             _Draft(prompt=i, seed=rollout_seed(sampling.seed, prompt.id, j))
             for i, prompt in enumerate(prompts)
@@ -65,10 +65,13 @@ class TorchEngine:
         self._finished = 0
         # A wave holds whole groups where it can, so that each prompt is run once.
         wave = self.max_batch - self.max_batch % n if n <= self.max_batch else self.max_batch
+        missing = [n] * len(prompts)
         for start in range(0, len(drafts), wave):
-            self._write(prompts, drafts[start : start + wave], sampling)
-        rollouts = [self._finish(draft) for draft in drafts]
-        return [Group(prompt=p, rollouts=tuple(rollouts[i * n : (i + 1) * n])) for i, p in enumerate(prompts)]
+            for i in self._write(prompts, drafts[start : start + wave], sampling):
+                missing[i] -= 1
+                if not missing[i]:
+                    rollouts = tuple(self._finish(draft) for draft in drafts[i * n : (i + 1) * n])
+                    yield Group(prompt=prompts[i], rollouts=rollouts)
 
     def finished(self) -> int:
         """Rollouts that the running `generate` has finished; another thread may ask."""
@@ -98,8 +101,8 @@ class TorchEngine:
         return trace(self.model, tokens)
 
     @torch.no_grad()
-    def _write(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> None:
-        """Run one batch of drafts to their ends."""
+    def _write(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:
+        """Run one batch of drafts to their ends; yields the prompt of each as it ends."""
         used = sorted({draft.prompt for draft in drafts})
         logits_BV, cache = prefill(self.model, [prompts[i].tokens for i in used])
         row = {prompt: r for r, prompt in enumerate(used)}
@@ -115,7 +118,9 @@ class TorchEngine:
                     draft.tokens.append(token)
                     draft.logprobs.append(logprob)
                     draft.stopped = token == self.eos_token_id
-                    self._finished += draft.stopped or step == sampling.max_new_tokens - 1
+                    if draft.stopped or step == sampling.max_new_tokens - 1:
+                        self._finished += 1
+                        yield draft.prompt
             running = [i for i, draft in enumerate(batch) if not draft.stopped]
             if not running or step == sampling.max_new_tokens - 1:
                 return

@@ -89,13 +89,13 @@ class VllmEngine:
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
             self._vocab_size = self._engine.model_config.get_vocab_size()
             # The first request makes vLLM import and log what it does not at start-up.
-            self._run([((0,), self._params(max_tokens=1, temperature=0.0))])
+            list(self._run([((0,), self._params(max_tokens=1, temperature=0.0))]))
         # Nothing that start-up says below ERROR is news; a warning later may be (a weight that was not loaded).
         logger = logging.getLogger("vllm")
         logger.setLevel(min(logger.level, logging.WARNING))
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
-        """Draw `n` completions for each prompt, in the order of the prompts.
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
+        """Draw `n` completions for each prompt; a group comes as soon as its last rollout is finished.
 
         Log-probs are those of the distribution drawn from (temperature and top_p applied); at temperature 0 they are
         those of temperature 1. Raises ValueError if a prompt leaves no room for `max_new_tokens` or has an unknown
@@ -103,8 +103,10 @@ class VllmEngine:
         """
         for prompt in prompts:
             self._check(f"prompt {prompt.id!r}", prompt.tokens, sampling.max_new_tokens)
+        return self._generate(prompts, n, sampling)
+
+    def _generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
         seeds = [rollout_seed(sampling.seed, prompt.id, i) for prompt in prompts for i in range(n)]
-        tokens = [prompt.tokens for prompt in prompts for _ in range(n)]
         drawn = {
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
@@ -113,10 +115,14 @@ class VllmEngine:
             "stop_token_ids": self._eos,
         }
         with self._lock, _use_threads(self._threads):
+            tokens = (prompt.tokens for prompt in prompts for _ in range(n))
             requests = [(t, self._params(seed=s, **drawn)) for t, s in zip(tokens, seeds, strict=True)]
-            outputs = self._run(requests)
-            rollouts = [self._rollout(out.outputs[0], s) for out, s in zip(outputs, seeds, strict=True)]
-        return [Group(prompt=p, rollouts=tuple(rollouts[i * n : (i + 1) * n])) for i, p in enumerate(prompts)]
+            found: dict[int, dict[int, Rollout]] = {row: {} for row in range(len(prompts))}
+            for i, output in self._run(requests):
+                row, place = divmod(i, n)
+                found[row][place] = self._rollout(output.outputs[0], seeds[i])
+                if len(found[row]) == n:
+                    yield Group(prompt=prompts[row], rollouts=tuple(found[row][place] for place in range(n)))
 
     def finished(self) -> int:
         """Rollouts finished so far in the running (else the last) call of `generate`; safe from another thread."""
@@ -142,8 +148,8 @@ class VllmEngine:
             self._check(f"sequence {i}", sequence, 1)
         with self._lock, _use_threads(self._threads):
             params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-            outputs = self._run([(sequence, params) for sequence in sequences])
-        return [list(out.prompt_logprobs.logprobs) for out in outputs]
+            outputs = dict(self._run([(sequence, params) for sequence in sequences]))
+        return [list(outputs[i].prompt_logprobs.logprobs) for i in range(len(sequences))]
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Run one sequence and return the output of every block, before it is added to the residual stream.
@@ -155,7 +161,7 @@ class VllmEngine:
         with self._lock, _use_threads(self._threads):
             (stop_watching,) = self._engine.apply_model(lambda model: _watch_blocks(model, chunks))
             try:
-                self._run([(tokens, self._params(max_tokens=1, temperature=0.0))])
+                list(self._run([(tokens, self._params(max_tokens=1, temperature=0.0))]))
             finally:
                 stop_watching()
         # A long sequence is run in chunks; a captured graph may pad the last one.
@@ -173,10 +179,9 @@ class VllmEngine:
         output = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
         return self._vllm.SamplingParams(detokenize=False, flat_logprobs=True, output_kind=output, **sampling)
 
-    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> list[Any]:
-        """Drive vLLM until every request is done; outputs come in the order of the requests."""
+    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Iterator[tuple[int, Any]]:
+        """Drive vLLM until every request is done; (number of the request, output) as they finish."""
         self._finished = 0
-        outputs: dict[int, Any] = {}
         prompts = self._engine.renderer.render_cmpl([{"prompt_token_ids": list(tokens)} for tokens, _ in requests])
         waiting: list[str] = []
         try:
@@ -184,13 +189,12 @@ class VllmEngine:
                 waiting.append(self._engine.add_request(str(i), prompt, params))
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
-                    outputs[int(output.request_id)] = output
                     self._finished += 1
+                    yield int(output.request_id), output
         finally:
             # After an interrupt, no leftover may join (and change) the next call.
-            if len(outputs) < len(requests):
+            if self._finished < len(requests):
                 self._engine.abort_request(waiting, internal=True)
-        return [outputs[i] for i in range(len(requests))]
 
     def _rollout(self, completion: Any, seed: int) -> Rollout:
         tokens = tuple(completion.token_ids)
@@ -237,6 +241,7 @@ def _platform_arguments(
     return {
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
         "enforce_eager": True,
+        "block_size": 32,  # the smallest: attention on the CPU reads whole blocks of the cache, full or not
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(max_model_len, 4096),
         "compilation_config": {"custom_ops": ["none"]},

@@ -19,8 +19,10 @@ from typing import Literal, Protocol, TextIO
 
 from tqdm import tqdm
 
-from rlkit.watch.metrics import write_atomic
+from rlkit.watch.metrics import REASON, write_atomic
 
+MAX_REASONS = 6
+"""Verdicts that a row names, the most frequent first; the rest are summed as "other"."""
 HEADER_EVERY = 20
 """Steps from one header of the table to the next."""
 WARNINGS_FILE = "warnings.json"
@@ -221,7 +223,8 @@ def step_header(stage: str) -> list[str]:
 def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:
     """One row of a stage's table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
 
-    Stages other than "grpo" and "sft" have no table: their row names every value.
+    Stages other than "grpo" and "sft" have no table: their row names every value. What the reward said of the rollouts
+    stands behind the last column: `correct 31 wrong 28 timeout 5`.
     """
     columns = _TABLES.get(stage)
     if columns is None:
@@ -233,7 +236,16 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
         row += f"   skipped: in all {groups:.0f} groups every reward is equal, so there is nothing to learn"
     else:
         row += "".join(_cell(column, values) for column in columns)
+    row += _reasons(values)
     return "\n".join([*step_header(stage), row]) if step % HEADER_EVERY == 1 else row
+
+
+def _reasons(values: Mapping[str, float]) -> str:
+    counts = [(count, key.removeprefix(REASON)) for key, count in values.items() if key.startswith(REASON)]
+    counts.sort(key=lambda item: (-item[0], item[1]))
+    shown, rest = counts[:MAX_REASONS], sum(count for count, _ in counts[MAX_REASONS:])
+    words = [f"{reason} {count:.0f}" for count, reason in [*shown, *([(rest, "other")] if rest else [])]]
+    return "  " + " ".join(words) if words else ""
 
 
 def _cell(column: _Column, values: Mapping[str, float]) -> str:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 EVAL = "eval"
+REASON = "reason/"
+"""Metrics of this prefix count rollouts by what the reward said of them: `reason/correct`, `reason/timeout`."""
 _FILE = "metrics.jsonl"
 _BOARD = "tensorboard"
 _RESERVED = frozenset({"stage", "step", "name", "elapsed_s"})

@@ -23,7 +23,7 @@ from rlkit.watch.evaluations import (
     wilson,
     write_evaluation,
 )
-from rlkit.watch.metrics import EVAL, read_metrics, write_atomic
+from rlkit.watch.metrics import EVAL, REASON, read_metrics, write_atomic
 from rlkit.watch.plots import RAW_LIMIT, Interval, Series, histogram, interval_plot, line_plot, stacked_plot
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
@@ -34,6 +34,7 @@ _SHOWN, _FOLDED = 8, 16
 """Questions shown at once, and behind a fold: 24 x 3 completions keep the page well below 1 MB."""
 _TEXT_LIMIT = 1500
 _ROWS_LIMIT = 12
+_CURVES_LIMIT = 4
 _PHASES = (("sample_s", "sample"), ("score_s", "score"), ("train_s", "train"), ("sync_s", "sync"))
 
 
@@ -99,6 +100,9 @@ def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[s
     if broken:
         texts.append(f"{len(broken)} values are not finite and are left out of the plots; the first is {broken[0]}.")
     steps = [line for line in lines if line.get("groups")]
+    masked = sum(line.get("masked", 0) for line in steps)
+    if masked:
+        texts.append(f"{masked} rollouts had no verdict and were left out of their groups.")
     skipped = sum(line.get("flat_groups", 0) >= line["groups"] for line in steps)
     if skipped:
         texts.append(f"{skipped} of {len(steps)} GRPO steps changed nothing: in every group all rewards were equal.")
@@ -169,9 +173,12 @@ def _grpo_figures(lines: Lines) -> list[str]:
     ]
     gaps = {"parity": "after sync", "logprob_gap": "in training"}
     speed = {"sample_tok_s": "sampling", "train_tok_s": "training"}
+    latency = {"reward_p50_s": "median", "reward_p99_s": "99th percentile"}
     kl_note = "policy against reference, on the sampled tokens"
     return [
         _curve(lines, "Reward and accuracy", {"reward": "reward", "accuracy": "accuracy"}, "mean of the step"),
+        _reasons(lines),
+        _curve(lines, "Reward time", latency, "seconds", "that the reward worked on a rollout", log=True),
         _curve(lines, "Completion length", {"length": "tokens"}, "tokens", "mean of the step's rollouts"),
         _curve(lines, "KL divergence", {"kl": "KL"}, "nats per token", kl_note),
         _curve(lines, "Entropy", {"entropy": "entropy"}, "nats per token", "of the policy, on the sampled tokens"),
@@ -201,6 +208,19 @@ def _curve(
     notes += [f"{zeros} exact zeros not shown"] if zeros else []
     svg = line_plot(series, log=log, percent=percent, raw_limit=math.inf if exact else RAW_LIMIT)
     return _figure(title, unit, "; ".join(notes), svg)
+
+
+def _reasons(lines: Lines) -> str:
+    """Curves of the most frequent verdicts, as shares of all that were given a reason."""
+    counted = [{key: line[key] for key in line if key.startswith(REASON)} for line in lines]
+    common = sum((Counter(counts) for counts in counted), Counter()).most_common(_CURVES_LIMIT)
+    shares = [
+        {"step": line["step"]} | {key: counts.get(key, 0) / sum(counts.values()) for key, _ in common}
+        for line, counts in zip(lines, counted, strict=True)
+        if counts
+    ]
+    names = {key: key.removeprefix(REASON) for key, _ in common}
+    return _curve(shares, "Verdicts", names, "share of rollouts", "what the reward said", percent=True)
 
 
 def _phases(lines: Lines) -> str:

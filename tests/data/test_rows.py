@@ -109,6 +109,17 @@ def test_columns_can_have_any_name_and_answers_any_type(tmp_path: Path, config: 
     assert split.train[0].answer == "" and "answer" not in split.train[0].meta
 
 
+def test_a_prompt_may_be_a_template_of_columns(tmp_path: Path, config: Config) -> None:
+    rows = [{"text": "Add.", "test_list": ["f(1) == 2", "f(2) == 3"], "answer": ""}] + [
+        {"text": f"{i}", "test_list": [], "answer": ""} for i in range(2)
+    ]
+    columns = {"prompt_column": "{text} Tests:\n{test_list} {{end}}", "train_size": -1, "eval_size": 1}
+    split = read_rows(config(source=write(tmp_path / "a.jsonl", rows), **columns))
+    questions = {row.question: row for row in split.train + split.held_out}
+    assert questions.keys() == {"Add. Tests:\nf(1) == 2\nf(2) == 3 {end}", "0 Tests:\n {end}", "1 Tests:\n {end}"}
+    assert questions["Add. Tests:\nf(1) == 2\nf(2) == 3 {end}"].meta["test_list"] == ["f(1) == 2", "f(2) == 3"]
+
+
 def test_a_question_is_held_out_or_trained_on_never_both_and_never_twice(tmp_path: Path, config: Config) -> None:
     train = write(tmp_path / "train.jsonl", [*SEVEN, *SEVEN, {"question": " 1  +\n1 ", "answer": 2}])
     held_out = write(tmp_path / "test.jsonl", [SEVEN[1], SEVEN[1], SEVEN[4], {"question": "new", "answer": 0}])
@@ -162,6 +173,13 @@ def test_bad_files_are_named(tmp_path: Path, config: Config, name: str, content:
     ("rows", "fields", "message"),
     [
         (SEVEN, {"prompt_column": "prompt"}, r"data\.prompt_column='prompt': .*only question, answer, note; set"),
+        (
+            SEVEN,
+            {"prompt_column": "{q}"},
+            r"data\.prompt_column='{q}': .*no value in a column 'q', only in question, ans",
+        ),
+        (SEVEN, {"prompt_column": "{question"}, r"data\.prompt_column='{question' is no template: expected '}'"),
+        (SEVEN, {"prompt_column": "{}"}, r"data\.prompt_column='{}' is no template: .*between single braces"),
         (SEVEN, {"answer_column": "gold"}, r"data\.answer_column='gold': .*only question, answer, note; set"),
         (SEVEN, {"solution_column": "why"}, r"data\.solution_column='why'"),
         ([{"question": "x", "answer": None}] * 9, {}, r"no value in column 'answer' \(data\.answer_column\)"),

@@ -13,18 +13,19 @@ import torch
 
 from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights, finish, start
 
-# The reward runs in the driver, between sampling and training: a kill from there is in the middle of a step.
+# A group is judged while others are sampled or wait for their verdict: a kill from there is in the middle of a step.
 KILLING_REWARD = (
     SPREAD_REWARD
     + """
-import os, pathlib, signal
+import os, signal, time
 calls = 0
 
 def deadly(completions, answer, **columns):
     global calls
     calls += 1
     if calls == int(os.environ.get("DIE_AT_CALL", "0")):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)  # and hangs itself
     return [spread(completion, "") for completion in completions]
 """
 )
@@ -50,13 +51,13 @@ def processes_of(mark: str) -> list[str]:
 def test_killed_and_resumed_equals_uninterrupted(place: list[str], tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(KILLING_REWARD)
-    common = [*GRPO_ONLY, *place, f"reward={plugin}:deadly", "checkpoint.every=1", "algo.steps=4"]
+    common = [*GRPO_ONLY, *place, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", "algo.steps=4"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish("grpo", *common, f"output_dir={whole}")
 
-    # call 1 is the evaluation before, so call 4 is inside step 3: step 2 is in a checkpoint
+    # A call is a group: 20 in the evaluation before, 4 in each step. So call 30 is inside step 3.
     mark = f"RLKIT_TEST_RUN={tmp_path}"
-    env = {"DIE_AT_CALL": "4", "RLKIT_TEST_RUN": str(tmp_path)}
+    env = {"DIE_AT_CALL": "30", "RLKIT_TEST_RUN": str(tmp_path)}
     process = start("grpo", *common, f"output_dir={killed}", env=env)
     process.wait()
     died = time.monotonic()

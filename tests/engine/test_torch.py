@@ -16,7 +16,7 @@ from rlkit.engine.base import Engine, rollout_seed
 from rlkit.engine.torch import TorchEngine, draw
 from rlkit.model import DeepseekV3
 from rlkit.model.weights import checkpoint_weights
-from rlkit.types import Prompt, Sampling
+from rlkit.types import Group, Prompt, Sampling
 from tests.model.tiny import BASE, seeded
 
 EOS = 1
@@ -41,12 +41,18 @@ def an_engine(model: DeepseekV3 | None = None, max_batch: int = 256) -> TorchEng
     return engine
 
 
+def drawn(engine: TorchEngine, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Group]:
+    """Groups in the order of the prompts; they come as they are finished."""
+    groups = {group.prompt.id: group for group in engine.generate(prompts, n, sampling)}
+    return [groups[prompt.id] for prompt in prompts]
+
+
 @pytest.mark.parametrize("max_batch", [256, 2])
 def test_greedy_equals_transformers_generate(max_batch: int, tmp_path: Path) -> None:
     model = seeded(CONFIG)
     model.save_checkpoint(tmp_path, dtype="fp32")
     reference = DeepseekV3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    groups = an_engine(model, max_batch).generate(PROMPTS, 1, replace(SAMPLING, temperature=0.0))
+    groups = drawn(an_engine(model, max_batch), PROMPTS, 1, replace(SAMPLING, temperature=0.0))
     for asked, group in zip(PROMPTS, groups, strict=True):
         ids = torch.tensor([asked.tokens])
         options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": 0}
@@ -58,7 +64,7 @@ def test_greedy_equals_transformers_generate(max_batch: int, tmp_path: Path) -> 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 def test_reported_logprobs_are_those_of_a_full_forward_pass(temperature: float) -> None:
     model = seeded(CONFIG)
-    for group in an_engine(model).generate(PROMPTS, 9, replace(SAMPLING, temperature=temperature)):
+    for group in drawn(an_engine(model), PROMPTS, 9, replace(SAMPLING, temperature=temperature)):
         for rollout in group.rollouts:
             tokens = torch.tensor([*group.prompt.tokens, *rollout.tokens])
             with torch.no_grad():
@@ -80,7 +86,7 @@ def test_logprobs_and_trace_are_the_models() -> None:
 
 def test_rollouts_end_at_the_end_token_or_at_the_limit() -> None:
     model = seeded(CONFIG)
-    groups = an_engine(model).generate(PROMPTS, 40, SAMPLING)
+    groups = drawn(an_engine(model), PROMPTS, 40, SAMPLING)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     reasons = {rollout.finish_reason for rollout in rollouts}
     assert reasons == {"stop", "length"}, "the seed must give both"
@@ -94,10 +100,10 @@ def test_rollouts_end_at_the_end_token_or_at_the_limit() -> None:
 
 def test_a_rollout_does_not_depend_on_its_batch() -> None:
     """Alone, in small waves, among many, and beside samples that stop early (so that the batch is compacted)."""
-    together = an_engine().generate(PROMPTS, 10, SAMPLING)
-    waves = an_engine(max_batch=7).generate(PROMPTS, 10, SAMPLING)
-    fewer = an_engine(max_batch=3).generate(PROMPTS[::-1], 2, SAMPLING)[::-1]
-    alone = [an_engine().generate([asked], 10, SAMPLING)[0] for asked in PROMPTS]
+    together = drawn(an_engine(), PROMPTS, 10, SAMPLING)
+    waves = drawn(an_engine(max_batch=7), PROMPTS, 10, SAMPLING)
+    fewer = drawn(an_engine(max_batch=3), PROMPTS[::-1], 2, SAMPLING)[::-1]
+    alone = [drawn(an_engine(), [asked], 10, SAMPLING)[0] for asked in PROMPTS]
     for i, group in enumerate(together):
         for other in (waves[i], alone[i], fewer[i]):
             for a, b in zip(group.rollouts, other.rollouts, strict=False):
@@ -106,11 +112,33 @@ def test_a_rollout_does_not_depend_on_its_batch() -> None:
     assert {len(rollout.tokens) for group in together for rollout in group.rollouts} > {12}, "some stop early"
 
 
+def test_a_group_comes_while_others_are_written() -> None:
+    """In the order in which their last rollouts end, whatever the wave they are in."""
+    for max_batch in (256, 10):
+        engine = an_engine(max_batch=max_batch)
+        seen, lengths = [], []
+        for group in engine.generate(PROMPTS, 10, SAMPLING):
+            seen.append(engine.finished())
+            lengths.append(max(len(rollout.tokens) for rollout in group.rollouts))
+            assert seen[-1] >= 10 * len(seen)
+        assert len(seen) == len(PROMPTS)
+        if max_batch == 10:
+            assert seen == [10, 20, 30], "a wave holds one group, so each comes before the next is begun"
+        else:
+            assert lengths == sorted(lengths)
+
+
+def test_a_call_that_is_left_early_changes_nothing() -> None:
+    engine = an_engine()
+    next(engine.generate(PROMPTS, 4, SAMPLING))
+    assert drawn(engine, PROMPTS, 4, SAMPLING) == drawn(an_engine(), PROMPTS, 4, SAMPLING)
+
+
 def test_seeds_follow_the_prompt_and_its_place() -> None:
-    group = an_engine().generate(PROMPTS, 4, SAMPLING)[1]
+    group = drawn(an_engine(), PROMPTS, 4, SAMPLING)[1]
     assert [rollout.seed for rollout in group.rollouts] == [rollout_seed(7, PROMPTS[1].id, i) for i in range(4)]
     assert len({rollout.tokens for rollout in group.rollouts}) > 1
-    again = an_engine().generate(PROMPTS, 4, replace(SAMPLING, seed=8))[1]
+    again = drawn(an_engine(), PROMPTS, 4, replace(SAMPLING, seed=8))[1]
     assert [rollout.tokens for rollout in again.rollouts] != [rollout.tokens for rollout in group.rollouts]
 
 
@@ -120,7 +148,7 @@ def test_sampled_frequencies_follow_the_softmax(temperature: float, top_p: float
     model = seeded(CONFIG)
     asked, draws = prompt(3, 4, 5), 4000
     sampling = replace(SAMPLING, temperature=temperature, top_p=top_p, max_new_tokens=1)
-    rollouts = an_engine(model, max_batch=1000).generate([asked], draws, sampling)[0].rollouts
+    rollouts = drawn(an_engine(model, max_batch=1000), [asked], draws, sampling)[0].rollouts
     with torch.no_grad():
         probs = (model(torch.tensor(asked.tokens))[-1] / temperature).softmax(-1).tolist()
     nucleus, mass = set(), 0.0
@@ -158,13 +186,13 @@ def test_load_replaces_the_engines_own_weights() -> None:
     engine = an_engine(model)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    first = engine.generate(PROMPTS, 2, SAMPLING)
-    assert first == an_engine().generate(PROMPTS, 2, SAMPLING), "the engine must not share the trainer's weights"
+    first = drawn(engine, PROMPTS, 2, SAMPLING)
+    assert first == drawn(an_engine(), PROMPTS, 2, SAMPLING), "the engine must not share the trainer's weights"
     other = seeded(CONFIG, seed=5)
     engine.load(checkpoint_weights(other), version=3)
-    found = engine.generate(PROMPTS, 2, SAMPLING)
+    found = drawn(engine, PROMPTS, 2, SAMPLING)
     assert {rollout.weight_version for group in found for rollout in group.rollouts} == {3}
-    expected = an_engine(other).generate(PROMPTS, 2, SAMPLING)
+    expected = drawn(an_engine(other), PROMPTS, 2, SAMPLING)
     tokens = [[rollout.tokens for group in groups for rollout in group.rollouts] for groups in (found, expected, first)]
     assert tokens[0] == tokens[1] != tokens[2]
     with pytest.raises(ValueError, match="missing"):
@@ -181,7 +209,7 @@ def test_each_prompt_is_run_once(max_batch: int, runs: list[int], monkeypatch: p
 
     original = engine_module.prefill
     monkeypatch.setattr(engine_module, "prefill", counted)
-    an_engine(max_batch=max_batch).generate(PROMPTS, 4, SAMPLING)
+    drawn(an_engine(max_batch=max_batch), PROMPTS, 4, SAMPLING)
     assert seen == runs
 
 

@@ -45,6 +45,12 @@ def engine(checkpoint: Path) -> Iterator[VllmEngine]:
     assert psutil.Process().children(recursive=True) == children
 
 
+def drawn(engine: VllmEngine, prompts: list[Prompt], n: int, sampling: Sampling) -> list[Group]:
+    """Groups in the order of the prompts; they come as they are finished."""
+    groups = {group.prompt.id: group for group in engine.generate(prompts, n, sampling)}
+    return [groups[prompt.id] for prompt in prompts]
+
+
 def bits(groups: list[Group]) -> list[tuple[str, tuple[int, ...], list[str], str, int]]:
     return [
         (g.prompt.id, r.tokens, [p.hex() for p in r.logprobs], r.finish_reason, r.seed)
@@ -58,15 +64,15 @@ def test_rollouts_are_the_same_bits_in_a_fresh_process_and_nothing_is_printed(en
     """The engine here has drawn and loaded other things before; the fresh one reads the weights from disk."""
     other = HfTrainer(make_model(seed=3))
     engine.load(other.weights(), 1)
-    changed = bits(engine.generate(PROMPTS, 4, SAMPLING))
+    changed = bits(drawn(engine, PROMPTS, 4, SAMPLING))
     engine.load(HfTrainer(make_model()).weights(), 2)
-    expected = bits(engine.generate(PROMPTS, 4, SAMPLING))
+    expected = bits(drawn(engine, PROMPTS, 4, SAMPLING))
     assert expected != changed
     program = (
         "import json, sys; from pathlib import Path; from rlkit.engine.vllm import VllmEngine\n"
-        "from tests.engine.test_vllm import PROMPTS, SAMPLING, bits\n"
+        "from tests.engine.test_vllm import PROMPTS, SAMPLING, bits, drawn\n"
         "engine = VllmEngine(Path(sys.argv[1]), max_model_len=128, max_num_seqs=64, kv_cache_gib=0.25, threads=1)\n"
-        "print(json.dumps(bits(engine.generate(PROMPTS, 4, SAMPLING))))\n"
+        "print(json.dumps(bits(drawn(engine, PROMPTS, 4, SAMPLING))))\n"
         "engine.close()"
     )
     run = subprocess.run(
@@ -78,11 +84,11 @@ def test_rollouts_are_the_same_bits_in_a_fresh_process_and_nothing_is_printed(en
 
 @pytest.mark.slow
 def test_every_rollout_has_its_own_seed_whatever_the_order_of_prompts(engine):
-    groups = engine.generate(PROMPTS, 4, SAMPLING)
+    groups = drawn(engine, PROMPTS, 4, SAMPLING)
     seeds = [[rollout_seed(SAMPLING.seed, p.id, i) for i in range(4)] for p in PROMPTS]
     assert [[r.seed for r in g.rollouts] for g in groups] == seeds
     assert len({g.rollouts[i].tokens for g in groups for i in range(4)}) == 48
-    backwards = engine.generate(PROMPTS[::-1], 4, SAMPLING)[::-1]
+    backwards = drawn(engine, PROMPTS[::-1], 4, SAMPLING)[::-1]
     for group, other in zip(groups, backwards, strict=True):
         assert group.prompt == other.prompt
         assert [r.tokens[0] for r in group.rollouts] == [r.tokens[0] for r in other.rollouts]
@@ -90,7 +96,7 @@ def test_every_rollout_has_its_own_seed_whatever_the_order_of_prompts(engine):
 
 @pytest.mark.slow
 def test_eos_ends_a_rollout_and_only_special_tokens_leave_the_text(engine):
-    rollouts = [r for g in engine.generate(PROMPTS, 16, SAMPLING) for r in g.rollouts]
+    rollouts = [r for g in drawn(engine, PROMPTS, 16, SAMPLING) for r in g.rollouts]
     seen = {t for r in rollouts for t in r.tokens}
     assert {BOS, EOS, PAD, THINK, ANSWER} <= seen, "the case is not covered"
     names = {THINK: "<think>", ANSWER: "<answer>", **{i: f"w{i}" for i in range(5, VOCAB)}}
@@ -108,7 +114,7 @@ def test_eos_ends_a_rollout_and_only_special_tokens_leave_the_text(engine):
 def test_rollouts_carry_the_version_of_their_weights(engine, checkpoint):
     for version in (5, 6):
         engine.load(HfTrainer(make_model()).weights(), version)
-        (group,) = engine.generate(PROMPTS[:1], 2, SAMPLING)
+        (group,) = drawn(engine, PROMPTS[:1], 2, SAMPLING)
         assert [r.weight_version for r in group.rollouts] == [version] * 2
 
 
@@ -123,7 +129,7 @@ def test_finished_counts_up_while_generate_runs(engine):
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
-        engine.generate(PROMPTS, 16, SAMPLING)  # 192 rollouts, 64 at a time
+        drawn(engine, PROMPTS, 16, SAMPLING)  # 192 rollouts, 64 at a time
         done.set()
         watching.result()
     assert engine.finished() == 192
@@ -133,9 +139,9 @@ def test_finished_counts_up_while_generate_runs(engine):
 @pytest.mark.slow
 def test_calls_from_many_threads_wait_for_each_other(engine):
     parts = [PROMPTS[i : i + 3] for i in range(0, 12, 3)]
-    expected = [bits(engine.generate(part, 4, SAMPLING)) for part in parts]
+    expected = [bits(drawn(engine, part, 4, SAMPLING)) for part in parts]
     with ThreadPoolExecutor(4) as pool:
-        groups = list(pool.map(lambda part: engine.generate(part, 4, SAMPLING), parts))
+        groups = list(pool.map(lambda part: drawn(engine, part, 4, SAMPLING), parts))
     assert [bits(g) for g in groups] == expected
 
 
@@ -143,7 +149,7 @@ def test_calls_from_many_threads_wait_for_each_other(engine):
 def test_more_prompt_tokens_than_fit_one_step(engine):
     """A prompt cut in two whose request has a seed ends the CPU build; 64 x 120 tokens fit no step of 4,096."""
     long = [Prompt(id=f"l{i}", tokens=tuple((i + j) % VOCAB for j in range(120)), text="", meta={}) for i in range(100)]
-    groups = engine.generate(long, 1, Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8, seed=0))
+    groups = drawn(engine, long, 1, Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8, seed=0))
     assert len(groups) == 100
 
 
@@ -151,9 +157,9 @@ def test_more_prompt_tokens_than_fit_one_step(engine):
 def test_too_long_is_an_error_that_names_the_numbers(engine):
     long = Prompt(id="long", tokens=(5,) * 105, text="", meta={})
     with pytest.raises(ValueError, match=r"prompt 'long' has 105 tokens; with 24 new ones .* max_model_len=128"):
-        engine.generate([PROMPTS[0], long], 1, SAMPLING)
+        drawn(engine, [PROMPTS[0], long], 1, SAMPLING)
     fits = Prompt(id="fits", tokens=(5,) * 104, text="", meta={})
-    assert len(engine.generate([fits], 1, SAMPLING)) == 1
+    assert len(drawn(engine, [fits], 1, SAMPLING)) == 1
     with pytest.raises(ValueError, match="sequence 1 has 128 tokens"):
         engine.logprobs([(5, 6), (5,) * 128])
     assert len(engine.logprobs([(5,) * 127])[0]) == 126
@@ -163,12 +169,12 @@ def test_too_long_is_an_error_that_names_the_numbers(engine):
 def test_an_unknown_token_id_is_an_error(engine):
     outside = Prompt(id="outside", tokens=(5, VOCAB), text="", meta={})
     with pytest.raises(ValueError, match=r"prompt 'outside' has token ids from 5 to 96, .* vocab_size is 96"):
-        engine.generate([*PROMPTS, outside], 2, SAMPLING)
+        drawn(engine, [*PROMPTS, outside], 2, SAMPLING)
 
 
 @pytest.mark.slow
 def test_an_interrupted_call_leaves_nothing_behind(engine, monkeypatch):
-    expected = bits(engine.generate(PROMPTS[:2], 2, SAMPLING))
+    expected = bits(drawn(engine, PROMPTS[:2], 2, SAMPLING))
     step, left = engine._engine.step, iter(range(5))
 
     def interrupted() -> list[object]:
@@ -178,16 +184,27 @@ def test_an_interrupted_call_leaves_nothing_behind(engine, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(engine._engine, "step", interrupted)
-        engine.generate(PROMPTS, 4, SAMPLING)
-    assert bits(engine.generate(PROMPTS[:2], 2, SAMPLING)) == expected
+        drawn(engine, PROMPTS, 4, SAMPLING)
+    assert bits(drawn(engine, PROMPTS[:2], 2, SAMPLING)) == expected
     assert engine.finished() == 4
+
+
+@pytest.mark.slow
+def test_groups_come_while_others_are_sampled_and_a_consumer_may_leave(engine):
+    """64 sequences fit at once, so the first groups are done before the last have begun."""
+    expected = bits(drawn(engine, PROMPTS[:2], 2, SAMPLING))
+    groups = engine.generate(PROMPTS, 16, SAMPLING)
+    next(iter(groups))
+    assert engine.finished() < 12 * 16
+    del groups
+    assert bits(drawn(engine, PROMPTS[:2], 2, SAMPLING)) == expected
 
 
 @pytest.mark.slow
 def test_the_process_keeps_its_own_settings(engine):
     """vLLM replaces torch.set_num_threads, preloads libraries and turns torch.compile off; none of it may stay."""
     before = torch.get_num_threads()
-    engine.generate(PROMPTS[:1], 1, SAMPLING)
+    drawn(engine, PROMPTS[:1], 1, SAMPLING)
     assert torch.get_num_threads() == before
     try:
         torch.set_num_threads(before + 1)

@@ -247,6 +247,7 @@ def test_files_modules_and_their_errors(tmp_path: Path, monkeypatch: pytest.Monk
     code += "def short(completion, most=LIMIT):\n    return Box(len(completion)).n <= most\n"
     (tmp_path / "mine.py").write_text(code)
     (tmp_path / "broken.py").write_text("import no_such_module_here\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for place in ("mine.py", str(tmp_path / "mine.py"), "mine"):
@@ -257,6 +258,7 @@ def test_files_modules_and_their_errors(tmp_path: Path, monkeypatch: pytest.Monk
         ("mine.py:LIMIT", r"mine\.py:LIMIT' is a int, not a function"),
         ("gone.py:f", r"reward file .*gone\.py does not exist"),
         ("broken.py:f", r"broken\.py cannot be imported: ModuleNotFoundError: .*no_such_module_here"),
+        ("leaves.py:f", r"leaves\.py cannot be imported: SystemExit: 0"),
         ("no_such_package:f", r"no_such_package cannot be imported"),
         ("numbr", r"no reward is called 'numbr'; did you mean 'number'\?"),
         ("zzz", r"no reward is called 'zzz'; there are .*number"),
@@ -290,4 +292,5 @@ def test_an_installed_package_can_register_a_reward(tmp_path: Path) -> None:
     script = "import rewards; print(rewards.names(), rewards.load('empty')([rewards.Sample('', '')])[0].value)"
     path = f"{tmp_path}:{ROOT}"
     done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.stdout == "('empty', 'number') 1.0\n", done.stderr
+    expected = ("code", "composite", "cosine", "empty", "format", "language", "length", "math", "number", "repetition")
+    assert done.stdout == f"{expected} 1.0\n", done.stderr

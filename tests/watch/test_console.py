@@ -204,6 +204,19 @@ def test_a_step_without_signal_says_so_in_words() -> None:
     assert "skipped" not in step_line("grpo", 2, 9, values | {"flat_groups": 15})
 
 
+def test_what_the_reward_said_stands_behind_the_row() -> None:
+    said = {"reason/wrong": 28, "reason/timeout": 5, "reason/correct": 31}
+    row = step_line("grpo", 2, 9, GRPO | said)
+    assert row == step_line("grpo", 2, 9, GRPO) + "  correct 31 wrong 28 timeout 5"
+    flat = {"reward": 0.0, "accuracy": 0.0, "groups": 16, "flat_groups": 16}
+    assert step_line("grpo", 2, 9, flat | {"reason/no_code": 64}).endswith("nothing to learn  no_code 64")
+
+
+def test_of_many_verdicts_the_most_frequent_are_named() -> None:
+    said = {f"reason/r{i}": i for i in range(1, 10)}
+    assert step_line("grpo", 2, 9, GRPO | said).endswith("  r9 9 r8 8 r7 7 r6 6 r5 5 r4 4 other 6")
+
+
 def test_a_missing_number_is_a_dash() -> None:
     row = step_line("sft", 2, 9, {"loss": 1.0})
     assert row.split() == ["2/9", "1.000", "-", "-", "-"]

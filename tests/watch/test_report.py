@@ -88,6 +88,7 @@ def grpo(step: int, **changes: float) -> dict[str, float]:
         "reward": 0.5, "accuracy": 0.4, "kl": 1e-3 * step, "clip_fraction": 0.01, "entropy": 0.7, "length": 50.0,
         "parity": 1e-6 * step, "logprob_gap": 2e-6, "grad_norm": 0.3, "loss": 0.0, "lr": 3e-6, "sample_tok_s": 2000.0,
         "train_tok_s": 5000.0, "sample_s": 3.0, "score_s": 0.1, "train_s": 2.0, "sync_s": 0.3, "groups": 8,
+        "reason/correct": 26, "reason/wrong": 38, "reward_p50_s": 0.002, "reward_p99_s": 0.1,
         "flat_groups": 2, "masked": 0, "truncated": 0, "weight_version": step,
     }  # fmt: skip
     return values | changes
@@ -139,12 +140,13 @@ def test_every_curve_has_a_title_and_a_unit(tmp_path: Path) -> None:
         "Accuracy problems solved", "Completion length share of completions",
         "Loss nats per token", "Entropy nats per token", "Gradient norm L2 norm", "Learning rate per step",
         "Speed tokens per second",
-        "Reward and accuracy mean of the step", "Completion length tokens", "KL divergence nats per token",
+        "Reward and accuracy mean of the step", "Verdicts share of rollouts", "Reward time seconds",
+        "Completion length tokens", "KL divergence nats per token",
         "Entropy nats per token", "Clipped tokens share of tokens", "Flat groups share of groups", "Parity nats",
         "Gradient norm L2 norm", "Time of a step seconds", "Speed tokens per second",
     ]  # fmt: skip
     assert len(shown.all("svg")) == len(shown.all("h3"))
-    assert "10-6" in shown.all("svg")[13], "parity is on a log axis"
+    assert "10-6" in shown.all("svg")[15], "parity is on a log axis"
 
 
 def test_text_of_the_model_is_only_text(tmp_path: Path) -> None:
@@ -214,11 +216,23 @@ def test_verdicts_are_counted_by_what_the_reward_said(tmp_path: Path) -> None:
     assert rows == ["verdictbefore SFTafter SFT", "correct25.0 %100.0 %", "wrong50.0 %0.0 %", "unparsable25.0 %0.0 %"]
 
 
+def test_verdicts_of_the_steps_are_curves(tmp_path: Path) -> None:
+    """The four most frequent; one that a step does not name did not occur in it."""
+    with Metrics(tmp_path, tensorboard=False, resume_after=None) as metrics:
+        for step in (1, 2):
+            counts = {"reason/wrong": 48, "reason/correct": 0, "reason/a": 3, "reason/b": 2, "reason/c": 1}
+            metrics.write("grpo", step, counts if step == 1 else {"reason/correct": 30, "reason/wrong": 30})
+    shown = page(tmp_path)
+    [figure] = shown.all("figure")
+    assert figure.startswith("Verdicts share of rollouts")
+    assert figure.endswith("wrong50.0 %correct50.0 %a0.0 %b0.0 %"), "the labels are of the last step"
+
+
 def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     with Metrics(tmp_path, tensorboard=False, resume_after=None) as metrics:
         metrics.write("sft", 1, {"loss": math.nan, "grad_norm": math.inf, "tok_s": 1.0})
         metrics.write("grpo", 1, grpo(1))
-        metrics.write("grpo", 2, {"reward": 1.0, "accuracy": 1.0, "groups": 8, "flat_groups": 8})
+        metrics.write("grpo", 2, {"reward": 1.0, "accuracy": 1.0, "groups": 8, "flat_groups": 8, "masked": 3})
     evaluate(tmp_path, "before SFT", [sample("q", False)], truncated=0.25)
     evaluate(tmp_path, "after SFT", [sample("q", False)], truncated=0.05)
     console = Console(tmp_path, stream=io.StringIO())
@@ -228,6 +242,7 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
         "a reward timed out (2 times)",
         "weights changed",
         "2 values are not finite and are left out of the plots; the first is sft step 1: loss.",
+        "3 rollouts had no verdict and were left out of their groups.",
         "1 of 2 GRPO steps changed nothing: in every group all rewards were equal.",
         "before SFT: 25% of the completions hit the token limit; accuracy counts them as they stand.",
     ]

@@ -1,0 +1,35 @@
+"""Two rewards for short answers: a function, and a class for settings that want checking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rewards import Reward, Sample
+
+
+def brevity(completion: str, answer: str, limit: int = 200, **columns: Any) -> Reward:
+    """1 for a right answer of up to `limit` characters, less in proportion to its length beyond that, else 0."""
+    if not completion.rstrip().endswith(f"<answer>{answer}</answer>") or completion.count("<answer>") > 1:
+        return Reward(0.0, "wrong")
+    return Reward(min(1.0, limit / len(completion)), "correct")
+
+
+class FewWords:
+    """-1 for more than `most` words, else 0; no verdict on a completion that was cut off."""
+
+    def __init__(self, most: int) -> None:
+        """Raises ValueError before the run starts."""
+        if most < 1:
+            raise ValueError(f"most={most} must be at least 1 word")
+        self.most = most
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
+        """One verdict for each sample, in their order."""
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Reward:
+        if sample.finish_reason == "length":
+            return Reward(None, "cut_off")
+        num_words = len(sample.completion.split())
+        return Reward(-1.0, "wordy") if num_words > self.most else Reward(0.0, "brief")

@@ -1,0 +1,244 @@
+"""How functions written for rlkit, TRL, verl and OpenRLHF are called: the shape is told by the parameter names.
+
+What is not covered: verl's batched reward managers, OpenRLHF's remote reward servers, TRL's environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from rewards.base import Reward, RewardError, Sample
+
+Columns = dict[str, Any]
+Logs = Sequence[dict[str, Any]]
+"""One dictionary for each sample, which a function may fill while it runs."""
+Chunk = Sequence[Sample]
+"""The samples of one call: a single one, or a whole batch."""
+
+WAYS = (
+    "write `def f(completion: str, answer: str, **columns) -> float | None` or, as in TRL, "
+    "`def f(prompts, completions, **columns) -> list[float | None]`"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One way to call a reward function.
+
+    Example: TRL's functions are marked by `completions`, called once for a batch, and return a list.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    """A function with any of these parameters has this shape."""
+    per_sample: bool
+    reads_rows: bool
+    """Whether the columns of the dataset row are arguments too."""
+    supplied: frozenset[str]
+    """Names of `arguments`: no setting may have one of these."""
+    arguments: Callable[[Chunk, Logs], Columns]
+    """What the caller supplies, by parameter name."""
+    results: Callable[[Any, Chunk], Any]
+    """One entry for each sample, from what the function returned."""
+
+
+def find_shape(named: set[str], conversational: bool) -> Shape:
+    """The shape of a function with these parameters; raises RewardError, whose text follows the name, if none fits."""
+    found = [shape for shape in (PLAIN, TRL, SAMPLES, VERL, OPENRLHF) if not named.isdisjoint(shape.marks)]
+    marks = [next(mark for mark in shape.marks if mark in named) for shape in found]
+    if len(found) > 1:
+        raise RewardError(f"has both `{marks[0]}` and `{marks[1]}`; {WAYS}")
+    if not found and named.isdisjoint(("prompts", "completion_ids")):
+        raise RewardError(f"has neither a parameter `completion` nor `completions`; {WAYS}")
+    shape = found[0] if found else TRL
+    if conversational and shape is not TRL:
+        raise RewardError(f"takes no setting 'conversational', which is for functions in TRL's shape; {WAYS}")
+    return TRL_CHAT if conversational else shape
+
+
+def text_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """A prompt as text; of chat messages, their contents one below the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
+
+
+def row_columns(shape: Shape, chunk: Chunk) -> Columns:
+    """The dataset rows as arguments: values for a single sample, lists for a batch."""
+    if not shape.reads_rows:
+        return {}
+    if shape.per_sample:
+        return dict(chunk[0].meta)
+    # As in TRL: a column that only some rows have is None in the others, and `prompt` and `completion` are not columns.
+    names = dict.fromkeys(name for sample in chunk for name in sample.meta if name not in ("prompt", "completion"))
+    return {name: [sample.meta.get(name) for sample in chunk] for name in names}
+
+
+def _as_given(result: Any, chunk: Chunk) -> Any:
+    return [result]
+
+
+def _whole_batch(result: Any, chunk: Chunk) -> Any:
+    return result
+
+
+def _plain(chunk: Chunk, logs: Logs) -> Columns:
+    [sample] = chunk
+    return {
+        "prompt": sample.prompt,
+        "completion": sample.completion,
+        "completion_ids": sample.completion_ids,
+        "finish_reason": sample.finish_reason,
+    }
+
+
+def _samples(chunk: Chunk, logs: Logs) -> Columns:
+    return {"samples": chunk}
+
+
+def _trl(chunk: Chunk, logs: Logs) -> Columns:
+    return _trl_arguments(chunk, logs, is_chat=[not isinstance(sample.prompt, str) for sample in chunk])
+
+
+def _trl_chat(chunk: Chunk, logs: Logs) -> Columns:
+    return _trl_arguments(chunk, logs, is_chat=[True] * len(chunk))
+
+
+def _trl_arguments(chunk: Chunk, logs: Logs, is_chat: Sequence[bool]) -> Columns:
+    def log_extra(column: str, values: Iterable[Any]) -> None:
+        for log, value in zip(logs, values, strict=True):
+            log[column] = value
+
+    def log_metric(name: str, value: float) -> None:
+        log_extra(name, [value] * len(chunk))
+
+    ids = [list(sample.completion_ids) for sample in chunk]
+    arguments: Columns = {
+        "prompts": [
+            [{"role": "user", "content": sample.prompt}] if chat and isinstance(sample.prompt, str) else sample.prompt
+            for sample, chat in zip(chunk, is_chat, strict=True)
+        ],
+        "completions": [
+            [{"role": "assistant", "content": sample.completion}] if chat else sample.completion
+            for sample, chat in zip(chunk, is_chat, strict=True)
+        ],
+        "completion_ids": ids,
+        "completions_ids": ids,
+        "log_extra": log_extra,
+        "log_metric": log_metric,
+    }
+    if (step := chunk[0].step) is not None:
+        arguments["trainer_state"] = SimpleNamespace(global_step=step)
+    return arguments
+
+
+def _verl(chunk: Chunk, logs: Logs) -> Columns:
+    [sample] = chunk
+    arguments: Columns = {
+        "data_source": sample.meta.get("data_source", ""),
+        "solution_str": sample.completion,
+        "extra_info": dict(sample.meta.get("extra_info") or {}),
+    }
+    nested = sample.meta.get("reward_model")  # as in verl's parquet files
+    rows = [nested, sample.meta] if isinstance(nested, Mapping) else [sample.meta]
+    golds = [row[name] for row in rows for name in ("ground_truth", "answer") if name in row]
+    return arguments | ({"ground_truth": golds[0]} if golds else {})
+
+
+def _verl_result(result: Any, chunk: Chunk) -> Any:
+    if isinstance(result, Mapping) and "score" in result:
+        return [Reward(result["score"], logs={key: value for key, value in result.items() if key != "score"})]
+    return [result]
+
+
+def _openrlhf(chunk: Chunk, logs: Logs) -> Columns:
+    prompts = [text_of(sample.prompt) for sample in chunk]
+    return {
+        "queries": [prompt + sample.completion for prompt, sample in zip(prompts, chunk, strict=True)],
+        "prompts": prompts,
+        "labels": [sample.meta.get("label", sample.meta.get("answer")) for sample in chunk],
+    }
+
+
+def _openrlhf_results(result: Any, chunk: Chunk) -> Any:
+    if not isinstance(result, Mapping) or "rewards" not in result:
+        return result
+    values = list(result["rewards"])
+    scores = [{"score": score} for score in _for_each(result.get("scores"), chunk)]
+    logs: list[dict[str, Any]] = [{} for _ in chunk]
+    for name, column in (result.get("extra_logs") or {}).items():
+        for log, value in zip(logs, _for_each(column, chunk), strict=True):
+            log[name] = value
+    if len(values) != len(chunk):
+        return values
+    parts = scores if result.get("scores") is not None else [{} for _ in chunk]
+    return [Reward(value, parts=part, logs=log) for value, part, log in zip(values, parts, logs, strict=True)]
+
+
+def _for_each(column: Any, chunk: Chunk) -> list[Any]:
+    """One value for each sample: a list or tensor of as many, or one value that holds for all."""
+    try:
+        values = [column] if isinstance(column, str) else list(column)
+    except TypeError:  # a number, or a tensor of one
+        values = [column]
+    return values if len(values) == len(chunk) else [column] * len(chunk)
+
+
+_TRL_SUPPLIED = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "completions_ids",
+    "log_extra",
+    "log_metric",
+    "trainer_state",
+)
+PLAIN = Shape(
+    name="rlkit",
+    marks=("completion",),
+    per_sample=True,
+    reads_rows=True,
+    supplied=frozenset(("prompt", "completion", "completion_ids", "finish_reason")),
+    arguments=_plain,
+    results=_as_given,
+)
+_TRL_BATCH = ("prompts", "completions", "completion_ids", "completions_ids")
+SAMPLES = Shape(
+    name="rlkit, batch",
+    marks=("samples",),
+    per_sample=False,
+    reads_rows=False,
+    supplied=frozenset(("samples",)),
+    arguments=_samples,
+    results=_whole_batch,
+)
+TRL = Shape(
+    name="TRL",
+    marks=("completions", "completions_ids"),
+    per_sample=False,
+    reads_rows=True,
+    supplied=frozenset((*_TRL_BATCH, "trainer_state", "log_extra", "log_metric")),
+    arguments=_trl,
+    results=_whole_batch,
+)
+TRL_CHAT = replace(TRL, name="TRL, conversational", arguments=_trl_chat)
+VERL = Shape(
+    name="verl",
+    marks=("solution_str",),
+    per_sample=True,
+    reads_rows=False,
+    supplied=frozenset(("data_source", "solution_str", "ground_truth", "extra_info")),
+    arguments=_verl,
+    results=_verl_result,
+)
+OPENRLHF = Shape(
+    name="OpenRLHF",
+    marks=("queries",),
+    per_sample=False,
+    reads_rows=False,
+    supplied=frozenset(("queries", "prompts", "labels")),
+    arguments=_openrlhf,
+    results=_openrlhf_results,
+)
+SHAPES = {shape.name: shape for shape in (PLAIN, TRL, SAMPLES, VERL, OPENRLHF, TRL_CHAT)}

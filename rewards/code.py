@@ -1,0 +1,201 @@
+"""The answer is a program: the reward that runs it on the row's tests in a sandbox, and judges it outside.
+
+    rewards.load("code")([Sample("...", "<answer>\ndef double(x): return 2 * x\n</answer>", meta={"test_list": [...]})])
+
+The program is the last ```python block of the answer, or all of it (`rewards.extract` says where an answer stands).
+What is not covered: other languages.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import textwrap
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
+
+from rewards.base import Reward, RewardError, Sample, thought_is_open
+from rewards.code_rows import Asserts, Calls, Stdio, read_tests
+from rewards.extract import extract_answer, thought_end
+from sandbox import Limits, Sandbox
+from sandbox.judge import TestsError, Verdict, asserts, calls, stdio
+
+Score = Literal["all", "fraction"]
+_PYTHON = ("python", "py", "python3")
+_IMPORTS = (
+    "import bisect, collections, functools, heapq, itertools, math, operator, random, re, string, sys; "
+    "from typing import *; from bisect import *; from collections import *; from functools import *; "
+    "from heapq import *; from itertools import *; from math import *\n"
+)
+"""What sites with function problems import before a solution, and solutions written for them expect."""
+
+
+class CodeVerifier:
+    """1 if the completion's program passes the row's tests, else 0; None only if nothing can be said.
+
+    `score="fraction"` gives the share of cases that pass. Reasons: correct, wrong, no_code, timeout, memory, crashed,
+    exited, output_limit, compile_error, unsupported_value; without a value no_tests (none, or none that can be read)
+    and infra. `logs` hold the detail, the number of cases and how many passed ("all" stops at the first that does not).
+    """
+
+    def __init__(
+        self,
+        *,
+        level: str = "auto",
+        workers: int = 2,
+        imports: Sequence[str] = (),
+        wall: float = 10.0,
+        memory_mb: int = 1024,
+        score: Score = "all",
+        allow_unsafe: bool = False,
+    ) -> None:
+        """Check the settings; `wall` is seconds for all cases of one program. Raises RewardError.
+
+        `level`, `workers`, `imports` and `allow_unsafe` are `sandbox.Sandbox`'s, which starts at the first call.
+        """
+        if score not in get_args(Score):
+            raise RewardError(f"reward 'code': score={score!r}; it is one of {', '.join(get_args(Score))}")
+        if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 256:
+            raise RewardError(f"reward 'code': workers={workers!r}; give a number of processes from 1 to 256")
+        try:
+            self.limits = Limits(wall=wall, cpu=wall, memory_mb=memory_mb)
+        except ValueError as error:
+            raise RewardError(f"reward 'code': {error}") from None
+        self.level, self.workers, self.imports, self.score = level, workers, tuple(imports), score
+        self.allow_unsafe = allow_unsafe
+        self._lock = threading.Lock()
+        self._box: Sandbox | None = None
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
+        """Judge every sample, in order, `workers` at a time; raises SandboxError if no sandbox can be had."""
+        box = self._open()
+        with ThreadPoolExecutor(self.workers) as threads:
+            return list(threads.map(functools.partial(self._reward, box), samples))
+
+    def close(self) -> None:
+        """End the sandbox; the next call starts another."""
+        with self._lock:
+            box, self._box = self._box, None
+        if box is not None:
+            box.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the settings; the copy starts a sandbox of its own."""
+        settings = {
+            "level": self.level,
+            "workers": self.workers,
+            "imports": self.imports,
+            "wall": self.limits.wall,
+            "memory_mb": self.limits.memory_mb,
+            "score": self.score,
+            "allow_unsafe": self.allow_unsafe,
+        }
+        return functools.partial(CodeVerifier, **settings), ()
+
+    def _open(self) -> Sandbox:
+        with self._lock:
+            if self._box is None:
+                self._box = Sandbox(
+                    level=self.level,
+                    workers=self.workers,
+                    imports=self.imports,
+                    limits=self.limits,
+                    allow_unsafe=self.allow_unsafe,
+                )
+            return self._box
+
+    def _reward(self, box: Sandbox, sample: Sample) -> Reward:
+        try:
+            tests = read_tests(sample.meta)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a row may hold
+            return Reward(None, "no_tests", logs={"detail": f"{type(error).__name__}: {error}"})
+        if tests is None:
+            return Reward(None, "no_tests", logs={"detail": f"columns: {', '.join(map(str, sample.meta)) or 'none'}"})
+        code = find_program(sample.completion, tests, thought_is_open(sample.prompt))
+        if code is None:
+            return Reward(0.0, "no_code")
+        try:
+            verdict = self._judge(box, code, tests)
+        except TestsError as error:  # they assert nothing, or are no Python
+            return Reward(None, "no_tests", logs={"detail": str(error)})
+        logs = {"detail": verdict.detail, "num_passed": verdict.num_passed, "num_cases": verdict.num_cases}
+        if verdict.passed is None:
+            return Reward(None, verdict.status, logs=logs)
+        share = verdict.num_passed / verdict.num_cases if self.score == "fraction" else float(verdict.passed)
+        return Reward(share, verdict.status, logs=logs)
+
+    def _judge(self, box: Sandbox, code: str, tests: Stdio | Calls | Asserts) -> Verdict:
+        fail_fast = self.score == "all"
+        match tests:
+            case Stdio(cases=cases):
+                return stdio(box, code, cases, fail_fast=fail_fast)
+            case Calls(function=function, calls=asked):
+                in_class = not _definition(code, function) and re.search(r"^class Solution\b", code, re.M)
+                owner = "Solution" if in_class else None
+                return calls(box, code, function, asked, owner, equal=tests.equal, fail_fast=fail_fast)
+            case Asserts(entry_point=entry_point, asserts=source):
+                return asserts(box, code, entry_point, source, fail_fast=fail_fast)
+
+
+def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool = False) -> str | None:
+    """The program in a completion, with what stands before it in the task; None if there is none.
+
+    After the last `</think>`: the last ```python block of the `<answer>` or of everything, else all of the `<answer>`;
+    where the task is source to be continued, also a bare continuation. `thinking`: the prompt ended in a thought.
+    """
+    begin = thought_end(completion, thinking)
+    if begin is None:
+        return None
+    answer = extract_answer(completion, thinking)
+    text = completion[begin:] if answer is None else answer
+    blocks = _fenced(text)
+    chosen = [block for language, block in blocks if language in _PYTHON]
+    chosen = chosen or [block for language, block in blocks if not language]
+    code = chosen[-1] if chosen else answer
+    if isinstance(tests, Asserts) and tests.prompt:
+        if code is None and (_is_indented(text) or _definition(text, tests.entry_point)):
+            code = text
+        code = code and _continued(tests.prompt, tests.entry_point, code)
+    elif isinstance(tests, Calls):
+        code = code and (code if _imports_future(code) else _IMPORTS + code)
+    return code if code and code.strip() else None
+
+
+def _continued(prompt: str, entry_point: str, code: str) -> str:
+    """The task's source with `code` as the function's body, or in place of the function."""
+    if _imports_future(code):  # which must come first; a program that does so is a whole one
+        return code
+    if not _definition(code, entry_point):
+        return f"{prompt.rstrip()}\n{code if _is_indented(code) else textwrap.indent(code, '    ')}"
+    started = _definition(prompt, entry_point)
+    return (prompt[: started.start()] if started else f"{prompt.rstrip()}\n") + code
+
+
+def _fenced(text: str) -> list[tuple[str, str]]:
+    """Language and text of each complete block between ``` lines."""
+    blocks: list[tuple[str, str]] = []
+    language, lines = "", None
+    for line in text.split("\n"):
+        mark = line.strip()
+        if lines is None and mark.startswith("```"):
+            language, lines = mark[3:].strip().lower(), []
+        elif lines is not None and mark == "```":
+            blocks.append((language, textwrap.dedent("\n".join(lines))))
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    return blocks
+
+
+def _definition(code: str, function: str) -> re.Match[str] | None:
+    return re.search(rf"^(?:async )?def {re.escape(function)}\b", code, re.M)
+
+
+def _imports_future(code: str) -> bool:
+    return re.search(r"^from __future__\b", code, re.M) is not None
+
+
+def _is_indented(text: str) -> bool:
+    return text.strip("\n")[:1] in (" ", "\t") and bool(text.strip())

@@ -1,0 +1,173 @@
+"""Reading the tests in a dataset's row, whichever of the usual forms they have.
+
+    HumanEval               prompt, entry_point, test (source with `check(candidate)`)
+    MBPP                    test_list, test_setup_code or test_imports, challenge_test_list
+    APPS, TACO              input_output: {"inputs": [...], "outputs": [...]}, and "fn_name" for functions
+    CodeContests            public_tests, private_tests, generated_tests: {"input": [...], "output": [...]}
+    LiveCodeBench           public_test_cases, private_test_cases: [{"input", "output", "testtype"}], metadata.func_name
+    SandboxFusion           test: [{"input": {"stdin"}, "output": {"stdout"}}]
+    ours                    tests or test_cases: [{"stdin", "stdout"}]
+
+Each may be JSON text or the value itself. What is not covered: LiveCodeBench's pickled private tests, and checkers for
+problems with several right outputs.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_CASE_COLUMNS = ("public_tests", "private_tests", "generated_tests", "public_test_cases", "private_test_cases")
+_OUR_COLUMNS = ("tests", "test_cases", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stdio:
+    """A whole program: what it reads and prints."""
+
+    cases: Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """A function: what it gets and returns, as JSON knows it."""
+
+    function: str
+    calls: Sequence[Mapping[str, Any]]
+    wrapped: bool
+    """An expected `[x]` may also mean `x`: APPS and TACO have both."""
+
+    def equal(self, returned: Any, expected: Any) -> bool:
+        """Whether a value is the expected one, for which JSON has no tuples, and only text as keys."""
+        returned = _as_json(returned)
+        if bool(returned == expected):
+            return True
+        return self.wrapped and isinstance(expected, list) and len(expected) == 1 and bool(returned == expected[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asserts:
+    """A function: source that tests it."""
+
+    entry_point: str
+    asserts: Sequence[str]
+    prompt: str = ""
+    """Source that the completion continues, if it is one."""
+
+
+def read_tests(row: Mapping[str, Any]) -> Stdio | Calls | Asserts | None:
+    """The tests of a row, None if it has none; raises ValueError naming the column that cannot be read."""
+    if isinstance(row.get("test"), str) and row.get("entry_point"):
+        prompt = str(row.get("prompt", ""))
+        return Asserts(
+            entry_point=row["entry_point"], asserts=[*_helpers(prompt, row["entry_point"]), row["test"]], prompt=prompt
+        )
+    if row.get("test_list"):
+        setup = row.get("test_imports") or [row.get("test_setup_code") or ""]
+        tests = [*setup, *row["test_list"], *(row.get("challenge_test_list") or [])]
+        return Asserts(entry_point=row.get("entry_point") or _tested_name(row["test_list"]), asserts=tests)
+    name = _function_name(row)
+    pairs = _value(row, "input_output") or (row if "inputs" in row and "outputs" in row else None)
+    if pairs:
+        name = pairs.get("fn_name") or name
+        inputs, outputs = _value(pairs, "inputs"), _value(pairs, "outputs")
+        return _tests(name, [{"input": i, "output": o} for i, o in zip(inputs, outputs, strict=True)], wrapped=True)
+    cases = [case for column in (*_CASE_COLUMNS, *_OUR_COLUMNS) for case in _cases(row, column)]
+    return _tests(name, cases, wrapped=False)
+
+
+def _tests(name: str, cases: Sequence[Mapping[str, Any]], wrapped: bool) -> Stdio | Calls | None:
+    if not cases:
+        return None
+    if name:
+        calls = [{"args": _arguments(case["input"]), "expected": _json(case["output"])} for case in cases]
+        return Calls(function=name, calls=calls, wrapped=wrapped)
+    return Stdio(cases=[{"stdin": _text(case["input"]), "stdout": _text(case["output"])} for case in cases])
+
+
+def _cases(row: Mapping[str, Any], column: str) -> list[Mapping[str, Any]]:
+    found = _value(row, column)
+    if isinstance(found, Mapping):  # CodeContests: columns of their own
+        found = [{"input": i, "output": o} for i, o in zip(found["input"], found["output"], strict=True)]
+    cases = []
+    for case in found or ():
+        if not isinstance(case, Mapping):
+            raise ValueError(f"column {column!r} holds {str(case)[:60]!r}, not a case with an input and an output")
+        given, wanted = case.get("input", case.get("stdin")), case.get("output", case.get("stdout"))
+        given = given.get("stdin", "") if isinstance(given, Mapping) and "stdin" in given else given
+        wanted = wanted.get("stdout") if isinstance(wanted, Mapping) and "stdout" in wanted else wanted
+        if given is None or wanted is None:
+            raise ValueError(
+                f"column {column!r} has a case with only {', '.join(map(str, case))}: it needs two of them"
+            )
+        cases.append({"input": given, "output": wanted})
+    return cases
+
+
+def _function_name(row: Mapping[str, Any]) -> str:
+    metadata = _value(row, "metadata")
+    return row.get("fn_name") or (metadata.get("func_name") if isinstance(metadata, Mapping) else "") or ""
+
+
+def _value(row: Mapping[str, Any], column: str) -> Any:
+    value = row.get(column)
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"column {column!r} is no JSON ({value[:60]!r}): {error}") from None
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _arguments(value: Any) -> list[Any]:
+    """APPS: a list of them; LiveCodeBench: lines of JSON, one for each."""
+    if isinstance(value, str):
+        return [json.loads(line) for line in value.split("\n") if line.strip()]
+    return list(value)
+
+
+def _json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _as_json(value: Any) -> Any:
+    match value:
+        case list() | tuple():
+            return [_as_json(item) for item in value]
+        case dict():
+            return {key if isinstance(key, str) else str(key): _as_json(item) for key, item in value.items()}
+    return value
+
+
+def _helpers(prompt: str, entry_point: str) -> list[str]:
+    """What HumanEval's prompt defines beside the function: its tests use it, and a completion must not replace it."""
+    try:
+        tree = ast.parse(prompt)
+    except (SyntaxError, ValueError):
+        return []
+    kept = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
+    return [ast.unparse(ast.Module(body=kept, type_ignores=[]))] if kept else []
+
+
+def _tested_name(tests: Sequence[str]) -> str:
+    """The outermost function in MBPP's asserts that Python does not have; else the outermost, a task called `sum`."""
+    try:
+        trees = [ast.parse(test) for test in tests]
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"column 'test_list' is no Python: {error}") from None
+    calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = [function.id for function in calls if isinstance(function, ast.Name)]
+    if not names:
+        raise ValueError("column 'test_list' calls no function that could be the one to write; give an entry_point")
+    return next((name for name in names if name not in vars(builtins)), names[0])

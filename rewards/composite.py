@@ -1,0 +1,141 @@
+"""Several rewards as one: their weighted sum, or for each sample the one that its task asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.base import Reward, RewardError, Sample
+from rewards.function import RewardFunction
+
+_ENTRY = "{fn: math, weight: 1.0} (also kwargs, name, optional), a name, or a pair such as [math, 1.0]"
+_KEYS = ("fn", "weight", "kwargs", "name", "optional")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One term of the sum.
+
+    Example: `Part(name="format", judge=rewards.load("format"), weight=0.1, needed=True)`
+    """
+
+    name: str
+    judge: RewardFunction
+    weight: float
+    needed: bool
+    """Whether a sample without this verdict has none at all."""
+
+
+class Composite:
+    """A weighted sum of rewards with its breakdown, or a choice among rewards by a column of the dataset row.
+
+    Sum: `rewards` is a list of {fn, weight, kwargs, name, optional}; value = sum_k weight_k value_k, `parts` has every
+    value_k under its name, and the reason is that of the first reward. A sample for which a needed part has no verdict
+    has none, with that part's reason; a part that is `optional`, or weighs 0, is then left out of the sum.
+
+    Choice: with `by=COLUMN`, `rewards` is a table from that column's values to such an entry or list of entries.
+    """
+
+    def __init__(self, rewards: Sequence[Any] | Mapping[str, Any], by: str = "") -> None:
+        """Load every reward; raises RewardError for an entry that cannot be read or loaded."""
+        self.by = by
+        if by:
+            if not isinstance(rewards, Mapping) or not rewards:
+                raise RewardError(f"by={by!r} needs rewards={{value of {by}: reward, ...}}, not {rewards!r}")
+            self.routes = {str(task): _parts(entry) for task, entry in rewards.items()}
+        else:
+            if isinstance(rewards, (str, Mapping)) or not rewards:
+                raise RewardError(f"rewards={rewards!r} must be a list of {_ENTRY}; for a table set `by` to its column")
+            self.routes = {"": _parts(rewards)}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
+        """Judge every sample by the rewards of its route; raises RewardError for a task that has none."""
+        routed: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            routed.setdefault(self._route(index, sample), []).append(index)
+        verdicts: dict[int, Reward] = {}
+        for route, indices in routed.items():
+            chosen = [samples[index] for index in indices]
+            verdicts |= zip(indices, _sum(self.routes[route], chosen), strict=True)
+        return [verdicts[index] for index in range(len(samples))]
+
+    def close(self) -> None:
+        """Let go of all rewards."""
+        for parts in self.routes.values():
+            for part in parts:
+                part.judge.close()
+
+    def _route(self, index: int, sample: Sample) -> str:
+        if not self.by:
+            return ""
+        if self.by not in sample.meta:
+            columns = ", ".join(map(str, sample.meta)) or "none"
+            raise RewardError(f"by={self.by!r}: sample {index} has no such column; its columns: {columns}")
+        route = str(sample.meta[self.by])
+        if route not in self.routes:
+            known = ", ".join(self.routes)
+            raise RewardError(f"{self.by}={route!r} of sample {index} has no reward; there are rewards for {known}")
+        return route
+
+
+def _parts(entries: Any) -> list[Part]:
+    if isinstance(entries, (str, Mapping)) or callable(entries):
+        entries = [entries]
+    parts = [_part(entry) for entry in entries]
+    names = [part.name for part in parts]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RewardError(f"rewards: {', '.join(sorted(twice))} is there twice; give each a `name` of its own")
+    return parts
+
+
+def _part(entry: Any) -> Part:
+    from rewards.registry import load  # it lists this module
+
+    match entry:
+        case str() | Callable():
+            entry = {"fn": entry}
+        case [fn, int() | float() as weight]:
+            entry = {"fn": fn, "weight": weight}
+    if not isinstance(entry, Mapping) or "fn" not in entry or not entry.keys() <= set(_KEYS):
+        raise RewardError(f"rewards: {entry!r} is not a reward; write {_ENTRY}")
+    fn, weight, settings = entry["fn"], entry.get("weight", 1.0), entry.get("kwargs") or {}
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise RewardError(f"rewards: weight={weight!r} of {fn!r} is not a number")
+    if not isinstance(settings, Mapping):
+        raise RewardError(f"rewards: kwargs={settings!r} of {fn!r} is not a table of settings")
+    judge = load(fn, **settings)
+    return Part(
+        name=str(entry.get("name") or _short(judge)),
+        judge=judge,
+        weight=float(weight),
+        needed=not entry.get("optional", False) and weight != 0,
+    )
+
+
+def _short(judge: RewardFunction) -> str:
+    """`math` for math, `fn` for package.module:fn and file.py:fn."""
+    return judge.name.rpartition(":")[2]
+
+
+def _sum(parts: Sequence[Part], samples: Sequence[Sample]) -> list[Reward]:
+    columns = [part.judge(samples) for part in parts]
+    return [_add(parts, verdicts) for verdicts in zip(*columns, strict=True)]
+
+
+def _add(parts: Sequence[Part], verdicts: Sequence[Reward]) -> Reward:
+    logs: dict[str, Any] = {}
+    values: dict[str, float] = {}
+    inner: dict[str, float] = {}
+    missing = None
+    for part, verdict in zip(parts, verdicts, strict=True):
+        if verdict.value is None:
+            missing = verdict if part.needed and missing is None else missing
+        else:
+            values[part.name] = verdict.value
+        inner |= {f"{part.name}.{name}": value for name, value in verdict.parts.items()}
+        logs |= {f"{part.name}.{name}": value for name, value in {"reason": verdict.reason, **verdict.logs}.items()}
+    if missing is not None or not values:
+        return Reward(None, (missing or verdicts[0]).reason, parts=values | inner, logs=logs)
+    total = sum(part.weight * values[part.name] for part in parts if part.name in values)
+    return Reward(total, verdicts[0].reason, parts=values | inner, logs=logs)

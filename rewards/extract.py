@@ -1,0 +1,135 @@
+"""Where a completion says its answer: the one reading that all verifiers share. Every function takes linear time.
+
+What is not covered: several boxes are not joined into one answer; the last one counts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Extraction = Literal["strict", "lenient"]
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"(?<!\\)(?:\\\\)*\\(?:boxed|fbox)\s*\{")
+_HASHES = re.compile(r"####[ \t]*([^\n]*)")
+_PHRASE = re.compile(
+    r"\banswer\b(?:[ \t]{1,3}\w{1,12}\b){0,4}?[ \t*]{0,4}(?:\bis\b|[:=])(?:\*\*)?[ \t:]{0,4}", re.IGNORECASE
+)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*(.+?)\*\*", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.?](?:\s|$)|\n")
+_ALONE = re.compile(r"[-+]?\\?\$?\s?[0-9][0-9.,/ ]*%?")
+TAIL = 2_000
+"""Characters at the end in which a closing phrase is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    r"""What stands where an answer is due, and where that is.
+
+    Example: `Answer(text="7", place="boxed", start=14)` for `<think></think>\boxed{7}`
+    """
+
+    text: str
+    place: Literal["answer", "boxed", "hashes", "phrase", "line"]
+    start: int
+    """Index of the first character of `text` in the completion."""
+
+
+def thought_end(completion: str, thinking: bool = False) -> int | None:
+    """Index after the last `</think>`; None if the completion ends inside a thought.
+
+    `thinking` says that the prompt ended inside one.
+    """
+    before, closed, rest = completion.rpartition("</think>")
+    if "<think>" in rest or (thinking and not closed):
+        return None
+    return len(before) + len(closed)
+
+
+def extract_answer(completion: str, thinking: bool = False) -> str | None:
+    """The text of the last complete `<answer>...</answer>` after the last `</think>`; None if there is none.
+
+    What follows an unclosed `<think>` is a thought, not an answer. `thinking` says that the prompt ended inside one.
+    """
+    begin = thought_end(completion, thinking)
+    span = None if begin is None else _tag(completion, begin)
+    return None if span is None else completion[slice(*span)].strip()
+
+
+def extract(completion: str, thinking: bool = False, extraction: Extraction = "strict") -> Answer | None:
+    r"""The answer after the last `</think>`: last complete `<answer>`, else last balanced `\boxed`, else last `####`.
+
+    A box or `####` inside the `<answer>` is opened, too. "lenient" adds closing phrases ("The answer is 7.") and a
+    last line that is nothing but a number or a formula. None if there is no such place; the text may be empty.
+    """
+    begin = thought_end(completion, thinking)
+    if begin is None:
+        return None
+    end, place = len(completion), None
+    if (tag := _tag(completion, begin)) is not None:
+        (begin, end), place = tag, "answer"
+    if (box := last_box(completion[begin:end])) is not None:
+        begin, end, place = begin + box[0], begin + box[1], "boxed"
+    elif (line := _last_hashes(completion, begin, end)) is not None:
+        begin, end, place = *line, "hashes"
+    elif place is None and extraction == "lenient":
+        tail = max(begin, end - TAIL)
+        phrase, line = _phrase(completion, tail), _line(completion, tail)
+        begin, end = phrase or line or (0, 0)
+        place = "phrase" if phrase else "line" if line else None
+    if place is None:
+        return None
+    text = completion[begin:end]
+    return Answer(text=text.strip(), place=place, start=begin + len(text) - len(text.lstrip()))
+
+
+def last_box(text: str) -> tuple[int, int] | None:
+    r"""Start and end of what stands in the last balanced `\boxed{...}` or `\fbox{...}`; of nested ones the outer."""
+    first = _BOX.search(text)
+    if first is None:
+        return None
+    opened: list[tuple[int, bool]] = []
+    found, is_box = None, False
+    for match in _BRACES.finditer(text, first.start()):  # braces before the first box cannot close it
+        token = match.group()
+        if token == "{":
+            opened.append((match.end(), is_box))
+        elif token == "}" and opened:
+            start, boxed = opened.pop()
+            found = (start, match.start()) if boxed else found
+        is_box = len(token) > 2
+    return found
+
+
+def _tag(text: str, begin: int) -> tuple[int, int] | None:
+    start = text.rfind("<answer>", begin, max(text.rfind("</answer>", begin), begin))  # before the last close: complete
+    if start < 0:
+        return None
+    start += len("<answer>")
+    return start, text.index("</answer>", start)
+
+
+def _last_hashes(text: str, begin: int, end: int) -> tuple[int, int] | None:
+    last = text.rfind("####", begin, end)
+    match = _HASHES.match(text, last, end) if last >= 0 else None
+    return match.span(1) if match else None
+
+
+def _phrase(text: str, begin: int) -> tuple[int, int] | None:
+    matches = list(_PHRASE.finditer(text, begin))
+    if not matches:
+        return None
+    begin = matches[-1].end()
+    if formula := _FORMULA.match(text, len(text) - len(text[begin:].lstrip())):  # often on a line of its own
+        return formula.span(formula.lastindex or 0)
+    stop = _SENTENCE_END.search(text, begin)
+    return begin, stop.start() if stop else len(text)
+
+
+def _line(text: str, begin: int) -> tuple[int, int] | None:
+    line = text[begin:].rstrip().rpartition("\n")[2].strip()
+    start = text.rfind(line)
+    if formula := _FORMULA.fullmatch(text, start, start + len(line)):
+        return formula.span(formula.lastindex or 0)
+    return (start, start + len(line)) if _ALONE.fullmatch(line) else None

@@ -1,0 +1,234 @@
+"""A user's function or object behind one call: a list of samples in, as many verdicts out, or an error."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+from rewards.adapters import SHAPES, WAYS, Shape, find_shape, row_columns
+from rewards.base import Reward, RewardError, Sample
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+CONVERSATIONAL = "conversational"
+"""Setting that gives a function in TRL's shape chat messages, whatever the prompt is."""
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """Something with workers or files to let go of."""
+
+    def close(self) -> None:
+        """Let go of them."""
+        ...
+
+
+class RewardFunction:
+    """What `rewards.load` returns: call it on a list of samples.
+
+    Parameters are filled by name: from the bound `kwargs`, else from the sample, else from the columns of its row. A
+    class is constructed with `kwargs`, and its object called. It pickles as what `load` was given, so another process
+    finds or constructs it anew.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., Any],
+        given: str | Callable[..., Any],
+        kwargs: Mapping[str, Any],
+        shape: str = "",
+    ) -> None:
+        """Check the signature; raises RewardError if it fits no shape (unless one is forced) or refuses `kwargs`."""
+        self.given, self.kwargs = given, dict(kwargs)
+        self.name = given if isinstance(given, str) else str(given)
+        is_class = isinstance(target, type)
+        self.fn = self._construct(target) if is_class else target
+        if not callable(self.fn):
+            raise RewardError(f"reward {self.name!r} is a {type(self.fn).__name__}, not a function; {WAYS}")
+        self.settings = {} if is_class else dict(kwargs)
+        parameters = _signature(self.fn, self.name).parameters.values()
+        self.takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        self.named = {parameter.name for parameter in parameters if parameter.kind in _BY_NAME}
+        self.required = {p.name for p in parameters if p.kind in _BY_NAME and p.default is inspect.Parameter.empty}
+        self.forced = shape
+        self.shape = self._shape()
+        supplied = self.shape.supplied
+        for key in self.settings:
+            if key in supplied or not (self.takes_any or key in self.named):
+                raise self._no_setting(key, self.named - supplied)
+
+    def __repr__(self) -> str:
+        """The name and the settings."""
+        return f"<reward {self.name!r} {self.kwargs}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a call of `rewards.load`."""
+        from rewards.registry import reload
+
+        return reload, (self.given, self.kwargs, self.forced)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
+        """Judge every sample, in order; raises RewardError if the function fails on any, never a silent 0."""
+        if not samples:
+            return []
+        logs: list[dict[str, Any]] = [{} for _ in samples]
+        size = 1 if self.shape.per_sample else len(samples)
+        chunks = [range(start, start + size) for start in range(0, len(samples), size)]
+        arguments = [self._arguments(chunk, samples, logs) for chunk in chunks]
+        results = []
+        for chunk, given in zip(chunks, arguments, strict=True):
+            try:
+                results.append(self.fn(**given))
+            except RewardError:  # a reward inside this one, which has named itself
+                raise
+            except (Exception, SystemExit) as error:  # sys.exit() in a reward must not end the run without a word
+                raise self._failed(error, _where(chunk, samples)) from error
+        if any(inspect.isawaitable(result) for result in results):
+            results = _wait(results)
+        rewards: list[Reward] = []
+        for chunk, result in zip(chunks, results, strict=True):
+            if isinstance(result, BaseException):
+                raise self._failed(result, _where(chunk, samples)) from result
+            rewards += self._read(result, chunk, samples)
+        return [replace(r, logs={**log, **r.logs}) if log else r for r, log in zip(rewards, logs, strict=True)]
+
+    def close(self) -> None:
+        """Let go of the workers of a reward that has some; harmless on any other, and when repeated."""
+        if isinstance(self.fn, Closable):
+            self.fn.close()
+
+    def _shape(self) -> Shape:
+        conversational = CONVERSATIONAL not in self.named and bool(self.settings.pop(CONVERSATIONAL, False))
+        try:
+            return SHAPES[self.forced] if self.forced else find_shape(self.named, conversational)
+        except RewardError as error:
+            raise RewardError(f"reward {self.name!r} {error}") from None
+
+    def _construct(self, cls: type) -> Any:
+        signature = _signature(cls, self.name)
+        parameters = signature.parameters.values()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            for key in self.kwargs.keys() - signature.parameters.keys():
+                raise self._no_setting(key, set(signature.parameters))
+        needed = {p.name for p in parameters if p.kind in _BY_NAME and p.default is inspect.Parameter.empty}
+        if missing := ", ".join(sorted(needed - self.kwargs.keys())):
+            raise RewardError(f"reward {self.name!r} needs {missing}; set it in reward.kwargs")
+        try:
+            return cls(**self.kwargs)
+        except RewardError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a user's constructor does
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise RewardError(f"reward {self.name!r} cannot be made: {kind}{error}") from error
+
+    def _arguments(self, chunk: range, samples: Sequence[Sample], logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        own = [samples[index] for index in chunk]
+        supplied = self.shape.arguments(own, [logs[index] for index in chunk])
+        from_rows = self.required - supplied.keys() - self.settings.keys()
+        for index in chunk:
+            missing = from_rows - samples[index].meta.keys() if self.shape.reads_rows else from_rows
+            if missing:
+                raise self._missing(missing, index, samples[index])
+        columns = {**row_columns(self.shape, own), **supplied, **self.settings}
+        return columns if self.takes_any else {key: value for key, value in columns.items() if key in self.named}
+
+    def _read(self, result: Any, chunk: range, samples: Sequence[Sample]) -> list[Reward]:
+        entries = self.shape.results(result, [samples[index] for index in chunk])
+        try:
+            values = None if isinstance(entries, (str, Mapping)) else list(entries)
+        except TypeError:
+            values = None
+        if values is None or len(values) != len(chunk):
+            got = f"a {type(entries).__name__}" if values is None else f"{len(values)} values"
+            raise RewardError(
+                f"reward {self.name!r} must return a list of {len(chunk)} rewards, one for each completion, not {got}"
+            )
+        return [self._reward(value, samples, index) for index, value in zip(chunk, values, strict=True)]
+
+    def _reward(self, entry: Any, samples: Sequence[Sample], index: int) -> Reward:
+        reward = entry if isinstance(entry, Reward) else Reward(entry)
+        if reward.value is None:
+            return reward
+        where = _named(index, samples[index])
+        numbers = {name: self._finite(part, f"{where}, part {name!r}") for name, part in reward.parts.items()}
+        return replace(reward, value=self._finite(reward.value, where), parts=numbers)
+
+    def _finite(self, number: Any, where: str) -> float:
+        try:
+            value = math.nan if isinstance(number, (str, bytes)) else float(number)
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise RewardError(
+                f"reward {self.name!r} returned {str(number)[:80]!r} for {where}; return a finite number, True "
+                "or False, a rewards.Reward, or None for no verdict"
+            )
+        return value
+
+    def _no_setting(self, key: str, known: set[str]) -> RewardError:
+        return RewardError(
+            f"reward {self.name!r} takes no setting {key!r}; it takes {', '.join(sorted(known)) or 'none'}"
+        )
+
+    def _missing(self, missing: set[str], index: int, sample: Sample) -> RewardError:
+        columns = ", ".join(map(str, sample.meta)) or "none"
+        return RewardError(
+            f"reward {self.name!r} needs {', '.join(sorted(missing))}, which {_named(index, sample)} does not have "
+            f"(its columns: {columns}); rename the parameter, give it a default, or set it in reward.kwargs"
+        )
+
+    def _failed(self, error: BaseException, where: str) -> RewardError:
+        return RewardError(
+            f"reward {self.name!r} raised {type(error).__name__}: {error} (on {where}); correct the function, or let "
+            "it return None where there is no verdict"
+        )
+
+
+def _signature(target: Callable[..., Any], name: str) -> inspect.Signature:
+    try:
+        return inspect.signature(target)
+    except ValueError as error:  # functions written in C may have none
+        raise RewardError(f"reward {name!r} has no readable signature: {error}; wrap it in a function") from error
+
+
+def _wait(results: Sequence[Any]) -> list[Any]:
+    """Await what is awaitable, all at once; an exception takes the place of its result.
+
+    The event loop runs in a thread of its own: the caller may have one running, and on the main thread asyncio would
+    take over the caller's handler of Ctrl-C.
+    """
+    import asyncio  # here: it takes longer to import than the rest of the package
+
+    async def one(result: Any) -> Any:
+        try:
+            return await result if inspect.isawaitable(result) else result
+        except SystemExit as error:
+            return error
+
+    async def gather() -> list[Any]:
+        return list(await asyncio.gather(*map(one, results), return_exceptions=True))
+
+    done: Future[list[Any]] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(asyncio.run(gather()))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="reward-asyncio", daemon=True).start()
+    return done.result()
+
+
+def _where(chunk: range, samples: Sequence[Sample]) -> str:
+    if len(chunk) > 1:
+        return f"a batch of {len(chunk)} samples"
+    return _named(chunk.start, samples[chunk.start])
+
+
+def _named(index: int, sample: Sample) -> str:
+    return f"sample {index} (prompt {str(sample.prompt)[:60]!r})"

@@ -1,0 +1,110 @@
+r"""The thought is written in the target language, told by the script of its letters.
+
+What is not covered: languages that share a script (English and French look alike), and the answer outside the thought.
+Letters of code fences, formulas and LaTeX commands, tags, and letters that stand alone (`x = 3`) are not counted.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from rewards.base import Reward, Sample
+
+SCRIPTS = {
+    "LATIN": "en de fr es it pt nl sv da no fi pl cs hu ro tr vi id",
+    "CJK": "zh ja",
+    "IDEOGRAPHIC": "zh ja",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+    "HANGUL": "ko",
+    "CYRILLIC": "ru uk bg sr",
+    "GREEK": "el",
+    "ARABIC": "ar fa ur",
+    "HEBREW": "he",
+    "DEVANAGARI": "hi mr ne",
+    "BENGALI": "bn",
+    "THAI": "th",
+}
+"""First word of a letter's Unicode name -> languages written with it."""
+
+_PAIRS = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"), (r"\begin{", r"\end{"))
+_INLINE = re.compile(r"\$[^$\n]*\$|`[^`\n]*`|\\[A-Za-z]+|</?[A-Za-z]+>")
+_LATIN = r"[A-Za-z\u00c0-\u024f]"
+_ALONE = re.compile(rf"(?<!{_LATIN})[A-Za-z\u0370-\u03ff](?!{_LATIN})")
+
+
+class LanguageShare:
+    """Share of the letters of the thought that belong to `language`'s script, from 0 to 1.
+
+    share = letters of the target's scripts / letters, over the text between `<think>` and the last `</think>`; over all
+    of it where a tag is missing. (DeepSeek-R1, arXiv:2501.12948, section 2.3.2, counts words: scripts without spaces
+    have none.) A thought without letters counts 1, one under `min_characters` 0.
+    """
+
+    def __init__(self, language: str = "en", min_characters: int = 20) -> None:
+        """Raises ValueError for a language whose script is not known.
+
+        Without `min_characters` a thought of nothing, or of one formula, would earn the whole reward.
+        """
+        known = sorted({name for names in SCRIPTS.values() for name in names.split()})
+        if language not in known:
+            raise ValueError(f"language={language!r} is not known; use one of {', '.join(known)}")
+        self.scripts = {script for script, names in SCRIPTS.items() if language in names.split()}
+        self.min_characters = min_characters
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
+        """Reasons: measured, no_letters, too_short; the logs count the letters of each script."""
+        return [self._one(sample.completion) for sample in samples]
+
+    def _one(self, completion: str) -> Reward:
+        thought = thought_of(completion)
+        if len(thought) < self.min_characters:
+            return Reward(0.0, "too_short")
+        letters: Counter[str] = Counter()
+        for character, count in Counter(prose_of(thought)).items():
+            if character.isalpha():
+                letters[script_of(character)] += count
+        if not letters:
+            return Reward(1.0, "no_letters")
+        own = sum(letters[script] for script in self.scripts)
+        return Reward(own / letters.total(), "measured", logs=dict(letters))
+
+
+def thought_of(completion: str) -> str:
+    """The text between the first `<think>` and the last `</think>`, without the blanks around it.
+
+    Without `<think>` it starts at the beginning (the prompt may have opened it), without `</think>` it has no end.
+    """
+    before, closed, _ = completion.rpartition("</think>")
+    text = before if closed else completion
+    _, opened, inside = text.partition("<think>")
+    return (inside if opened else text).strip()
+
+
+def prose_of(text: str) -> str:
+    """The text without code, formulas, LaTeX commands, tags and letters that stand alone; linear in its length."""
+    for opener, closer in _PAIRS:
+        text = " ".join(_outside(text, opener, closer))
+    return _ALONE.sub(" ", _INLINE.sub(" ", text))
+
+
+@cache
+def script_of(letter: str) -> str:
+    """First word of the letter's Unicode name ("LATIN", "CJK"), its half- and full-width and styled forms included."""
+    words = unicodedata.name(unicodedata.normalize("NFKC", letter)[:1], "").replace("-", " ").split()
+    return words[0] if words else ""
+
+
+def _outside(text: str, opener: str, closer: str) -> Iterator[str]:
+    start = 0
+    while (begin := text.find(opener, start)) >= 0:
+        end = text.find(closer, begin + len(opener))
+        if end < 0:  # never closed: searching again from the next opener would take quadratic time
+            break
+        yield text[start:begin]
+        start = end + len(closer)
+    yield text[start:]

@@ -1,0 +1,97 @@
+"""The verdict on one answer as far as one judge can give it; the same steps run in the caller and in a worker."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal
+
+from rewards.math_compare import Comparison
+from rewards.math_parse import Symbolic, Tree
+from rewards.math_read import read
+from rewards.math_text import Explodes, Unread, clean
+from rewards.math_value import FLOATS, Evaluation, Undefined, exact, walk
+
+Outcome = Literal[
+    "correct", "wrong", "unparsable", "guard", "timeout", "gold_unparsable", "worker_lost", "undecided", "symbolic"
+]
+"""The last two are no verdicts: a worker with more digits, or with computer algebra, has to say."""
+MAX_SYMBOLIC_NUMBER = 9_999
+"""Bounds of sums and products above it are not handed to computer algebra."""
+
+
+def decide(gold: str, answer: str, comparison: Comparison) -> Outcome:
+    """Read both texts and compare them; neither is ever evaluated as code."""
+    symbolic = False
+    try:
+        golds = _defined(gold)
+    except Symbolic:
+        golds, symbolic = (), True
+    except (Unread, Undefined, Explodes):
+        return "gold_unparsable"
+    try:
+        answers = _defined(answer)
+        if symbolic and _is_heavy_symbolic(gold, answer):
+            return "gold_unparsable"
+    except Symbolic:
+        if _same_text(gold, answer):
+            return "correct"
+        return "guard" if _is_heavy_symbolic(answer, answer) else "symbolic"
+    except (Unread, Undefined):
+        return "unparsable"
+    except Explodes:
+        return "guard"
+    return "symbolic" if symbolic else _compared(golds, answers, comparison)
+
+
+def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Comparison) -> Outcome:
+    verdicts: list[bool | None] = []
+    try:
+        for gold in golds:
+            for answer in answers:
+                verdicts.append(comparison.equal(gold, answer))
+                if verdicts[-1]:
+                    return "correct"
+    except (Explodes, RecursionError):
+        return "gold_unparsable" if any(map(_explodes, golds)) else "guard"
+    except Undefined:
+        return "unparsable"
+    return "undecided" if None in verdicts else "wrong"
+
+
+@lru_cache(maxsize=8_192)
+def _defined(text: str) -> tuple[Tree, ...]:
+    """The readings of a text; raises Undefined for a division by zero in it."""
+    readings = read(text)
+    for node in (node for tree in readings for node in walk(tree)):
+        if node[0] in ("div", "pow"):
+            try:
+                exact(node, {})
+            except Explodes:
+                continue  # it may equal the other side as it is written
+    return readings
+
+
+def _explodes(tree: Tree) -> bool:
+    """Whether a gold answer itself is what cannot be worked out."""
+    for node in walk(tree):
+        try:
+            exact(node, {})
+            if node[0] in ("pow", "fact", "fn"):
+                Evaluation(arithmetic=FLOATS)(node)
+        except Explodes:
+            return True
+        except (Undefined, OverflowError, TypeError, ZeroDivisionError):
+            continue
+    return False
+
+
+def _same_text(gold: str, answer: str) -> bool:
+    return re.sub(r"\s", "", clean(gold)) == re.sub(r"\s", "", clean(answer))
+
+
+def _is_heavy_symbolic(text: str, other: str) -> bool:
+    """Whether computer algebra could be kept busy for ever: large bounds, towers, factorials, deep nesting."""
+    numbers = (int(number) for part in (text, other) for number in re.findall(r"\d+", part))
+    tower = re.search(r"\^\s*\{[^{}]*\^|\^\s*[^{}\s]\s*\^|!\s*!|\d\s*[eE]\s*[-+]?\d", text + " " + other)
+    return tower is not None or max(numbers, default=0) > MAX_SYMBOLIC_NUMBER or text.count("{") > 100

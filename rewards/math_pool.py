@@ -1,0 +1,166 @@
+"""Worker processes that give verdicts and can be killed: the caller holds the deadline of every request.
+
+They are started when first needed, by exec and never by a bare fork, and shared by all threads. No signal handler, no
+event loop and no executor of the caller is touched. A worker ends when its pipe closes, however the caller ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rewards.math_decide import Outcome
+
+START_SECONDS = 60.0
+"""Importing takes 0.2 s on an idle machine; on a busy one it must not count against a verdict."""
+MAX_REQUESTS = 1_000
+MAX_MEMORY_MB = 300
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rewards.math_worker import main; main()"
+_OUT_OF_TIME = (-signal.SIGALRM, -signal.SIGXCPU)
+
+
+class Lost(OSError):
+    """The worker is gone without a verdict."""
+
+
+class Worker:
+    """One process; not shared between threads at the same time."""
+
+    def __init__(self) -> None:
+        """Start it and wait until it is ready; raises Lost."""
+        paths = [str(Path(__file__).resolve().parents[1]), *sys.path]
+        # -I keeps the caller's folder and environment out; the caller's own path is handed over instead.
+        command = [sys.executable, "-I", "-c", _BOOT, json.dumps(paths)]
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+        except OSError as error:
+            raise Lost(f"no worker can be started: {error}") from error
+        self.num_requests, self.memory_mb, self.has_algebra = 0, 0, False
+        if self._line(START_SECONDS) != b"ready":
+            self.close()
+            raise Lost("the worker did not get ready")
+
+    def ask(self, request: dict[str, Any], seconds: float) -> Outcome:
+        """The outcome, "timeout" after `seconds`; raises Lost. After either of these the worker must be closed."""
+        self.num_requests += 1
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({**request, "seconds": seconds}).encode() + b"\n")
+        except OSError as error:
+            raise Lost("the worker has ended") from error
+        line = self._line(seconds)
+        if line is None:
+            return "timeout"
+        if not line:
+            if self.process.wait() in _OUT_OF_TIME:
+                return "timeout"
+            raise Lost("the worker ended without a verdict")
+        verdict = json.loads(line)
+        self.memory_mb = verdict["memory_mb"]
+        return verdict["outcome"]
+
+    def load_algebra(self) -> None:
+        """Import sympy, which takes longer than a verdict may; raises Lost."""
+        if not self.has_algebra and self.ask({"load": True}, START_SECONDS) != "undecided":
+            raise Lost("computer algebra cannot be loaded")
+        self.has_algebra = True
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether it has done or grown enough to be replaced: sympy's caches only grow."""
+        return self.num_requests >= MAX_REQUESTS or self.memory_mb > MAX_MEMORY_MB
+
+    def close(self) -> None:
+        """Kill it, and wait for its end."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _line(self, seconds: float) -> bytes | None:
+        """The next line; empty at the end of the output, None when the time is up."""
+        assert self.process.stdout is not None
+        deadline, text = time.monotonic() + seconds, b""
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN | select.POLLHUP)
+        while not text.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                return None
+            piece = self.process.stdout.read(65536)
+            if not piece:
+                return b""
+            text += piece
+        return text.strip()
+
+
+class Pool:
+    """Up to `num_workers` workers; a thread that finds none idle waits for one."""
+
+    def __init__(self, num_workers: int) -> None:
+        """Start nothing yet."""
+        self.num_workers = num_workers
+        self._idle = self._slots()
+
+    def _slots(self) -> queue.LifoQueue[Worker | None]:
+        self._owner = os.getpid()
+        slots: queue.LifoQueue[Worker | None] = queue.LifoQueue()  # the last one used is the one that is warm
+        for _ in range(self.num_workers):
+            slots.put(None)
+        return slots
+
+    def ask(self, request: dict[str, Any], seconds: float, algebra: bool = False) -> Outcome:
+        """The outcome of a request, which may need computer algebra.
+
+        A worker that is lost is replaced once; then the outcome is "worker_lost".
+        """
+        if self._owner != os.getpid():  # the caller forked: the workers belong to its parent
+            self._idle = self._slots()
+        slots = self._idle
+        worker = slots.get()
+        outcome: Outcome = "worker_lost"
+        try:
+            for _ in range(2):
+                try:
+                    worker = worker or Worker()
+                    if algebra:
+                        worker.load_algebra()
+                    outcome = worker.ask(request, seconds)
+                    break
+                except Lost:
+                    worker = _closed(worker)
+            if worker and (outcome == "timeout" or worker.is_worn):
+                worker = _closed(worker)
+        except BaseException:  # Ctrl-C between question and answer: the next one would read this answer
+            worker = _closed(worker)
+            raise
+        finally:
+            slots.put(worker)
+        return outcome
+
+    def close(self) -> None:
+        """End the workers, once each has answered; a later request starts them again."""
+        if self._owner != os.getpid():
+            return
+        taken: list[Worker | None] = []
+        with suppress(queue.Empty):  # a request that takes this long is in a thread that has died
+            taken += (self._idle.get(timeout=START_SECONDS) for _ in range(self.num_workers))
+        for worker in taken:
+            self._idle.put(_closed(worker))
+
+
+def _closed(worker: Worker | None) -> None:
+    if worker is not None:
+        worker.close()

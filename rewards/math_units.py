@@ -1,0 +1,109 @@
+"""Units of measurement: what is measured, and in multiples of what."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_TABLE = {
+    "length": "m metre meter 1, mm millimeter millimetre 1/1000, cm centimeter centimetre 1/100, "
+    "km kilometer kilometre 1000, in inch inche 127/5000, ft foot feet 381/1250, yd yard 1143/1250, mi mile 201168/125",
+    "mass": "g gram gm 1, kg kilogram 1000, mg milligram 1/1000, lb pound 45359237/100000, oz ounce 45359237/1600000",
+    "time": "s sec second 1, ms millisecond 1/1000, min minute 60, h hr hour 3600, day 86400, week 604800, month "
+    "2629746, yr year 31556952",
+    "volume": "l liter litre 1/1000, ml milliliter millilitre 1/1000000",
+    "money": "dollar usd buck 1, cent 1/100",
+    "euros": "euro 1",
+    "pounds sterling": "sterling 1",
+    "angle": "degree deg 1",
+    "speed": "mph 1397/3125, kmh kph 5/18",
+}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+_NAMES: dict[str, tuple[str, Fraction]] = {}
+for _kind, _line in _TABLE.items():
+    for _entry in _line.split(","):
+        *_names, _size = _entry.split()
+        _NAMES |= {_name: (_kind, Fraction(_size)) for _name in _names}
+_BASE = {"volume": ("length", 3), "speed": ("length", 1)}
+_NO_UNITS = frozenset(
+    re.findall(
+        "[a-z]+",
+        "is are was were be not no nor wrong incorrect false true right correct maybe perhaps either or and if else "
+        "but instead except about than minus plus at least most over under to from by because since then so hence "
+        "never cannot more less fewer above below between half third quarter import guess answer answers solution "
+        "solutions",
+    )
+)
+"""Words that say more of a number than what it counts."""
+MAX_WORDS = 5
+_EXPONENT = re.compile(r"\^\s*\{?\s*-?\d")
+_PIECE = re.compile(r"[A-Za-z]+|\^\s*\{?\s*(-?\d)|[/*.]|\\cdot")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """What a number counts. Example: cm^2 is `Unit(dimension=(("length", 2),), scale=Fraction(1, 10000))`.
+
+    `dimension` is None for things that are merely named ("students"); `scale` is in SI units, dollars or degrees.
+    """
+
+    dimension: tuple[tuple[str, int], ...] | None
+    scale: Fraction
+
+
+def is_unit(word: str) -> bool:
+    """Whether a bare word of two letters or more is a unit or a scale: "cm", "inches", "million"."""
+    word = _singular(word.casefold())
+    return (
+        len(word) > 1
+        and (word in _NAMES or word in SCALES or word in _POWERS or word == "per")
+        and word not in ("in", "min")
+    )
+
+
+def can_be_unit(text: str) -> bool:
+    """Whether words behind a number only name what it counts: "42 apples", but not "42 is wrong" or "42 or 43"."""
+    words = re.findall("[a-z]+", text.casefold())
+    return len(words) <= MAX_WORDS and _NO_UNITS.isdisjoint(words) and not re.search(r"\d", _EXPONENT.sub("", text))
+
+
+def read_unit(text: str) -> Unit:
+    """Read "cm^2", "square feet", "miles per hour" or "students"."""
+    powers: dict[str, int] = {}
+    scale, sign, power, known, last = Fraction(1), 1, 1, True, ("", Fraction(1), 0)
+    for match in _PIECE.finditer(text):
+        word = match.group().casefold()
+        name = _singular(word)
+        if match[1] or word in ("squared", "cubed"):
+            extra = (int(match[1]) if match[1] else _POWERS[word]) - 1
+            powers[last[0]] = powers.get(last[0], 0) + extra * last[2]
+            scale *= last[1] ** (extra * last[2])
+        elif word in _POWERS:
+            power = _POWERS[word]
+        elif word in ("/", "per"):
+            sign = -1
+        elif name in SCALES:
+            scale *= SCALES[name]
+        elif name in _NAMES:
+            kind, size = _NAMES[name]
+            last = (kind, size, sign)
+            powers[kind] = powers.get(kind, 0) + sign * power
+            scale, power = scale * size ** (sign * power), 1
+        elif word.isalpha():
+            known = False
+    for kind, (base, exponent) in _BASE.items():
+        if kind in powers:
+            count = powers.pop(kind)
+            powers[base] = powers.get(base, 0) + count * exponent
+            if kind == "speed":
+                powers["time"] = powers.get("time", 0) - count
+    dimension = tuple(sorted((kind, count) for kind, count in powers.items() if count))
+    return Unit(dimension=dimension if known and dimension else None, scale=scale)
+
+
+def _singular(word: str) -> str:
+    if word in _NAMES or word in SCALES or word in _POWERS:
+        return word
+    return word.removesuffix("s") if word.removesuffix("s") in _NAMES | SCALES else word.removesuffix("es")

@@ -1,0 +1,117 @@
+"""The program of a worker process: one request per line, one verdict per line, until its input closes.
+
+It is started clean, so that nothing of the caller is in its memory, and may be killed at any time. What is not
+covered: the network is not shut off, because nothing that a model wrote is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from rewards.math_compare import Comparison
+from rewards.math_decide import Outcome, decide
+from rewards.math_judge import Judge, TooFine
+from rewards.math_text import clean
+from rewards.math_value import Arithmetic
+
+DIGITS = (60, 400, 2_000)
+"""Tried in turn, where an expression mixes sizes too far apart for fewer."""
+MEMORY = 2 << 30
+"""Bytes of address space."""
+
+
+def main() -> None:
+    """Answer requests; print "ready" first, so that the caller knows when the clock may start."""
+    import mpmath  # noqa: F401  before "ready": importing it must not count against the first verdict
+
+    requests, verdicts = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)  # what a library prints is no verdict
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who closes the pipe
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", file=verdicts)
+    for line in requests:
+        request = json.loads(line)
+        # Should the caller die meanwhile, nobody else would end a verdict that never comes.
+        signal.alarm(int(request["seconds"]) + 2)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(used.ru_utime + used.ru_stime + request["seconds"]) + 2
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        outcome = judge(request)
+        signal.alarm(0)
+        memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(json.dumps({"outcome": outcome, "memory_mb": memory_mb}), file=verdicts)
+
+
+def judge(request: Mapping[str, Any]) -> Outcome:
+    """The verdict on `gold` and `answer`, by many digits, else by computer algebra, which "load" imports beforehand."""
+    try:
+        if "load" in request:
+            import math_verify  # noqa: F401
+
+            return "undecided"
+        for digits in DIGITS:
+            comparison = Comparison(
+                judge=Judge(arithmetic=arithmetic(digits), digits=digits),
+                percent=request["percent"],
+                units=request["units"],
+            )
+            try:
+                outcome = decide(request["gold"], request["answer"], comparison)
+            except TooFine:
+                continue
+            return _by_algebra(request["gold"], request["answer"]) if outcome == "symbolic" else outcome
+    except (MemoryError, RecursionError):
+        return "guard"
+    return "guard"
+
+
+@lru_cache
+def arithmetic(digits: int) -> Arithmetic:
+    """Complex numbers of `digits` decimal digits, by mpmath."""
+    import mpmath
+
+    context = mpmath.MPContext()
+    context.dps = digits
+    functions = {
+        "\\sin": context.sin, "\\cos": context.cos, "\\tan": context.tan, "\\sinh": context.sinh,
+        "\\cosh": context.cosh, "\\tanh": context.tanh, "\\exp": context.exp, "\\sqrt": context.sqrt,
+        "\\arcsin": context.asin, "\\arccos": context.acos, "\\arctan": context.atan, "\\ln": context.log,
+        "\\gamma": lambda value: context.mpc(context.gamma(value.real)),
+    }  # fmt: skip
+    return Arithmetic(
+        number=lambda value: context.mpc(context.mpf(value.numerator) / value.denominator),
+        functions=functions,
+        pi=context.mpc(context.pi),
+        i=context.mpc(0, 1),
+        noise=context.mpf(10) ** (-digits * 9 // 10),
+    )
+
+
+def _by_algebra(gold: str, answer: str) -> Outcome:
+    import logging
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.disable(logging.CRITICAL)
+    parsed = []
+    for text in (gold, answer):
+        target = [LatexExtractionConfig(boxed_match_priority=-1)]
+        parsed.append(parse(f"${clean(text)}$", target, fallback_mode="no_fallback", parsing_timeout=None))  # type: ignore[arg-type]
+    if not parsed[0]:
+        return "gold_unparsable"
+    if not parsed[1]:
+        return "unparsable"
+    return "correct" if verify(*parsed, float_rounding=12, timeout_seconds=None) else "wrong"  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

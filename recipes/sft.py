@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rlkit.cluster.build import start
 from rlkit.config import SftRun
-from rlkit.run import open_run
+from rlkit.run import Run, open_run
 from rlkit.sft import finetune
 
 
@@ -18,7 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     opened = open_run("sft", SftRun, argv)
     if opened is None:
         return
-    cfg, run = opened
+    fine_tune(*opened)
+
+
+def fine_tune(cfg: SftRun, run: Run) -> None:
+    """Evaluate, train on the demonstrations, evaluate again, write the model."""
     with run, start(cfg, run) as parts:
         run.evaluate("before SFT", 0, parts)
         done = run.position.steps_done("sft", cfg.sft.steps)

@@ -6,28 +6,42 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rlkit.compose import RECIPES
-from rlkit.config import suggestion
+USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
+       rlkit reward test|score|verify-dataset ... [--help]
+       rlkit checkpoint verify|convert ... [--help]
 
-USAGE = f"""usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
-
-  RECIPE      {", ".join(RECIPES)}
+  RECIPE      {recipes}
   key=value   any key of the recipe's configuration
   --cfg job   print the configuration and what follows from it; start nothing
   --help      the recipe's groups of settings"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a recipe by name; the rest of the line belongs to the recipe."""
+    """Run a recipe by name, or look at a reward or a checkpoint; the rest of the line belongs to that."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["reward"], ["checkpoint"]):
+        _command(words[0], words[1:])
+        return
+    from rlkit.compose import RECIPES  # loads torch, which takes seconds and a reward does without
+    from rlkit.config import suggestion
+
+    usage = USAGE.format(recipes=", ".join(RECIPES))
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage)
         return
     if words[0] != "run" or len(words) < 2:
-        raise SystemExit(f"error: {' '.join(words)!r} is not a command\n\n{USAGE}")
+        raise SystemExit(f"error: {' '.join(words)!r} is not a command\n\n{usage}")
     recipe = words[1]
     if recipe not in RECIPES:
         raise SystemExit(
             f"error: recipe {recipe!r} is unknown{suggestion(recipe, list(RECIPES))}; there are {', '.join(RECIPES)}"
         )
     import_module(f"recipes.{recipe}").main(words[2:])
+
+
+def _command(name: str, words: Sequence[str]) -> None:
+    try:
+        import_module(f"rlkit.{name}_cli").main(words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

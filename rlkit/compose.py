@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_module
@@ -21,10 +21,16 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from rlkit.config import GrpoRun, RunConfig, SftRun, SftThenGrpoRun, suggestion
+from rlkit.extend import ExtendContextRun
 
 C = TypeVar("C")
 R = TypeVar("R", bound=RunConfig)
-RECIPES: dict[str, type[RunConfig]] = {"sft": SftRun, "grpo": GrpoRun, "sft_then_grpo": SftThenGrpoRun}
+RECIPES: dict[str, type[RunConfig]] = {
+    "sft": SftRun,
+    "grpo": GrpoRun,
+    "sft_then_grpo": SftThenGrpoRun,
+    "extend_context": ExtendContextRun,
+}
 OPEN_DICTS = ("reward.kwargs", "data.tasks")
 """Below these any key may be set, and `data.tasks={...}` replaces the whole: they belong to the reward function and to
 the reasoning-gym tasks."""
@@ -169,10 +175,15 @@ def _refuse_unknown_keys(cls: Any, values: Mapping[str, Any], prefix: str) -> No
     for key, value in values.items():
         if key not in names:
             raise ConfigError(f"{prefix}{key} is not a key{suggestion(key, names)}; there are {', '.join(names)}")
-        if is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{prefix}{key}={value!r} is a group of keys; set one of them, as {prefix}{key}.KEY=")
-            _refuse_unknown_keys(hints[key], value, f"{prefix}{key}.")
+        group = next((kind for kind in (hints[key], *get_args(hints[key])) if is_dataclass(kind)), None)
+        if group is None or (value is None and type(None) in get_args(hints[key])):
+            continue
+        items = list(enumerate(value)) if isinstance(value, list) else [("", value)]
+        for place, item in items:
+            name = f"{prefix}{key}" + (f"[{place}]" if items[0][0] == 0 else "")
+            if not isinstance(item, Mapping):
+                raise ConfigError(f"{name}={item!r} is a group of keys; set one of them, as {name}.KEY=")
+            _refuse_unknown_keys(group, item, f"{name}.")
 
 
 def _groups() -> list[str]:

@@ -60,6 +60,7 @@ class DataConfig:
     tasks: dict[str, Any]
     """reasoning_gym only: {task: its parameters}; sizes are split evenly over the tasks."""
     prompt_column: str
+    """A column, or a template of several: "{text} Tests: {test_list}"."""
     answer_column: str
     solution_column: str
     """Worked solution, shown inside <think> in SFT; "" = there is none."""
@@ -81,6 +82,17 @@ class RewardConfig:
     fn: str
     """A name ("number"), "package.module:function" or "file.py:function"."""
     kwargs: dict[str, Any]
+    workers: int
+    """Processes that judge, on the driver's machine."""
+    timeout: float
+    """Seconds for one completion (a function called on a batch gets that of all its samples); then it has no verdict,
+    reason "timeout", and the process is killed and replaced."""
+
+    def __post_init__(self) -> None:
+        """Refuse a pool without processes and a deadline that has passed before it starts."""
+        _at_least("reward.workers", self.workers, 1)
+        if self.timeout <= 0:
+            raise ValueError(f"reward.timeout={self.timeout} must be above 0 seconds; 20 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,15 +274,11 @@ class ParityConfig:
 
     tolerance: float
     """Largest log-prob gap between engine and trainer in fp32, in nats; with bf16 the gap is only reported."""
-    num_sequences: int
-    length: int
 
     def __post_init__(self) -> None:
-        """Refuse a gate that compares nothing or lets nothing pass."""
+        """Refuse a gate that lets nothing pass."""
         if self.tolerance <= 0:
             raise ValueError(f"parity.tolerance={self.tolerance} must be above 0; 1e-4 is the limit in fp32")
-        _at_least("parity.num_sequences", self.num_sequences, 1)
-        _at_least("parity.length", self.length, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,12 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
     else:
         architecture = cfg.model.architecture
     total, active = parameters(architecture)
-    rows = [("parameters", f"{total:,}, of which {active:,} work on each token")]
+    numbers = cache_numbers(architecture)
+    size = architecture.num_hidden_layers * numbers * BYTES[cfg.engine.dtype]
+    rows = [
+        ("parameters", f"{total:,}, of which {active:,} work on each token"),
+        ("latent cache", f"{numbers} numbers per token and layer, {size:,} bytes per token in {cfg.engine.dtype}"),
+    ]
     if isinstance(cfg, SftRun):
         shown = cfg.sft.steps * cfg.sft.batch_size
         size = len(task.demonstrations) if task else cfg.data.train_size
@@ -59,14 +64,20 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
 
 
 def parameters(architecture: DeepseekV3Config) -> tuple[int, int]:
-    """All parameters, and those that one token passes through."""
+    """All parameters, and those that one token passes through: its experts, its own row of the embedding, all else."""
     with torch.device("meta"):
         model = DeepseekV3(architecture)
     total = sum(parameter.numel() for parameter in model.parameters())
     idle = 1 - architecture.num_experts_per_tok / architecture.n_routed_experts
     experts = [module for module in model.modules() if isinstance(module, Experts)]
     routed = sum(parameter.numel() for module in experts for parameter in module.parameters())
-    return total, round(total - idle * routed)
+    table = 0 if architecture.tie_word_embeddings else model.model.embed_tokens.weight[1:].numel()
+    return total, round(total - idle * routed) - table
+
+
+def cache_numbers(architecture: DeepseekV3Config) -> int:
+    """What decoding keeps of each token in each layer: its latent and its rotary key (arXiv:2412.19437, 2.1.1)."""
+    return architecture.kv_lora_rank + architecture.qk_rope_head_dim
 
 
 def _grpo(cfg: GrpoRun, task: Task | None) -> list[tuple[str, str]]:
@@ -93,8 +104,8 @@ def _memory(cfg: RunConfig, architecture: DeepseekV3Config, total: int) -> list[
     reference = trainer if isinstance(cfg, GrpoRun) and cfg.algo.loss.kl_coef > 0 else 0
     # ZeRO shards fp32 master weights and both moments over the ranks; weights and fp32 gradients are whole.
     per_rank = total * (trainer + 4 + reference + 12 / ranks)
-    latent = architecture.kv_lora_rank + architecture.qk_rope_head_dim
-    cache = architecture.num_hidden_layers * latent * engine * cfg.engine.max_model_len * cfg.engine.max_num_seqs
+    per_token = architecture.num_hidden_layers * cache_numbers(architecture) * engine
+    cache = per_token * cfg.engine.max_model_len * cfg.engine.max_num_seqs
     return [
         ("trainer memory", f"{per_rank / GIB:.3f} GiB a rank for weights, gradients, AdamW and reference"),
         ("engine memory", f"{total * engine / GIB:.3f} GiB of weights; full latent cache {cache / GIB:.3f} GiB"),

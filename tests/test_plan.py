@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active() -> None
     """Section 1 of the paper (arXiv:2412.19437); nothing is allocated."""
     total, active = parameters(DeepseekV3Config())
     assert round(total / 1e9) == 671
-    assert 36.5e9 < active < 38e9
+    assert round(active / 1e9) == 37
 
 
 def test_the_tiny_model_is_counted_as_built() -> None:
@@ -22,7 +24,10 @@ def test_the_tiny_model_is_counted_as_built() -> None:
     assert total == sum(parameter.numel() for parameter in DeepseekV3(architecture).parameters())
     # 3 layers with 8 experts of 3 matrices, of which a token passes 2
     idle = 3 * 6 * 3 * architecture.hidden_size * architecture.moe_intermediate_size
-    assert active == total - idle
+    # of the embedding it reads one row; the head is another matrix here
+    assert active == total - idle - (architecture.vocab_size - 1) * architecture.hidden_size
+    tied = replace(architecture, tie_word_embeddings=True)
+    assert parameters(tied)[1] == parameters(tied)[0] - idle, "a tied head works with all rows"
 
 
 def rows(recipe: str, cls: type, *overrides: str) -> dict[str, str]:
@@ -42,6 +47,17 @@ def test_numbers_of_a_grpo_step_by_hand() -> None:
     assert "at most 240 sampled" in found["tokens per step"]
     assert found["optimiser steps"] == "3 a step on 8 rollouts each"
     assert "SFT" not in found
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", "140,544"), ("bf16", "70,272")])
+def test_cache_of_deepseek_v3_by_hand(dtype: str, size: str) -> None:
+    """61 layers x (512 + 64) numbers of 4 or 2 bytes; 64 sequences of 1,024 tokens."""
+    overrides = [f"engine.dtype={dtype}", "engine.max_model_len=1024", "engine.max_num_seqs=64"]
+    found = rows("grpo", GrpoRun, "model=deepseek_v3_671b", *overrides)
+    assert found["parameters"].startswith("671,026,404,352, of which 36,")
+    assert found["latent cache"] == f"576 numbers per token and layer, {size} bytes per token in {dtype}"
+    gib = int(size.replace(",", "")) * 1024 * 64 / 2**30
+    assert found["engine memory"].endswith(f"full latent cache {gib:.3f} GiB")
 
 
 def test_numbers_of_sft_by_hand() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged
-from rlkit.model.rope import rotate_tail
+from rlkit.model.rope import rotate_tail, softmax_scale
 
 SHORT = 128
 """Samples up to this length keep their L x L probabilities for the gradient: faster on a CPU than recomputing them."""
@@ -65,7 +65,7 @@ class MLA(nn.Module):
         self.config = config
         hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
         key_width = config.qk_nope_head_dim + config.qk_rope_head_dim
-        self.scale = key_width**-0.5
+        self.scale = softmax_scale(key_width, config.rope_scaling)
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(hidden, heads * key_width, bias=False)
         else:
@@ -90,7 +90,7 @@ class MLA(nn.Module):
         return self.kv_a_layernorm(latent), key
 
     def forward(self, x_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
-        """softmax(q k^T / sqrt(nope + R)) v within each sample, causal: [T, D] -> [T, D]."""
+        """softmax(scale q k^T) v within each sample, causal, scale as in `softmax_scale`: [T, D] -> [T, D]."""
         cfg = self.config
         q = self.queries(x_TD, rotations_T)
         latent, k_rope = self.latents(x_TD, rotations_T)

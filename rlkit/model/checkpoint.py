@@ -1,92 +1,253 @@
-"""Checkpoint folders: config.json beside safetensors, in one file or in shards with an index."""
+"""Checkpoints as transformers, vLLM and DeepSeek write them: fp32, bf16 or block FP8, read one weight at a time."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from rlkit.model.weights import checkpoint_weights
+from rlkit.model.config import DeepseekV3Config
+from rlkit.model.shards import (
+    CARRIED_SCALES,
+    CONFIG,
+    MAX_SHARD_BYTES,
+    ShardWriter,
+    Stored,
+    read_header,
+    read_headers,
+    read_tensor,
+    replaced_folder,
+)
+from rlkit.model.weights import HEAD, Place, checkpoint_weights, published_names
+from rlkit.quant.fp8 import BLOCK, block_grid, dequantise_blocks, quantise_blocks, requantise_blocks
 
 if TYPE_CHECKING:
     from rlkit.model.deepseek import DeepseekV3
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = ("bf16", "fp8", "fp32")
+QUANTISATION = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [BLOCK, BLOCK],
+}
+"""What config.json says of block FP8, as published."""
+SCALE = "_scale_inv"
+FP8 = "F8_E4M3"
+READABLE = (FP8, "BF16", "F16", "F32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What is wrong with a tensor of a file; `tensor` is empty where it is the file itself."""
+
+    file: Path
+    tensor: str
+    problem: str
+
+    def __str__(self) -> str:
+        """One line: file, tensor, problem."""
+        return ": ".join(filter(None, (str(self.file), self.tensor, self.problem)))
+
+
+class CheckpointError(ValueError):
+    """A fault that was found while reading."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint folder whose headers have been read: weights, the scales of those in FP8, scales carried along."""
+
+    folder: Path
+    raw: Mapping[str, Any]
+    """The content of config.json."""
+    weights: Mapping[str, Stored]
+    scales: Mapping[str, Stored]
+    """By the name of their weight."""
+    carried: Mapping[str, Stored]
+    """By the name of their weight: scales of the FP8 checkpoint that this one was converted from."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Read config.json and all headers; ValueError, with file and fix, where that fails or is no DeepSeek-V3."""
+        folder = Path(path)
+        raw = read_config(folder)
+        headers = read_headers(folder)
+        carried = read_header(folder / CARRIED_SCALES) if (folder / CARRIED_SCALES).is_file() else {}
+        return cls(
+            folder=folder,
+            raw=raw,
+            weights={name: stored for name, stored in headers.items() if not name.endswith(SCALE)},
+            scales=_by_weight(headers),
+            carried=_by_weight(carried),
+        )
+
+    @property
+    def config(self) -> DeepseekV3Config:
+        """The model's sizes; ValueError where config.json asks for what is not computed here."""
+        try:
+            return DeepseekV3Config.from_hf({key: self.raw[key] for key in self.raw if key != "quantization_config"})
+        except ValueError as error:
+            raise ValueError(f"{self.folder / CONFIG}: {error}") from error
+
+    @property
+    def mtp_layers(self) -> int:
+        """Multi-token prediction modules that config.json announces."""
+        return int(self.raw.get("num_nextn_predict_layers") or 0)
+
+    def faults(self, table: Mapping[str, Place]) -> Iterator[Fault]:
+        """What the headers contradict: a weight of `table` missing, misshapen or without its scale, or one too many."""
+        for name, place in table.items():
+            stored = self.weights.get(name)
+            if stored is None:
+                yield Fault(file=self.folder, tensor=name, problem="missing; the checkpoint is not complete")
+            elif stored.shape != place.shape:
+                problem = f"shape {stored.shape}, but config.json makes it {place.shape}; it belongs to other weights"
+                yield Fault(file=stored.file, tensor=name, problem=problem)
+            else:
+                yield from self._dtype_faults(name, stored)
+        tied = {HEAD} if self.raw.get("tie_word_embeddings") else set()  # the file may repeat the embedding
+        for name in self.weights.keys() - table.keys() - tied:
+            problem = "this model has no such weight; check config.json against the checkpoint"
+            yield Fault(file=self.weights[name].file, tensor=name, problem=problem)
+        for name, stored in self.scales.items():
+            if name not in self.weights or self.weights[name].dtype != FP8:
+                yield Fault(file=stored.file, tensor=name + SCALE, problem=f"a scale, but {name} is not in FP8")
+        for name, stored in self.carried.items():
+            if name in table and stored.shape != block_grid(table[name].shape):
+                problem = f"shape {stored.shape} does not fit {name}; delete this file if the weights are new"
+                yield Fault(file=stored.file, tensor=name + SCALE, problem=problem)
+
+    def _dtype_faults(self, name: str, stored: Stored) -> Iterator[Fault]:
+        if stored.dtype not in READABLE:
+            problem = f"dtype {stored.dtype}; there are {', '.join(READABLE)}"
+            yield Fault(file=stored.file, tensor=name, problem=problem)
+        if stored.dtype != FP8:
+            return
+        if "quantization_config" not in self.raw:
+            yield Fault(file=self.folder / CONFIG, tensor=name, problem="in FP8, but quantization_config is not there")
+        scale = self.scales.get(name)
+        if scale is None:
+            yield Fault(file=stored.file, tensor=name + SCALE, problem=f"missing; without it {name} cannot be read")
+        elif scale.dtype != "F32" or scale.shape != block_grid(stored.shape):
+            problem = f"{scale.dtype} of shape {scale.shape}; {name} needs F32 of shape {block_grid(stored.shape)}"
+            yield Fault(file=scale.file, tensor=name + SCALE, problem=problem)
+
+    def check(self, table: Mapping[str, Place]) -> None:
+        """ValueError with the first of `faults` and their number, if there are any."""
+        faults = list(self.faults(table))
+        if faults:
+            raise ValueError(f"{faults[0]}" + (f" (and {len(faults) - 1} more like it)" if faults[1:] else ""))
+
+    def weight(self, name: str) -> Tensor:
+        """A weight as it is stored, or in fp32 if that is FP8; CheckpointError where it or a scale is not finite."""
+        stored = self.weights[name]
+        tensor = read_tensor(name, stored)
+        if stored.dtype == FP8:
+            scales = read_tensor(name + SCALE, self.scales[name])
+            if not (_finite(scales) and bool((scales > 0).all())):
+                problem = "a scale is not finite or not positive; copy the file again"
+                raise CheckpointError(Fault(file=self.scales[name].file, tensor=name + SCALE, problem=problem))
+            tensor = dequantise_blocks(tensor, scales)
+        if not _finite(tensor):
+            problem = "a number is NaN or infinite; copy the file again"
+            raise CheckpointError(Fault(file=stored.file, tensor=name, problem=problem))
+        return tensor
+
+    def known_scales(self, name: str) -> Tensor | None:
+        """The scales that a weight has in FP8, or had before it was converted; None where nothing tells."""
+        stored = self.scales.get(name) or self.carried.get(name)
+        return None if stored is None else read_tensor(name + SCALE, stored).clone()  # else its file stays mapped
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json; ValueError if it is not there, not DeepSeek-V3, or quantised in another way."""
+    file = folder / CONFIG
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
+    try:
+        raw = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
+    if not isinstance(raw, dict) or raw.get("model_type") != "deepseek_v3":
+        kind = raw.get("model_type") if isinstance(raw, dict) else raw
+        raise ValueError(f"{file}: model_type={kind!r}; only 'deepseek_v3' can be loaded")
+    for key in ("quant_method", "weight_block_size") if raw.get("quantization_config") else ():
+        value, wanted = raw["quantization_config"].get(key), QUANTISATION[key]
+        if value != wanted:
+            raise ValueError(f"{file}: quantization_config.{key}={value!r}; only {wanted!r} can be read")
+    return raw
 
 
 def checkpoint_files(path: str | Path) -> dict[str, Path]:
-    """The file that holds each tensor of a checkpoint folder.
+    """The file that holds each weight of a checkpoint folder, scales left out; ValueError as in `read_headers`."""
+    return {name: stored.file for name, stored in read_headers(path).items() if not name.endswith(SCALE)}
 
-    ValueError naming the file and the fix where there are no weights, a shard is missing or a file is cut short.
+
+def encode(name: str, tensor: Tensor, place: Place | None, dtype: str, scales: Tensor | None) -> dict[str, Tensor]:
+    """What a checkpoint of `dtype` holds of a weight: in FP8 codes and scales, where `place` says so, else bf16.
+
+    FP8 is made from the weight rounded to bf16, so that all ways there give the same bits. `scales` are those that it
+    may have had before. The router's correction bias is fp32 in every dtype: bf16 swallows its steps.
     """
-    folder = Path(path)
-    if (folder / SINGLE).is_file():
-        shards = [folder / SINGLE]
-    elif (folder / INDEX).is_file():
-        shards = _listed_shards(folder)
-    else:
-        raise ValueError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be loaded")
-    files: dict[str, Path] = {}
-    for shard in shards:
-        if not shard.is_file():
-            raise ValueError(f"{shard}: missing, but {INDEX} lists it; copy the file again")
-        try:
-            with safe_open(shard, framework="pt") as reader:
-                files.update(dict.fromkeys(reader.keys(), shard))
-        except SafetensorError as error:
-            raise ValueError(f"{shard}: cut short or not safetensors ({error}); copy the file again") from error
-    return files
+    kept = torch.float32 if dtype == "fp32" or name.endswith("e_score_correction_bias") else torch.bfloat16
+    # A copy: tied weights share memory, which safetensors refuses to write.
+    tensor = tensor.to("cpu", kept, copy=True)
+    if dtype != "fp8" or place is None or not place.fp8:
+        return {name: tensor}
+    codes, found = quantise_blocks(tensor) if scales is None else requantise_blocks(tensor, scales)
+    return {name: codes, name + SCALE: found}
 
 
-def read_tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    """Read tensors one at a time, shard by shard."""
-    for shard in sorted(set(files.values())):
-        with safe_open(shard, framework="pt") as reader:
-            for name in reader.keys():  # noqa: SIM118 - not a mapping
-                yield name, reader.get_tensor(name)
+def write_config(folder: Path, raw: Mapping[str, Any], dtype: str) -> None:
+    """Write config.json with the keys that tell transformers and vLLM how the weights are stored."""
+    described = {key: value for key, value in raw.items() if key != "quantization_config"}
+    # transformers 4 calls it torch_dtype.
+    for key in [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]:
+        described[key] = "float32" if dtype == "fp32" else "bfloat16"
+    if dtype == "fp8":
+        described["quantization_config"] = QUANTISATION
+    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
 
 
-def write_checkpoint(model: DeepseekV3, path: str | Path, dtype: str) -> None:
-    """Write config.json and model.safetensors; each appears whole or not at all, other files in the folder stay.
+def write_checkpoint(model: DeepseekV3, path: str | Path, dtype: str, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write the weights and config.json; the folder appears whole or not at all, other files in it stay.
 
-    Shards of an earlier checkpoint in the folder are removed. ValueError for an unknown `dtype`.
+    ValueError for an unknown `dtype`.
     """
+    check_dtype(dtype)
+    table = published_names(model.config)
+    with replaced_folder(path) as folder:
+        writer = ShardWriter(folder, max_shard_bytes)
+        for name, tensor in checkpoint_weights(model):
+            writer.add(encode(name, tensor, table.get(name), dtype, None))
+        writer.finish()
+        write_config(folder, model.config.to_hf(), dtype)
+
+
+def check_dtype(dtype: str) -> None:
+    """ValueError for anything but bf16, fp8 and fp32."""
     if dtype not in DTYPES:
-        soon = "; FP8 is not written yet" if dtype == "fp8" else ""
-        raise ValueError(f"dtype={dtype!r}: give one of {', '.join(DTYPES)}{soon}")
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, tensor in checkpoint_weights(model):
-        kept = torch.float32 if name.endswith("e_score_correction_bias") else DTYPES[dtype]
-        tensors[name] = tensor.to("cpu", kept, copy=True).contiguous()
-    weights, config = folder / f".{SINGLE}.partial", folder / ".config.json.partial"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    described = {**model.config.to_hf(), "dtype": str(DTYPES[dtype]).removeprefix("torch.")}
-    config.write_text(json.dumps(described, indent=2) + "\n")
-    for file in (weights, config):
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    os.replace(weights, folder / SINGLE)
-    os.replace(config, folder / "config.json")
-    if (folder / INDEX).is_file():
-        for shard in _listed_shards(folder):
-            shard.unlink(missing_ok=True)
-        (folder / INDEX).unlink()
+        raise ValueError(f"dtype={dtype!r}: give one of {', '.join(DTYPES)}")
 
 
-def _listed_shards(folder: Path) -> list[Path]:
-    try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{folder / INDEX}: not an index of shards ({error!r}); copy the file again") from error
-    return [folder / name for name in sorted(names)]
+def _by_weight(headers: Mapping[str, Stored]) -> dict[str, Stored]:
+    return {name.removesuffix(SCALE): stored for name, stored in headers.items() if name.endswith(SCALE)}
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.numel() == 0:
+        return True
+    return all(math.isfinite(float(bound)) for bound in torch.aminmax(tensor))

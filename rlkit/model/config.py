@@ -24,6 +24,46 @@ GROUPED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Yarn:
+    """Rotary angles stretched to a longer context (arXiv:2309.00071), under the keys of a published `rope_scaling`.
+
+    Example: DeepSeek-V3 is `Yarn(factor=40, original_max_position_embeddings=4096, mscale_all_dim=1.0)`.
+    """
+
+    factor: float
+    """The new context is this many times the original one."""
+    original_max_position_embeddings: int
+    """Length that the model was trained on before."""
+    beta_fast: float = 32.0
+    """Pairs that turn more often than this in the original context keep their frequency."""
+    beta_slow: float = 1.0
+    """Pairs that turn less often than this are interpolated by `factor`."""
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+    """Attention logits grow by (0.1 mscale_all_dim ln factor + 1)^2, those of the rotary part by that of mscale."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed, or what transformers and DeepSeek's code compute differently."""
+        for key, value in asdict(self).items():
+            _check(isinstance(value, int | float), f"rope_scaling.{key}", value, "give a number")
+        size = self.original_max_position_embeddings
+        fix = "give the context length before YaRN, in tokens"
+        _check(type(size) is int and size > 0, "rope_scaling.original_max_position_embeddings", size, fix)
+        _check(self.factor >= 1, "rope_scaling.factor", self.factor, "give a number of at least 1")
+        fix = f"give a number above 0 and below beta_fast={self.beta_fast}"
+        _check(0 < self.beta_slow < self.beta_fast, "rope_scaling.beta_slow", self.beta_slow, fix)
+        _check(self.mscale > 0, "rope_scaling.mscale", self.mscale, "give a positive number; 1.0 is usual")
+        both = self.mscale_all_dim > 0 or (self.mscale_all_dim == 0 and self.mscale == 1)
+        fix = f"give a positive number beside mscale={self.mscale}, or neither: implementations differ there"
+        _check(both, "rope_scaling.mscale_all_dim", self.mscale_all_dim, fix)
+
+    @property
+    def reach(self) -> int:
+        """The longest context it stretches to, in tokens."""
+        return round(self.factor * self.original_max_position_embeddings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeepseekV3Config:
     """Sizes of a DeepSeek-V3 model under transformers' names; the defaults are V3's (arXiv:2412.19437, section 4.2).
 
@@ -55,6 +95,8 @@ class DeepseekV3Config:
     qk_rope_head_dim: int = 64
     v_head_dim: int = 128
     rope_theta: float = 10000.0
+    rope_scaling: Yarn | None = None
+    """None: plain RoPE."""
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 4096
     tie_word_embeddings: bool = False
@@ -81,6 +123,10 @@ class DeepseekV3Config:
         for key in ids:
             inside = values[key] is None or (type(values[key]) is int and 0 <= values[key] < self.vocab_size)
             _check(inside, key, values[key], f"give one id in 0..{self.vocab_size - 1} (vocab_size - 1), or null")
+        if self.rope_scaling is not None:
+            length, reach = self.max_position_embeddings, self.rope_scaling.reach
+            fix = f"rope_scaling reaches {reach} (factor x original_max_position_embeddings); raise its factor"
+            _check(length <= reach, "max_position_embeddings", length, fix)
 
     def _check_experts(self) -> None:
         dense, layers = self.first_k_dense_replace, self.num_hidden_layers
@@ -104,16 +150,10 @@ class DeepseekV3Config:
         kv_heads = raw.get("num_key_value_heads") or heads
         _check(kv_heads == heads, "num_key_value_heads", kv_heads, f"it must equal num_attention_heads={heads}")
         quant = raw.get("quantization_config")
-        _check(quant is None, "quantization_config", quant, "convert the checkpoint to bf16 first; FP8 is not read yet")
+        fix = "a run does not start from FP8: `rlkit checkpoint convert IN OUT --dtype bf16` first"
+        _check(quant is None, "quantization_config", quant, fix)
         known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
-        # transformers 4 writes rope_theta and rope_scaling, transformers 5 puts both into rope_parameters.
-        rope = raw.get("rope_parameters") or {}
-        for key, scaling in (("rope_scaling", raw.get("rope_scaling") or {}), ("rope_parameters", rope)):
-            kind = scaling.get("rope_type", scaling.get("type", "default"))
-            _check(kind == "default", key, dict(scaling), "scaled RoPE (YaRN) is not supported yet; remove it")
-        if "rope_theta" in rope:
-            known["rope_theta"] = rope["rope_theta"]
-        return cls(**known)
+        return cls(**known | _read_rope(raw))
 
     @classmethod
     def from_folder(cls, path: str | Path) -> DeepseekV3Config:
@@ -140,15 +180,41 @@ class DeepseekV3Config:
 
         topk_method and scoring_func are there for vLLM, which builds no e_score_correction_bias without them.
         """
+        yarn = {} if self.rope_scaling is None else asdict(self.rope_scaling)
         return {
             "architectures": ["DeepseekV3ForCausalLM"],
             **FIXED,
             **asdict(self),
             "num_key_value_heads": self.num_attention_heads,
             "num_nextn_predict_layers": 0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            # The published form, and the one of transformers 5.
+            "rope_scaling": {"type": "yarn", **yarn} if yarn else None,
+            "rope_parameters": {"rope_type": "yarn" if yarn else "default", "rope_theta": self.rope_theta, **yarn},
             "use_cache": True,
         }
+
+
+def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta and YaRN: transformers 4 writes both keys, transformers 5 puts both into rope_parameters."""
+    found: dict[str, Any] = {"rope_scaling": None}
+    for place in ("rope_scaling", "rope_parameters"):
+        given = {key: value for key, value in (raw.get(place) or {}).items() if value is not None}
+        kinds = {given.pop(key, "default") for key in ("type", "rope_type")} - {"default"}
+        if "rope_theta" in given:
+            found["rope_theta"] = given.pop("rope_theta")
+        if not kinds:
+            continue
+        known = [field.name for field in fields(Yarn)]
+        unknown = [key for key in given if key not in known]
+        missing = [key for key in known[:2] if key not in given]
+        missing += ["mscale"] if "mscale_all_dim" in given and "mscale" not in given else []
+        _check(kinds == {"yarn"}, place, raw[place], "only YaRN (type yarn) is supported")
+        _check(not unknown, place, raw[place], f"{', '.join(unknown)} is not supported; there are {', '.join(known)}")
+        _check(not missing, place, raw[place], f"{' and '.join(missing)} missing; YaRN needs it")
+        yarn = Yarn(**given)
+        _check(found["rope_scaling"] in (None, yarn), place, raw[place], "it contradicts rope_scaling; remove one")
+        found["rope_scaling"] = yarn
+    return found
 
 
 def _check(fine: bool, key: str, value: object, fix: str) -> None:

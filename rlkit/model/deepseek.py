@@ -1,7 +1,7 @@
 """DeepSeek-V3 (arXiv:2412.19437), for training on packed samples.
 
 Module names are the published ones, so `state_dict()` differs from a checkpoint only in that experts are stacked.
-What is not covered: YaRN, multi-token prediction, FP8, experts spread over ranks.
+What is not covered: multi-token prediction, FP8, experts spread over ranks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.model.attention import MLA
-from rlkit.model.checkpoint import checkpoint_files, read_tensors, write_checkpoint
+from rlkit.model.checkpoint import Checkpoint, write_checkpoint
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.moe import MLP, Experts, MoE, Router
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged, lay_out
 from rlkit.model.rope import rotations
-from rlkit.model.weights import checkpoint_weights, load_weights
+from rlkit.model.shards import MAX_SHARD_BYTES
+from rlkit.model.weights import checkpoint_weights, load_weights, published_names
 
 
 class Block(nn.Module):
@@ -60,7 +61,8 @@ class Backbone(nn.Module):
 
     def rotations(self, positions_T: Tensor) -> Tensor:
         """Rotary factors of the given positions, [T, R / 2] complex."""
-        return rotations(positions_T, self.config.qk_rope_head_dim, self.config.rope_theta)
+        cfg = self.config
+        return rotations(positions_T, cfg.qk_rope_head_dim, cfg.rope_theta, cfg.rope_scaling)
 
     def forward(self, tokens_T: Tensor, ragged: Ragged) -> Tensor:
         """Hidden states after the final norm, [T] -> [T, D]."""
@@ -116,28 +118,28 @@ class DeepseekV3(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> DeepseekV3:
-        """Load a Hugging Face folder (config.json and safetensors, in shards or not) as parameters of `dtype`.
+        """Load a Hugging Face folder (config.json and safetensors in fp32, bf16 or FP8) as parameters of `dtype`.
 
-        ValueError, with the file and the fix, for a folder that is missing, incomplete or of another architecture.
+        ValueError, with the file and the tensor, for a folder that is missing, incomplete, not finite or of another
+        architecture.
         """
-        config = DeepseekV3Config.from_folder(path)
-        files = checkpoint_files(path)
+        checkpoint = Checkpoint.open(path)
+        config = checkpoint.config
+        checkpoint.check(published_names(config))
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
         model._tie()
-        try:
-            load_weights(model, read_tensors(files), {name: str(file) for name, file in files.items()})
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        load_weights(model, ((name, checkpoint.weight(name)) for name in checkpoint.weights))
         return model
 
-    def save_checkpoint(self, path: str | Path, dtype: str = "bf16") -> None:
-        """Write config.json and model.safetensors for transformers and vLLM; a file appears whole or not at all.
+    def save_checkpoint(self, path: str | Path, dtype: str = "bf16", max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+        """Write config.json and weights for transformers and vLLM; the folder appears whole or not at all.
 
-        `dtype` is "bf16" or "fp32"; the router's correction bias is fp32 in both. ValueError for anything else.
+        `dtype` is "bf16", "fp32" or "fp8" (published V3's blocks, made from the weights rounded to bf16); the router's
+        correction bias is fp32 in all. ValueError for anything else.
         """
-        write_checkpoint(self, path, dtype)
+        write_checkpoint(self, path, dtype, max_shard_bytes)
 
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its published name, as a view without gradient."""

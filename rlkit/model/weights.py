@@ -5,8 +5,8 @@ Published checkpoints hold one matrix per expert and projection; we stack the ex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -16,12 +16,17 @@ from rlkit.model.config import DeepseekV3Config
 if TYPE_CHECKING:
     from rlkit.model.deepseek import DeepseekV3
 
+HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a published tensor lives: in `name`, all of it, or the rows `start:stop` of one expert."""
+    """Where a published tensor of `shape` lives: in our `name`, all of it, or the rows `start:stop` of one expert."""
 
     name: str
+    shape: tuple[int, ...]
+    fp8: bool = False
+    """An FP8 checkpoint holds it in block FP8: the matrices of attention, MLPs and experts, but not of the router."""
     expert: int | None = None
     start: int = 0
     stop: int | None = None
@@ -31,35 +36,67 @@ class Place:
         return tensor if self.expert is None else tensor[self.expert, self.start : self.stop]
 
 
-def published_names(config: DeepseekV3Config) -> dict[str, Place]:
-    """The table: every published name of a model with this config, and where we keep it."""
-    table = {name: Place(name=name) for name in ("model.embed_tokens.weight", "model.norm.weight")}
+def published_names(config: DeepseekV3Config, mtp_layers: int = 0) -> dict[str, Place]:
+    """The table: every published name of a model with this config, and where we keep it.
+
+    `mtp_layers` multi-token prediction modules follow the last layer, as layers num_hidden_layers and on; each brings
+    its own copy of embedding and head.
+    """
+    vocabulary, hidden = (config.vocab_size, config.hidden_size), (config.hidden_size,)
+    table = {
+        "model.embed_tokens.weight": Place(name="model.embed_tokens.weight", shape=vocabulary),
+        "model.norm.weight": Place(name="model.norm.weight", shape=hidden),
+    }
     if not config.tie_word_embeddings:
-        table["lm_head.weight"] = Place(name="lm_head.weight")
-    queries = ("q_proj",) if config.q_lora_rank is None else ("q_a_proj", "q_a_layernorm", "q_b_proj")
-    attention = (*queries, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
-    projections = ("gate_proj", "up_proj", "down_proj")
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        same = [f"{layer}.{norm}.weight" for norm in ("input_layernorm", "post_attention_layernorm")]
-        same += [f"{layer}.self_attn.{part}.weight" for part in attention]
-        if i < config.first_k_dense_replace:
-            same += [f"{layer}.mlp.{part}.weight" for part in projections]
-        else:
-            same += [f"{layer}.mlp.gate.weight", f"{layer}.mlp.gate.e_score_correction_bias"]
-            same += [f"{layer}.mlp.shared_experts.{part}.weight" for part in projections]
-            table.update(_expert_names(f"{layer}.mlp.experts", config))
-        table.update({name: Place(name=name) for name in same})
+        table[HEAD] = Place(name=HEAD, shape=vocabulary)
+    for i in range(config.num_hidden_layers + mtp_layers):
+        prefix = f"model.layers.{i}"
+        rows = _layer_shapes(config, dense=i < config.first_k_dense_replace)
+        if i >= config.first_k_dense_replace:
+            table.update(_expert_places(f"{prefix}.mlp.experts", config))
+        if i >= config.num_hidden_layers:
+            rows |= {"enorm.weight": hidden, "hnorm.weight": hidden, "shared_head.norm.weight": hidden}
+            rows |= {"eh_proj.weight": (config.hidden_size, 2 * config.hidden_size)}
+            rows |= {"embed_tokens.weight": vocabulary, "shared_head.head.weight": vocabulary}
+        for row, shape in rows.items():
+            linear = row.startswith(("self_attn.", "mlp.")) and len(shape) == 2 and row != "mlp.gate.weight"
+            table[f"{prefix}.{row}"] = Place(name=f"{prefix}.{row}", shape=shape, fp8=linear)
     return table
 
 
-def _expert_names(prefix: str, config: DeepseekV3Config) -> Iterator[tuple[str, Place]]:
-    width = config.moe_intermediate_size
+def _layer_shapes(config: DeepseekV3Config, dense: bool) -> dict[str, tuple[int, ...]]:
+    """The tensors of one layer but for its routed experts."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    queries = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim)
+    rows: dict[str, tuple[int, ...]] = {f"{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
+    if config.q_lora_rank is None:
+        rows["self_attn.q_proj.weight"] = (queries, hidden)
+    else:
+        rows["self_attn.q_a_proj.weight"] = (config.q_lora_rank, hidden)
+        rows["self_attn.q_a_layernorm.weight"] = (config.q_lora_rank,)
+        rows["self_attn.q_b_proj.weight"] = (queries, config.q_lora_rank)
+    rows["self_attn.kv_a_proj_with_mqa.weight"] = (config.kv_lora_rank + config.qk_rope_head_dim, hidden)
+    rows["self_attn.kv_a_layernorm.weight"] = (config.kv_lora_rank,)
+    rows["self_attn.kv_b_proj.weight"] = (heads * (config.qk_nope_head_dim + config.v_head_dim), config.kv_lora_rank)
+    rows["self_attn.o_proj.weight"] = (hidden, heads * config.v_head_dim)
+    if not dense:
+        rows["mlp.gate.weight"] = (config.n_routed_experts, hidden)
+        rows["mlp.gate.e_score_correction_bias"] = (config.n_routed_experts,)
+    width = config.intermediate_size if dense else config.moe_intermediate_size * config.n_shared_experts
+    mlp = "mlp" if dense else "mlp.shared_experts"
+    rows |= {f"{mlp}.{part}_proj.weight": (width, hidden) for part in ("gate", "up")}
+    rows[f"{mlp}.down_proj.weight"] = (hidden, width)
+    return rows
+
+
+def _expert_places(prefix: str, config: DeepseekV3Config) -> Iterator[tuple[str, Place]]:
+    width, hidden = config.moe_intermediate_size, config.hidden_size
     fused, down = f"{prefix}.gate_up_proj", f"{prefix}.down_proj"
     for j in range(config.n_routed_experts):
-        yield f"{prefix}.{j}.gate_proj.weight", Place(name=fused, expert=j, stop=width)
-        yield f"{prefix}.{j}.up_proj.weight", Place(name=fused, expert=j, start=width)
-        yield f"{prefix}.{j}.down_proj.weight", Place(name=down, expert=j)
+        gate = Place(name=fused, shape=(width, hidden), fp8=True, expert=j, stop=width)
+        yield f"{prefix}.{j}.gate_proj.weight", gate
+        yield f"{prefix}.{j}.up_proj.weight", replace(gate, start=width, stop=None)
+        yield f"{prefix}.{j}.down_proj.weight", Place(name=down, shape=(hidden, width), fp8=True, expert=j)
 
 
 def checkpoint_weights(model: DeepseekV3) -> Iterator[tuple[str, Tensor]]:
@@ -68,33 +105,28 @@ def checkpoint_weights(model: DeepseekV3) -> Iterator[tuple[str, Tensor]]:
     for name, place in published_names(model.config).items():
         yield name, place.view(ours[place.name])
     if model.config.tie_word_embeddings:  # vLLM reads the head from the checkpoint even when it is tied
-        yield "lm_head.weight", ours["lm_head.weight"]
+        yield HEAD, ours[HEAD]
 
 
-def load_weights(
-    model: DeepseekV3, weights: Iterable[tuple[str, Tensor]], files: Mapping[str, str] | None = None
-) -> None:
+def load_weights(model: DeepseekV3, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Copy published tensors into the model, casting to its dtypes.
 
-    ValueError for a tensor that is missing, unknown, given twice or of another shape; `files` tells which file each
-    came from, for the message.
+    ValueError for a tensor that is missing, unknown, given twice or of another shape.
     """
     ours = model.state_dict()
     table = published_names(model.config)
     seen: set[str] = set()
     for name, tensor in weights:
-        where = f"{name} in {files[name]}" if files and name in files else name
         if name not in table:
-            if name == "lm_head.weight":  # tied: the file may repeat the embedding
+            if name == HEAD:  # tied: the file may repeat the embedding
                 continue
-            raise ValueError(f"{where}: this model has no such weight; check config.json against the checkpoint")
+            raise ValueError(f"{name}: this model has no such weight; check config.json against the checkpoint")
         if name in seen:
-            raise ValueError(f"{where}: given twice; remove one of the copies")
-        target = table[name].view(ours[table[name].name])
-        if tensor.shape != target.shape:
-            shapes = f"shape {tuple(tensor.shape)}, but config.json makes it {tuple(target.shape)}"
-            raise ValueError(f"{where}: {shapes}; use the config.json that belongs to these weights")
-        target.copy_(tensor)
+            raise ValueError(f"{name}: given twice; remove one of the copies")
+        if tensor.shape != table[name].shape:
+            shapes = f"shape {tuple(tensor.shape)}, but config.json makes it {table[name].shape}"
+            raise ValueError(f"{name}: {shapes}; use the config.json that belongs to these weights")
+        table[name].view(ours[table[name].name]).copy_(tensor)
         seen.add(name)
     missing = [name for name in table if name not in seen]
     if missing:

@@ -46,18 +46,24 @@ def processes_of(mark: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "place", [LOCAL, ["cluster=local", "engine=torch"], ["cluster=ray"]], ids=["local-torch", "local-deepspeed", "ray"]
+    ("place", "call"),
+    [
+        ([*LOCAL, "checkpoint.every=2", "evaluation.every=1"], 94),  # in step 4: step 3 is done, not measured, again
+        (["cluster=local", "engine=torch"], 30),
+        (["cluster=ray", "trainer.num_ranks=2"], 30),
+    ],
+    ids=["local-torch", "local-deepspeed", "ray"],
 )
-def test_killed_and_resumed_equals_uninterrupted(place: list[str], tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(KILLING_REWARD)
-    common = [*GRPO_ONLY, *place, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", "algo.steps=4"]
+    common = [*GRPO_ONLY, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", "algo.steps=4", *place]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish("grpo", *common, f"output_dir={whole}")
 
-    # A call is a group: 20 in the evaluation before, 4 in each step. So call 30 is inside step 3.
+    # A call is a group: 20 in each evaluation, of which one comes before; 4 in each step. So call 30 is inside step 3.
     mark = f"RLKIT_TEST_RUN={tmp_path}"
-    env = {"DIE_AT_CALL": "30", "RLKIT_TEST_RUN": str(tmp_path)}
+    env = {"DIE_AT_CALL": str(call), "RLKIT_TEST_RUN": str(tmp_path)}
     process = start("grpo", *common, f"output_dir={killed}", env=env)
     process.wait()
     died = time.monotonic()

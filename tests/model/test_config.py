@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import DeepseekV3Config as TheirConfig
 
 from rlkit.model import DeepseekV3Config
+from rlkit.model.config import Yarn
 from tests.model.tiny import BASE
+
+YARN = {"type": "yarn", "factor": 2, "original_max_position_embeddings": 64}
 
 
 @pytest.mark.parametrize(
@@ -46,8 +50,23 @@ def test_a_dense_model_needs_no_valid_groups() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 40}}, "rope_scaling=.*YaRN"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters=.*YaRN"),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, "rope_scaling=.*only YaRN"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_parameters=.*only YaRN"),
+        ({"rope_scaling": {"type": "yarn", "factor": 40}}, "rope_scaling=.*original_max_position_embeddings missing"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters=.*factor and original_max_.* missing"),
+        ({"rope_scaling": {**YARN, "mscale_all_dim": 1.0}}, "rope_scaling=.*mscale missing"),
+        ({"rope_scaling": {**YARN, "truncate": False}}, "rope_scaling=.*truncate is not supported; there are factor"),
+        ({"rope_scaling": {**YARN, "factor": 0.5}}, "rope_scaling.factor=0.5: give a number of at least 1"),
+        ({"rope_scaling": {**YARN, "factor": "40"}}, "rope_scaling.factor='40': give a number"),
+        ({"rope_scaling": {**YARN, "mscale": 0.7}}, "rope_scaling.mscale_all_dim=0.0: .* implementations differ"),
+        ({"rope_scaling": {**YARN, "mscale": 0, "mscale_all_dim": 1}}, "rope_scaling.mscale=0: give a positive"),
+        ({"rope_scaling": {**YARN, "beta_fast": 1}}, "rope_scaling.beta_slow=1.0: .* below beta_fast=1"),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": 64.5}}, "rope_scaling.original_max_pos.*=64.5"),
+        ({"rope_scaling": {**YARN, "factor": 1}}, "max_position_embeddings=128: rope_scaling reaches 64"),
+        (
+            {"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_type": "yarn", "factor": 8}},
+            "rope_parameters=.*contradicts rope_scaling",
+        ),
         ({"topk_method": "greedy"}, "topk_method='greedy': only 'noaux_tc'"),
         ({"scoring_func": "softmax"}, "scoring_func='softmax'"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
@@ -92,3 +111,34 @@ def test_to_hf_round_trip_and_what_vllm_needs() -> None:
     assert written["architectures"] == ["DeepseekV3ForCausalLM"]
     assert (written["topk_method"], written["scoring_func"]) == ("noaux_tc", "sigmoid")
     assert written["num_nextn_predict_layers"] == 0, "no multi-token prediction weights are written"
+
+
+def test_yarn_is_read_from_both_places_and_written_to_both() -> None:
+    yarn = Yarn(factor=40, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0)
+    config = replace(BASE, rope_scaling=yarn, max_position_embeddings=163840, rope_theta=777.0)
+    written = json.loads(json.dumps(config.to_hf()))
+    keys = {"factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+    keys |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+    assert written["rope_scaling"] == {"type": "yarn", **keys}, "the published form"
+    assert written["rope_parameters"] == {"rope_type": "yarn", "rope_theta": 777.0, **keys}, "that of transformers 5"
+    for dropped in ({"rope_scaling"}, {"rope_parameters"}, set()):
+        assert DeepseekV3Config.from_hf({key: written[key] for key in written.keys() - dropped}) == config, dropped
+    legacy = {**written["rope_parameters"], "type": "yarn"}
+    assert DeepseekV3Config.from_hf({**written, "rope_scaling": None, "rope_parameters": legacy}) == config
+    none = {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 777.0}}
+    assert DeepseekV3Config.from_hf({**written, **none}).rope_scaling is None
+
+
+def test_yarn_survives_transformers(tmp_path: Path) -> None:
+    """Published form -> transformers 5 -> its config.json -> ours -> transformers: nothing is edited by hand."""
+    published = {**BASE.to_hf(), "rope_scaling": {**YARN, "beta_fast": 16, "mscale": 0.7, "mscale_all_dim": 0.7}}
+    del published["rope_parameters"]
+    ours = DeepseekV3Config.from_hf(published)
+    assert ours.rope_scaling == Yarn(
+        factor=2, original_max_position_embeddings=64, beta_fast=16, mscale=0.7, mscale_all_dim=0.7
+    )
+    TheirConfig(**published).save_pretrained(tmp_path)
+    assert "rope_scaling" not in json.loads((tmp_path / "config.json").read_text())
+    assert DeepseekV3Config.from_folder(tmp_path) == ours
+    again = TheirConfig(**ours.to_hf()).rope_parameters
+    assert {key: again[key] for key in published["rope_scaling"]} == published["rope_scaling"]

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.model.config import Yarn
 from rlkit.model.decode import decode_step, prefill
+from tests.model.random_configs import SEEDS, random_config
 from tests.model.tiny import BASE, relative, seeded
 
 PROMPTS = ((3, 1, 4, 1, 5, 9, 2, 6), (7,), (27, 18, 28), (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9))
@@ -19,9 +21,19 @@ def full(model: DeepseekV3, tokens: list[int]) -> torch.Tensor:
     return model(torch.tensor(tokens))[-1]
 
 
-@pytest.mark.parametrize("config", [BASE, replace(BASE, q_lora_rank=24, n_group=2, v_head_dim=20)])
+YARN = Yarn(factor=4, original_max_position_embeddings=8, mscale=1.0, mscale_all_dim=0.5)
+CONFIGS = [
+    BASE,
+    replace(BASE, q_lora_rank=24, n_group=2, v_head_dim=20),
+    replace(BASE, rope_scaling=YARN, max_position_embeddings=32),
+    *(random_config(seed) for seed in SEEDS),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
 @torch.no_grad()
 def test_steps_equal_the_full_forward_pass(config: DeepseekV3Config) -> None:
+    """Absorbed decoding from latents against attention with keys and values expanded."""
     model = seeded(config)
     texts = [list(prompt) for prompt in PROMPTS]
     logits_BV, cache = prefill(model, PROMPTS)
@@ -29,7 +41,7 @@ def test_steps_equal_the_full_forward_pass(config: DeepseekV3Config) -> None:
     for step in range(6):
         for text, logits in zip(texts, logits_BV, strict=True):
             assert relative(logits, full(model, text)) <= 1e-5, f"step {step}, prompt of {len(text)} tokens"
-        tokens_B = torch.randint(0, 96, (4,))
+        tokens_B = torch.randint(0, config.vocab_size, (4,))
         for text, token in zip(texts, tokens_B.tolist(), strict=True):
             text.append(token)
         logits_BV, cache = decode_step(model, tokens_B, cache)
@@ -49,8 +61,30 @@ def test_rows_repeat_drop_and_reorder_samples() -> None:
     assert cache.lengths_B.tolist() == [8, 1, 3, 15], "rows makes a new cache"
 
 
+@torch.no_grad()
+def test_the_cache_is_57_times_smaller_than_keys_and_values_at_v3_geometry() -> None:
+    """V3's attention behind a hidden size of 64: bytes of the real cache against those that expanding it makes."""
+    config = replace(
+        DeepseekV3Config(), vocab_size=40, hidden_size=64, intermediate_size=64, num_hidden_layers=1, q_lora_rank=8,
+        first_k_dense_replace=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = DeepseekV3(config)
+    model = model.bfloat16().to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.fill_(0.01)
+    _, cache = prefill(model, PROMPTS)
+    (layer_BSW,) = cache.layers
+    tokens = layer_BSW.shape[0] * layer_BSW.shape[1]
+    assert layer_BSW.nbytes == layer_BSW.untyped_storage().nbytes() == tokens * 576 * 2, "bytes of bf16"
+    latent, rotary_key = layer_BSW.split([512, 64], dim=-1)
+    expanded = model.model.blocks()[0].self_attn.kv_b_proj(latent)
+    ratio = (expanded.nbytes + rotary_key.numel() * 2) / layer_BSW.nbytes
+    print(f"cache of a token and layer: {layer_BSW.nbytes // tokens} bytes, {ratio:.1f}x smaller than keys and values")
+    assert ratio == 57.0, "128 heads x (128 + 128) and one shared rotary key of 64"
+
+
 def test_the_cache_holds_one_latent_per_token_and_layer() -> None:
-    """V3 keeps 512 + 64 numbers per token and layer where plain attention with 128 heads keeps 32768 + 16384."""
     with torch.no_grad():
         _, cache = prefill(seeded(), PROMPTS)
     assert len(cache.layers) == BASE.num_hidden_layers

@@ -1,13 +1,18 @@
-"""Laying samples out for attention: nothing lost, nothing mixed, padding bounded."""
+"""Laying samples out for attention: nothing lost, nothing mixed, padding bounded, memory linear in the samples."""
 
 from __future__ import annotations
+
+from itertools import accumulate
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
+from rlkit.model.attention import SHORT
 from rlkit.model.ragged import MAX_PADDING, lay_out
+from tests.model.tiny import relative, seeded
 
 CPU = torch.device("cpu")
 
@@ -46,3 +51,53 @@ def test_gradient_is_the_transpose() -> None:
     assert torch.autograd.gradcheck(lambda t: tuple(ragged.pad(t)), x)
     batches = [batch.detach().requires_grad_() for batch in ragged.pad(x)]
     assert torch.autograd.gradcheck(lambda *parts: ragged.unpad(parts), batches)
+
+
+def peak_bytes(num: int, length: int) -> tuple[int, int]:
+    """Of one forward and backward on a pack of `num` samples: most bytes alive at once, and the largest allocation."""
+    model = seeded()
+    tokens_T = torch.randint(0, 96, (num * length,))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(tokens_T, (length,) * num).square().mean().backward()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(sizes)), max(sizes)
+
+
+@pytest.mark.parametrize("length", [32, SHORT + 32])
+def test_memory_grows_with_the_number_of_samples_not_with_its_square(length: int) -> None:
+    """All allocations of forward and backward count, those inside kernels too; each path of attention has its turn."""
+    peak_bytes(2, length)  # what the first call allocates for good
+    (one, _), (two, _), (four, largest) = (peak_bytes(num, length) for num in (8, 16, 32))
+    ratio = (four - two) / (two - one)
+    print(
+        f"samples of {length}: {one / 2**20:.1f}, {two / 2**20:.1f}, {four / 2**20:.1f} MiB for 8, 16, 32: {ratio:.2f}"
+    )
+    assert ratio == pytest.approx(2, rel=0.1), "linear is 2, quadratic 4"
+    assert largest < (32 * length) ** 2 * 4, "an allocation could hold a T x T matrix"
+
+
+@pytest.mark.parametrize("length", [20, SHORT + 20])
+def test_samples_of_a_pack_do_not_see_each_other(length: int) -> None:
+    """Other tokens before and behind a sample, of equal or other length, change nothing in it and get no gradient."""
+    torch.manual_seed(0)
+    model, sample = seeded(), torch.randint(0, 96, (length,))
+    found = []
+    for _ in range(3):
+        before, behind = torch.randint(0, 96, (length,)), torch.randint(0, 96, (7,))
+        tokens_T = torch.cat([before, sample, behind])
+        embedded = model.model.embed_tokens(tokens_T).detach().requires_grad_()
+        ragged = lay_out((length, length, 7), CPU)
+        rotations_T = model.model.rotations(ragged.positions_T)
+        x_TD = embedded
+        for block in model.model.blocks():
+            x_TD = block(x_TD, rotations_T, ragged)
+        own_TD = x_TD[length : 2 * length]
+        found.append(own_TD.detach())
+        (gradient,) = torch.autograd.grad(own_TD.square().sum(), embedded)
+        others = torch.cat([gradient[:length], gradient[2 * length :]])
+        assert not others.any(), "a gradient crosses the border"
+        assert gradient[length : 2 * length].norm() > 0.1
+    # Not to the bit: how many rows an expert multiplies at once moves the last one.
+    assert max(relative(found[0], other) for other in found[1:]) <= 1e-6

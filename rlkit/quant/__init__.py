@@ -1,0 +1,1 @@
+"""Number formats below 16 bits."""

@@ -1,0 +1,128 @@
+"""The shipped model configs: published sizes, counts and names, on the meta device; nothing is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pydantic import TypeAdapter
+from transformers import DeepseekV3Config as TheirConfig
+from transformers import DeepseekV3ForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
+
+from rlkit.compose import load_config
+from rlkit.config import GrpoRun
+from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.model.weights import checkpoint_weights
+from rlkit.plan import cache_numbers, parameters
+
+FOLDER = Path(__file__).parents[2] / "configs" / "model"
+SHARED: dict[str, Any] = {
+    "attention_bias": False, "attention_dropout": 0.0, "first_k_dense_replace": 1, "hidden_act": "silu",
+    "initializer_range": 0.02, "kv_lora_rank": 512, "model_type": "deepseek_v3", "moe_layer_freq": 1,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "tie_word_embeddings": False, "use_cache": True, "v_head_dim": 128,
+}  # fmt: skip
+LITE = {
+    "hidden_size": 2048, "moe_intermediate_size": 1408, "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2,
+    "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27, "num_key_value_heads": 16,
+    "q_lora_rank": None, "topk_group": 1,
+}  # fmt: skip
+YARN = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "deepseek_v3_671b": {
+        **SHARED, "bos_token_id": 0, "eos_token_id": 1, "first_k_dense_replace": 3, "hidden_size": 7168,
+        "intermediate_size": 18432, "max_position_embeddings": 163840, "moe_intermediate_size": 2048, "n_group": 8,
+        "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128,
+        "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1,
+        "q_lora_rank": 1536, "rms_norm_eps": 1e-06, "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_group": 4,
+        "topk_method": "noaux_tc", "vocab_size": 129280,
+    },
+    "moonlight_16b": {
+        **SHARED, **LITE, "bos_token_id": 163584, "eos_token_id": 163586, "intermediate_size": 11264,
+        "max_position_embeddings": 8192, "norm_topk_prob": True, "num_nextn_predict_layers": 0, "rms_norm_eps": 1e-05,
+        "rope_theta": 50000.0, "routed_scaling_factor": 2.446, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+        "vocab_size": 163840,
+    },
+    "deepseek_v2_lite": {  # without its model_type deepseek_v2, scoring_func softmax and topk_method greedy
+        **SHARED, **LITE, "bos_token_id": 100000, "eos_token_id": 100001, "intermediate_size": 10944,
+        "max_position_embeddings": 163840, "norm_topk_prob": False, "rms_norm_eps": 1e-06,
+        "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}, "rope_theta": 10000,
+        "routed_scaling_factor": 1.0, "vocab_size": 102400,
+    },
+}  # fmt: skip
+
+
+def shipped(name: str) -> DeepseekV3Config:
+    raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return TypeAdapter(DeepseekV3Config).validate_python(raw["architecture"])
+
+
+def on_meta(config: DeepseekV3Config) -> tuple[DeepseekV3, DeepseekV3ForCausalLM]:
+    with torch.device("meta"):
+        return DeepseekV3(config), DeepseekV3ForCausalLM(TheirConfig(**config.to_hf()))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_file_is_the_published_config_json(name: str) -> None:
+    assert shipped(name) == DeepseekV3Config.from_hf(PUBLISHED[name])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_names_and_shapes_are_theirs_in_memory_and_on_disk(name: str) -> None:
+    ours, theirs = on_meta(shipped(name))
+    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    assert {key: tuple(tensor.shape) for key, tensor in ours.state_dict().items()} == shapes
+    # What their save_pretrained writes: the inverse of the conversion that reads a published checkpoint.
+    on_disk = {key: tuple(t.shape) for key, t in revert_weight_conversion(theirs, theirs.state_dict()).items()}
+    assert {key: tuple(tensor.shape) for key, tensor in checkpoint_weights(ours)} == on_disk
+    numbers = sum(parameter.numel() for parameter in theirs.parameters())
+    print(f"{name}: {parameters(shipped(name))[0]:,} parameters here, {numbers:,} in transformers")
+    assert parameters(shipped(name))[0] == numbers
+
+
+def test_the_671b_checkpoint_has_the_tensors_of_the_published_index() -> None:
+    """Without MTP: 61 x (7 attention + 2 norms), 3 dense x 3, 58 x (router 2, shared 3, 256 experts x 3), and 3."""
+    with torch.device("meta"):
+        names = [name for name, _ in checkpoint_weights(DeepseekV3(shipped("deepseek_v3_671b")))]
+    assert len(names) == len(set(names)) == 61 * 9 + 3 * 3 + 58 * (2 + 3 + 256 * 3) + 3 == 45_395
+    assert "model.layers.60.mlp.experts.255.down_proj.weight" in names
+    assert "model.layers.60.mlp.gate.e_score_correction_bias" in names
+    assert "model.layers.2.mlp.gate_proj.weight" in names and "model.layers.2.mlp.gate.weight" not in names
+
+
+def test_totals_are_those_of_the_papers() -> None:
+    """V3: arXiv:2412.19437, abstract. Moonlight, without embedding and head: arXiv:2502.16982, table 5."""
+    total, active = parameters(shipped("deepseek_v3_671b"))
+    print(f"deepseek_v3_671b: {total:,} parameters, of which {active:,} work on each token")
+    assert (round(total / 1e9), round(active / 1e9)) == (671, 37)
+    moonlight = shipped("moonlight_16b")
+    total, active = parameters(moonlight)
+    matrix = moonlight.vocab_size * moonlight.hidden_size
+    assert (round((total - 2 * matrix) / 1e9, 2), round((active - matrix) / 1e9, 2)) == (15.29, 2.24)
+    total, active = parameters(shipped("deepseek_v2_lite"))
+    assert round(total / 1e9, 1) == 15.7  # arXiv:2405.04434, appendix B
+    total, _ = parameters(shipped("deepseek_v3_1b"))
+    assert 0.9e9 < total < 1.1e9
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "deepseek_v3_1b"])
+def test_the_cache_holds_576_numbers_per_token_and_layer(name: str) -> None:
+    assert cache_numbers(shipped(name)) == 576
+
+
+def test_a_recipe_takes_them_and_names_a_misspelt_yarn_key() -> None:
+    cfg = load_config("grpo", GrpoRun, ["model=deepseek_v3_671b"])
+    assert cfg.model.architecture == shipped("deepseek_v3_671b")
+    stretched = load_config("grpo", GrpoRun, ["model=deepseek_v2_lite", "model.architecture.rope_scaling.factor=20",
+                                              "model.architecture.max_position_embeddings=81920"])  # fmt: skip
+    assert stretched.model.architecture.rope_scaling is not None
+    assert stretched.model.architecture.rope_scaling.factor == 20
+    assert load_config("grpo", GrpoRun, ["model=moonlight_16b"]).model.architecture.rope_scaling is None
+    with pytest.raises(ValueError, match=r"rope_scaling.facto is not a key \(did you mean 'factor'\?\)"):
+        load_config("grpo", GrpoRun, ["model=deepseek_v3_671b", "+model.architecture.rope_scaling.facto=3"])
+    with pytest.raises(ValueError, match="max_position_embeddings=163840: rope_scaling reaches 81920"):
+        load_config("grpo", GrpoRun, ["model=deepseek_v3_671b", "model.architecture.rope_scaling.factor=20"])

@@ -78,8 +78,14 @@ def rlkit_overrides(job: Job, folder: Path, steps: int, extra: Sequence[str] = (
         f"reward={Path(__file__).with_name('spread.py')}:spread",
         "cluster=ray",
         "engine=vllm",
+        # One process per core, each with one thread: much of a step is Python and small products, which threads do not
+        # speed up.
+        "engine.num_engines=2",
+        "engine.threads=1",
         f"engine.max_model_len={job.new_tokens + 32}",
         "trainer=deepspeed",
+        "trainer.num_ranks=2",
+        "trainer.threads=1",
         f"trainer.beta2={job.beta2}",
         f"trainer.grad_clip={job.grad_clip}",
         f"algo.prompts_per_step={job.num_prompts}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
     # Its shared-memory collectives are compiled on first use, which takes a C++ compiler and a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # ZeRO calls what torch has renamed; nobody who runs a recipe can do anything about it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
     if not distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"

@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --
 NO_WHEEL := pycosat# C source only, and only the zebra puzzles of reasoning-gym need it: left out where there is no compiler
 pip_list = grep -v -e '^\#' -e '^$(NO_WHEEL)==' $(1) | xargs -P 2 -n 16 $(PIP)# two at a time: unpacking is bound by one core
 ARGS ?=
+TEST_JOBS ?= 2# test processes; some tests start a Ray cluster with vLLM and DeepSpeed, 3 GB
 
 .PHONY: help install install-cuda quickstart test check format clean
 .DELETE_ON_ERROR:
@@ -20,7 +21,7 @@ quickstart: $(VENV)/.stamp ## train a tiny DeepSeek-V3 with SFT, then GRPO, on t
 	$(BIN)/python -m recipes.sft_then_grpo output_dir=outputs/quickstart $(ARGS)
 
 test: $(VENV)/.dev ## run the whole test suite (ARGS="-m 'not slow'" for the quick part)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, import direction, architecture
 	$(BIN)/ruff check .

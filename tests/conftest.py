@@ -26,6 +26,13 @@ def pytest_configure() -> None:
     os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')} {MARK}"  # a session inside a session has both marks
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes: a file shares its engines, and tests of the sandbox look at what else is running."""
+    for item in items:
+        folder, *_ = item.path.relative_to(Path(__file__).parent).parts
+        item.add_marker(pytest.mark.xdist_group("sandbox" if folder == "sandbox" else str(item.path)))
+
+
 def leftover_processes() -> dict[int, str]:
     """Running processes, by id, that carry the mark or descend from this one, with their command lines."""
     parents, marked, commands = {}, set(), {}

@@ -82,7 +82,10 @@ def test_rlkit_runs_what_it_ships(rlkit_cfg: GrpoRun) -> None:
     assert (rlkit_cfg.cluster.kind, rlkit_cfg.engine.kind, rlkit_cfg.trainer.kind) == ("ray", "vllm", "deepspeed")
     assert rlkit_cfg.engine.dtype == rlkit_cfg.trainer.dtype == "fp32"
     shipped = load_config("grpo", GrpoRun)
-    assert rlkit_cfg.parity == shipped.parity and rlkit_cfg.trainer.threads == shipped.trainer.threads
+    assert rlkit_cfg.parity == shipped.parity and rlkit_cfg.trainer.max_tokens == shipped.trainer.max_tokens
+    # Neither stage has more threads than TRL, which has every core of two.
+    assert rlkit_cfg.engine.num_engines * rlkit_cfg.engine.threads == 2
+    assert rlkit_cfg.trainer.num_ranks * rlkit_cfg.trainer.threads == 2
     assert rlkit_cfg.checkpoint.every == 0 and rlkit_cfg.algo.steps > STEPS  # no checkpoint within the timed steps
 
 

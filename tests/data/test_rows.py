@@ -84,7 +84,7 @@ def test_a_local_file_in_every_format_gives_the_same_rows(tmp_path: Path, config
         text = json.dumps(SEVEN, indent=1) if ending.startswith("json.") or ending == "json" else ""
         path.write_text(text or "\n".join(map(json.dumps, SEVEN)) + "\n\n")
     if ending.endswith(".gz"):
-        path.write_bytes(gzip.compress(path.read_bytes()))
+        path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     split = read_rows(config(source=str(path), train_size=-1, eval_size=2))
     assert (len(split.train), len(split.held_out)) == (5, 2)
     rows = sorted(split.train + split.held_out, key=lambda row: row.id)
@@ -118,6 +118,16 @@ def test_a_prompt_may_be_a_template_of_columns(tmp_path: Path, config: Config) -
     questions = {row.question: row for row in split.train + split.held_out}
     assert questions.keys() == {"Add. Tests:\nf(1) == 2\nf(2) == 3 {end}", "0 Tests:\n {end}", "1 Tests:\n {end}"}
     assert questions["Add. Tests:\nf(1) == 2\nf(2) == 3 {end}"].meta["test_list"] == ["f(1) == 2", "f(2) == 3"]
+
+
+def test_a_column_called_question_stays_as_it_is(tmp_path: Path, config: Config) -> None:
+    rows = [{"question": f"{i} + 1", "hint": "add", "answer": i + 1} for i in range(2)]
+    columns = {"prompt_column": "{question} ({hint})", "train_size": 1, "eval_size": 1}
+    split = read_rows(config(source=write(tmp_path / "a.jsonl", rows), **columns))
+    assert {(row.question, row.meta["question"]) for row in split.train + split.held_out} == {
+        ("0 + 1 (add)", "0 + 1"),
+        ("1 + 1 (add)", "1 + 1"),
+    }
 
 
 def test_a_question_is_held_out_or_trained_on_never_both_and_never_twice(tmp_path: Path, config: Config) -> None:
@@ -155,7 +165,7 @@ def test_json_text_may_hold_odd_line_ends(tmp_path: Path, config: Config) -> Non
         ("a.jsonl", b"\xff\xfe", r"cannot be read: 'utf-8'"),
         ("a.jsonl", b"", r"has no rows"),
         ("a.jsonl.gz", b"plain", r"cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(b'{"question": "x"}' * 99)[:40], r"cannot be read: Compressed file ended"),
+        ("a.jsonl.gz", gzip.compress(b'{"question": "x"}' * 99, mtime=0)[:40], r"cannot be read: Compressed file ended"),
         ("a.parquet", b"PAR1 no", r"cannot be read"),
     ],
 )
@@ -179,6 +189,7 @@ def test_bad_files_are_named(tmp_path: Path, config: Config, name: str, content:
             r"data\.prompt_column='{q}': .*no value in a column 'q', only in question, ans",
         ),
         (SEVEN, {"prompt_column": "{question"}, r"data\.prompt_column='{question' is no template: expected '}'"),
+        (SEVEN, {"prompt_column": "{note[x]}"}, r"data\.prompt_column='{note\[x\]}' is no template: string ind"),
         (SEVEN, {"prompt_column": "{}"}, r"data\.prompt_column='{}' is no template: .*between single braces"),
         (SEVEN, {"answer_column": "gold"}, r"data\.answer_column='gold': .*only question, answer, note; set"),
         (SEVEN, {"solution_column": "why"}, r"data\.solution_column='why'"),

@@ -43,6 +43,8 @@ class Shape:
     """What the caller supplies, by parameter name."""
     results: Callable[[Any, Chunk], Any]
     """One entry for each sample, from what the function returned."""
+    fix: str = "rename the parameter, give it a default, or set it in reward.kwargs"
+    """What to do when a sample lacks something that the function needs."""
 
 
 def find_shape(named: set[str], conversational: bool) -> Shape:
@@ -136,10 +138,11 @@ def _trl_arguments(chunk: Chunk, logs: Logs, is_chat: Sequence[bool]) -> Columns
 def _verl(chunk: Chunk, logs: Logs) -> Columns:
     [sample] = chunk
     arguments: Columns = {
-        "data_source": sample.meta.get("data_source", ""),
         "solution_str": sample.completion,
         "extra_info": dict(sample.meta.get("extra_info") or {}),
     }
+    if "data_source" in sample.meta:  # "" in its place would fit no branch of the function: a silent 0
+        arguments["data_source"] = sample.meta["data_source"]
     nested = sample.meta.get("reward_model")  # as in verl's parquet files
     rows = [nested, sample.meta] if isinstance(nested, Mapping) else [sample.meta]
     golds = [row[name] for row in rows for name in ("ground_truth", "answer") if name in row]
@@ -154,11 +157,12 @@ def _verl_result(result: Any, chunk: Chunk) -> Any:
 
 def _openrlhf(chunk: Chunk, logs: Logs) -> Columns:
     prompts = [text_of(sample.prompt) for sample in chunk]
-    return {
+    arguments: Columns = {
         "queries": [prompt + sample.completion for prompt, sample in zip(prompts, chunk, strict=True)],
         "prompts": prompts,
-        "labels": [sample.meta.get("label", sample.meta.get("answer")) for sample in chunk],
     }
+    golds = [[sample.meta[name] for name in ("label", "answer") if name in sample.meta] for sample in chunk]
+    return arguments | ({"labels": [gold[0] for gold in golds]} if all(golds) else {})
 
 
 def _openrlhf_results(result: Any, chunk: Chunk) -> Any:
@@ -228,9 +232,10 @@ VERL = Shape(
     marks=("solution_str",),
     per_sample=True,
     reads_rows=False,
-    supplied=frozenset(("data_source", "solution_str", "ground_truth", "extra_info")),
+    supplied=frozenset(("solution_str", "ground_truth", "extra_info")),  # `data_source` may be a setting
     arguments=_verl,
     results=_verl_result,
+    fix="give the rows `ground_truth` or `answer`, and `data_source` (or set reward.kwargs.data_source)",
 )
 OPENRLHF = Shape(
     name="OpenRLHF",
@@ -240,5 +245,6 @@ OPENRLHF = Shape(
     supplied=frozenset(("queries", "prompts", "labels")),
     arguments=_openrlhf,
     results=_openrlhf_results,
+    fix="give every row `label` or `answer`",
 )
 SHAPES = {shape.name: shape for shape in (PLAIN, TRL, SAMPLES, VERL, OPENRLHF, TRL_CHAT)}

@@ -138,6 +138,13 @@ LONG = 200_000
 """Characters of the long texts: about the longest completion of a reasoning model."""
 
 
+def extremes() -> tuple[str, ...]:
+    """Completions of which at least one is special to whatever judges length, repetition, language or form."""
+    scripts = ("\u4e2d\u6587", "\u3072\u304b", "\ud55c\uae00", "\u0440\u0443", "\u03bb\u03cc", "\u0627\u0644")
+    others = ("\u05d0\u05d1", "\u0939\u093f", "\u09ac\u09be", "\u0e44\u0e17")
+    return ("", "7 " * (LONG // 2), *(f"<think>{script * 50}</think>" for script in (*scripts, *others)))
+
+
 def fuzz_texts(canary: str) -> dict[str, str]:
     """Hostile texts by name; those with code try to create the file `canary`."""
     code = f"__import__('pathlib').Path({canary!r}).touch()"

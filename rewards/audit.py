@@ -16,14 +16,25 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.attacks import FORMS, ROWS, THOUGHT, Row, answer_tricks, form_tricks, fuzz_texts, gold_of, in_tags
+from rewards.attacks import (
+    FORMS,
+    ROWS,
+    THOUGHT,
+    Row,
+    answer_tricks,
+    extremes,
+    form_tricks,
+    fuzz_texts,
+    gold_of,
+    in_tags,
+)
 from rewards.base import Reward, RewardError, Sample
 from rewards.function import RewardFunction
 from rewards.registry import load
@@ -205,9 +216,28 @@ def _contract(process: Process, rows: Sequence[Row]) -> Finding:
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason)
     counted = [", ".join(f"{count} x {name}" for name, count in found.most_common(8)) for found in (values, reasons)]
     details = tuple(filter(None, (f"{len(verdicts)} completions: {counted[0]}", counted[1])))
-    if all(verdict.value is None for verdict in verdicts):
+    known = {verdict.value for verdict in verdicts if verdict.value is not None}
+    if not known:
         return Finding(result="FAIL", details=("no verdict on any honest completion", *details))
+    if len(known) == 1 and not _reacts(process, rows[0], known):
+        fault = (
+            f"earns {known.pop():.3g} whatever the completion is: right or wrong in each form ({', '.join(FORMS)}), "
+            "empty, endless, cut off; if it reads another form, try it with `score` on rows that have completions"
+        )
+        return Finding(result="FAIL", details=(fault, *details))
     return Finding(result="pass", details=details)
+
+
+def _reacts(process: Process, row: Row, known: Set[float]) -> bool:
+    """Whether any extreme completion earns what the honest ones do not; a failure is left to the other checks."""
+    cut_off = replace(_sample(row, THOUGHT), finish_reason="length")
+    for sample in (cut_off, *(_sample(row, text) for text in extremes())):
+        try:
+            if not {verdict.value for verdict in process.judge([sample]).rewards} <= known | {None}:
+                return True
+        except AuditError:
+            return True
+    return False
 
 
 def _repeats(process: Process, rows: Sequence[Row]) -> Finding:
@@ -295,10 +325,17 @@ def _pays_no_trick(process: Process, rows: Sequence[Row]) -> Finding:
 
 def _paid(process: Process, tried: Sequence[tuple[Row, str, Mapping[str, str]]], kind: str) -> Finding:
     faults: dict[str, str] = {}
+    hangs = 0
     for row, honest, tricks in tried:
         earned = _value(process, row, honest)
         for name, text in tricks.items():
-            value = _value(process, row, text)
+            try:
+                value = _value(process, row, text)
+            except AuditError as error:
+                faults[name] = f"{name}: {error}"
+                if str(error).startswith("hangs") and (hangs := hangs + 1) == MAX_HANGS:
+                    return _finding([*faults.values(), "the other tricks were not tried"], "")
+                continue
             if value >= earned:
                 faults[name] = f"{name}: earns {value:.3g}, as an honest answer does ({earned:.3g}): ...{text[-60:]!r}"
     num_tricks = sum(len(tricks) for _, _, tricks in tried)
@@ -310,10 +347,7 @@ def _finding(faults: Sequence[str], good: str) -> Finding:
 
 
 def _value(process: Process, row: Row, text: str) -> float:
-    try:
-        value = process.judge([_sample(row, text)]).rewards[0].value
-    except AuditError:  # the other checks report it
-        return 0.0
+    value = process.judge([_sample(row, text)]).rewards[0].value
     return 0.0 if value is None else value
 
 

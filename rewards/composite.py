@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,11 @@ def _part(entry: Any) -> Part:
     fn, weight, settings = entry["fn"], entry.get("weight", 1.0), entry.get("kwargs") or {}
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise RewardError(f"rewards: weight={weight!r} of {fn!r} is not a number")
+    if not math.isfinite(weight):
+        raise RewardError(f"rewards: weight={weight!r} of {fn!r} is not finite; give a number such as 0.5")
+    optional = entry.get("optional", False)
+    if not isinstance(optional, bool):
+        raise RewardError(f"rewards: optional={optional!r} of {fn!r} must be true or false")
     if not isinstance(settings, Mapping):
         raise RewardError(f"rewards: kwargs={settings!r} of {fn!r} is not a table of settings")
     judge = load(fn, **settings)
@@ -109,7 +115,7 @@ def _part(entry: Any) -> Part:
         name=str(entry.get("name") or _short(judge)),
         judge=judge,
         weight=float(weight),
-        needed=not entry.get("optional", False) and weight != 0,
+        needed=not optional and weight != 0,
     )
 
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 from rewards.adapters import SHAPES, WAYS, Shape, find_shape, row_columns
 from rewards.base import Reward, RewardError, Sample
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_TYPES = {
+    "bool": (bool, "true or false"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str": (str, "text; put it in quotes"),
+}
+"""Annotations that settings are checked against: what is accepted, and what the error asks for."""
 CONVERSATIONAL = "conversational"
 """Setting that gives a function in TRL's shape chat messages, whatever the prompt is."""
 
@@ -60,6 +68,8 @@ class RewardFunction:
         for key in self.settings:
             if key in supplied or not (self.takes_any or key in self.named):
                 raise self._no_setting(key, self.named - supplied)
+        if not is_class:
+            self._check_types(parameters)
 
     def __repr__(self) -> str:
         """The name and the settings."""
@@ -114,6 +124,7 @@ class RewardFunction:
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             for key in self.kwargs.keys() - signature.parameters.keys():
                 raise self._no_setting(key, set(signature.parameters))
+        self._check_types(parameters)
         needed = {p.name for p in parameters if p.kind in _BY_NAME and p.default is inspect.Parameter.empty}
         if missing := ", ".join(sorted(needed - self.kwargs.keys())):
             raise RewardError(f"reward {self.name!r} needs {missing}; set it in reward.kwargs")
@@ -122,22 +133,34 @@ class RewardFunction:
         except RewardError:
             raise
         except (Exception, SystemExit) as error:  # whatever a user's constructor does
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            raise RewardError(f"reward {self.name!r} cannot be made: {kind}{error}") from error
+            text = f"reward {self.name!r} cannot be made: "
+            if not isinstance(error, ValueError):
+                given = ", ".join(f"{key}={value!r}" for key, value in self.kwargs.items()) or "none"
+                raise RewardError(
+                    f"{text}{type(error).__name__}: {error}; check its settings ({given}) and its __init__"
+                ) from error
+            raise RewardError(f"{text}{error}") from error
 
     def _arguments(self, chunk: range, samples: Sequence[Sample], logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         own = [samples[index] for index in chunk]
         supplied = self.shape.arguments(own, [logs[index] for index in chunk])
         from_rows = self.required - supplied.keys() - self.settings.keys()
-        for index in chunk:
-            missing = from_rows - samples[index].meta.keys() if self.shape.reads_rows else from_rows
-            if missing:
-                raise self._missing(missing, index, samples[index])
+        for index in chunk if from_rows else ():
+            sample = samples[index]
+            there = sample.meta if self.shape.reads_rows else self.shape.arguments([sample], [{}])
+            if missing := from_rows - there.keys():
+                raise self._missing(missing, index, sample)
         columns = {**row_columns(self.shape, own), **supplied, **self.settings}
         return columns if self.takes_any else {key: value for key, value in columns.items() if key in self.named}
 
     def _read(self, result: Any, chunk: range, samples: Sequence[Sample]) -> list[Reward]:
-        entries = self.shape.results(result, [samples[index] for index in chunk])
+        try:
+            entries = self.shape.results(result, [samples[index] for index in chunk])
+        except Exception as error:  # whatever the result does when it is read
+            raise RewardError(
+                f"reward {self.name!r} returned {str(result)[:80]!r}, which cannot be read as {self.shape.name} does "
+                f"({type(error).__name__}: {error}); return a list of {len(chunk)} rewards, one for each completion"
+            ) from error
         try:
             values = None if isinstance(entries, (str, Mapping)) else list(entries)
         except TypeError:
@@ -169,6 +192,21 @@ class RewardFunction:
             )
         return value
 
+    def _check_types(self, parameters: Iterable[inspect.Parameter]) -> None:
+        """Settings are what the annotations say, where these are plain: "false" is no bool."""
+        for parameter in parameters:
+            annotation = parameter.annotation
+            written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+            kind = written.removesuffix(" | None")
+            if parameter.name not in self.kwargs or kind not in _TYPES:
+                continue
+            value, (accepted, words) = self.kwargs[parameter.name], _TYPES[kind]
+            may_be_none = kind != written or parameter.default is None
+            if value is None and may_be_none:
+                continue
+            if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
+                raise RewardError(f"reward {self.name!r}: {parameter.name}={value!r} must be {words}")
+
     def _no_setting(self, key: str, known: set[str]) -> RewardError:
         return RewardError(
             f"reward {self.name!r} takes no setting {key!r}; it takes {', '.join(sorted(known)) or 'none'}"
@@ -178,7 +216,7 @@ class RewardFunction:
         columns = ", ".join(map(str, sample.meta)) or "none"
         return RewardError(
             f"reward {self.name!r} needs {', '.join(sorted(missing))}, which {_named(index, sample)} does not have "
-            f"(its columns: {columns}); rename the parameter, give it a default, or set it in reward.kwargs"
+            f"(its columns: {columns}); {self.shape.fix}"
         )
 
     def _failed(self, error: BaseException, where: str) -> RewardError:

@@ -1,7 +1,8 @@
 r"""The thought is written in the target language, told by the script of its letters.
 
-What is not covered: languages that share a script (English and French look alike), and the answer outside the thought.
-Letters of code fences, formulas and LaTeX commands, tags, and letters that stand alone (`x = 3`) are not counted.
+What is not covered: languages that share a script (English and French look alike), the answer outside the thought, and
+Latin text hidden in code. Letters of code fences, formulas and LaTeX commands, tags, and letters that stand alone
+(`x = 3`) are not counted, unless they are of a script that neither code nor formulas are written in.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ SCRIPTS = {
 }
 """First word of a letter's Unicode name -> languages written with it."""
 
+_IN_CODE = {"LATIN", "GREEK"}
+"""Scripts of programs and formulas, whatever language is spoken around them."""
 _PAIRS = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"), (r"\begin{", r"\end{"))
 _INLINE = re.compile(r"\$[^$\n]*\$|`[^`\n]*`|\\[A-Za-z]+|</?[A-Za-z]+>")
 _LATIN = r"[A-Za-z\u00c0-\u024f]"
@@ -42,13 +45,14 @@ class LanguageShare:
 
     share = letters of the target's scripts / letters, over the text between `<think>` and the last `</think>`; over all
     of it where a tag is missing. (DeepSeek-R1, arXiv:2501.12948, section 2.3.2, counts words: scripts without spaces
-    have none.) A thought without letters counts 1, one under `min_characters` 0.
+    have none.) Code and formulas add no letters of the target, of Latin or of Greek, but those of any other script. A
+    thought with fewer than `min_characters` letters earns 0.
     """
 
     def __init__(self, language: str = "en", min_characters: int = 20) -> None:
         """Raises ValueError for a language whose script is not known.
 
-        Without `min_characters` a thought of nothing, or of one formula, would earn the whole reward.
+        With `min_characters=0` a thought without letters (nothing, dots, one formula) earns the whole reward.
         """
         known = sorted({name for names in SCRIPTS.values() for name in names.split()})
         if language not in known:
@@ -62,12 +66,11 @@ class LanguageShare:
 
     def _one(self, completion: str) -> Reward:
         thought = thought_of(completion)
-        if len(thought) < self.min_characters:
+        letters = _count(prose_of(thought))
+        # A thought in another language must not earn more between ``` or $ than it does without.
+        letters |= {script: n for script, n in _count(thought).items() if script not in self.scripts | _IN_CODE}
+        if letters.total() < self.min_characters:
             return Reward(0.0, "too_short")
-        letters: Counter[str] = Counter()
-        for character, count in Counter(prose_of(thought)).items():
-            if character.isalpha():
-                letters[script_of(character)] += count
         if not letters:
             return Reward(1.0, "no_letters")
         own = sum(letters[script] for script in self.scripts)
@@ -97,6 +100,15 @@ def script_of(letter: str) -> str:
     """First word of the letter's Unicode name ("LATIN", "CJK"), its half- and full-width and styled forms included."""
     words = unicodedata.name(unicodedata.normalize("NFKC", letter)[:1], "").replace("-", " ").split()
     return words[0] if words else ""
+
+
+def _count(text: str) -> Counter[str]:
+    """Letters of each script."""
+    letters: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        if character.isalpha():
+            letters[script_of(character)] += count
+    return letters
 
 
 def _outside(text: str, opener: str, closer: str) -> Iterator[str]:

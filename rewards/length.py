@@ -61,11 +61,20 @@ class Cosine:
         max_value_correct: float = 1.0,
         kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """`fn` and its `kwargs` name the reward that says what is right; raises ValueError for max_len < 1."""
+        """`fn` and its `kwargs` name the reward that says what is right; raises ValueError for numbers out of range."""
         from rewards.registry import load  # it lists this module
 
         if max_len < 1:
             raise ValueError(f"max_len={max_len} must be at least 1 token")
+        bounds = {
+            "min_value_wrong": min_value_wrong,
+            "max_value_wrong": max_value_wrong,
+            "min_value_correct": min_value_correct,
+            "max_value_correct": max_value_correct,
+        }
+        for key, bound in bounds.items():
+            if not math.isfinite(bound):
+                raise ValueError(f"{key}={bound} must be a finite number")
         self.judge, self.longest = load(fn, **(kwargs or {})), max_len
         self.correct, self.wrong = (max_value_correct, min_value_correct), (min_value_wrong, max_value_wrong)
 

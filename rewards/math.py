@@ -123,7 +123,10 @@ class MathVerifier:
         pair, outcome = unsure
         request = {"gold": pair[0], "answer": pair[1]}
         request |= {"percent": self.comparison.percent, "units": self.comparison.units}
-        return pair, self.pool.ask(request, self.timeout, algebra=outcome == "symbolic")
+        verdict = self.pool.ask(request, self.timeout, algebra=outcome == "symbolic")
+        if verdict == "undecided":  # defined at too few points
+            verdict = self.pool.ask(request | {"algebra": True}, self.timeout, algebra=True)
+        return pair, verdict
 
 
 def verify(gold: Any, answer: str, *, percent: Percent = "either", units: Units = "optional") -> Reward:

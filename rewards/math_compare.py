@@ -5,6 +5,7 @@ Every verdict is True, False, or None where the judge of values could not tell.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ Percent = Literal["either", "value", "ignore"]
 Units = Literal["optional", "required", "ignore"]
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _COLLECTIONS = ("list", "set", "tuple", "matrix", "union", "inter", "minus")
-_ANSWERS = (*_COLLECTIONS, "chain", "ratio", "unit", "text", "based", "mod")
+_ANSWERS = (*_COLLECTIONS, "chain", "ratio", "unit", "text", "clock", "based", "mod")
 MAX_UNORDERED = 50
 """Longer lists, unless of numbers, are compared in order: each pair takes a verdict of its own."""
 _PLAIN = Unit(dimension=None, scale=Fraction(1))
@@ -101,6 +102,8 @@ class Comparison:
             if answer[0] == "chain" and len(answer[1]) > 2 and self._value(answer, is_decimal=False) is None:
                 return False
             if _is_name(left) and _is_name(other_left):
+                if left[0] == other_left[0] == "app" and left != other_left:
+                    return False  # f(x) is not g(x), and f(2) not f(3)
                 if left == other_left or "app" in (left[0], other_left[0]):
                     return self.equal(right, other_right)
                 if (
@@ -153,6 +156,11 @@ class Comparison:
         if set(kinds) <= {"list", "set"}:
             if "set" in kinds and kinds[0] == kinds[1]:
                 return self._in_any_order(self._distinct(gold[1:]), self._distinct(answer[1:]))
+            values, others = _named_values(gold), _named_values(answer)
+            if (values is None) != (others is None) and not any(
+                part[0] == "chain" for part in (gold if values is None else answer)[1:]
+            ):  # x = 1, y = 2 and 1, 2
+                return self._in_order(values or gold[1:], others or answer[1:])
             verdict = self._in_any_order(gold[1:], answer[1:])
             return same_set(gold, answer, self.judge) if verdict is False and kinds == ("list", "list") else verdict
         if kinds[0] == "set" and len(gold) == 2 and kinds[1] not in _COLLECTIONS:
@@ -200,8 +208,8 @@ class Comparison:
         gold_terms, answer_terms = _terms(gold), _terms(answer)
         if gold_terms is None or answer_terms is None or len(gold_terms) != len(answer_terms):
             return False
-        if any(term == ("num", Fraction(0)) for term in (*gold_terms, *answer_terms)):
-            return self._in_order(gold_terms, answer_terms)  # 12:00 is a time
+        if _is_time(gold) or any(term == ("num", Fraction(0)) for term in (*gold_terms, *answer_terms)):
+            return answer[0] == "ratio" and self._in_order(gold_terms, answer_terms)
         return _all(
             self.judge.equal(("mul", gold_terms[0], other), ("mul", answer_terms[0], term))
             for term, other in zip(gold_terms[1:], answer_terms[1:], strict=True)
@@ -275,6 +283,15 @@ def _fraction(tree: Tree) -> tuple[Tree, Tree]:
     return (("neg", top) if tree[0] == "neg" else top), bottom
 
 
+def _named_values(tree: Tree) -> list[Tree] | None:
+    """The values of a list of equations, each for a variable of its own; None if it is no such list."""
+    if tree[0] != "list" or any(part[0] != "chain" or part[2] != ("=",) for part in tree[1:]):
+        return None
+    sides = [_sides(part) for part in tree[1:]]
+    names = {name for name, _ in sides if name[0] == "sym"}
+    return [value for _, value in sides] if len(names) == len(sides) else None
+
+
 def _sides(chain: Tree) -> tuple[Tree, Tree]:
     return chain[1][0], chain[1][-1]
 
@@ -303,6 +320,15 @@ def _spelled(tree: Tree) -> str | None:
     if tree[0] == "mul" and (left := _spelled(tree[1])) is not None and (right := _spelled(tree[2])) is not None:
         return left + right
     return None
+
+
+def _is_time(tree: Tree) -> bool:
+    """Whether a gold ratio is a time of day, such as 10:30: two numbers in their range that a ratio would reduce."""
+    if tree[0] != "ratio" or len(tree) != 3 or any(term[0] != "num" for term in tree[1:]):
+        return False
+    hours, minutes = tree[1][1], tree[2][1]
+    is_whole = hours.denominator == minutes.denominator == 1
+    return is_whole and 0 <= hours <= 24 and 10 <= minutes < 60 and math.gcd(int(hours), int(minutes)) > 1
 
 
 def _terms(tree: Tree) -> tuple[Tree, ...] | None:

@@ -10,7 +10,7 @@ from rewards.math_compare import Comparison
 from rewards.math_parse import Symbolic, Tree
 from rewards.math_read import read
 from rewards.math_text import Explodes, Unread, clean
-from rewards.math_value import FLOATS, Evaluation, Undefined, exact, walk
+from rewards.math_value import FLOATS, Evaluation, Undefined, Work, exact, variables, walk
 
 Outcome = Literal[
     "correct", "wrong", "unparsable", "guard", "timeout", "gold_unparsable", "worker_lost", "undecided", "symbolic"
@@ -44,6 +44,28 @@ def decide(gold: str, answer: str, comparison: Comparison) -> Outcome:
     return "symbolic" if symbolic else _compared(golds, answers, comparison)
 
 
+def stated_sides(text: str) -> list[str]:
+    r"""The sides of an equation that state its value: `x = \sum_{k=1}^3 k = 6` has two, since a name states none."""
+    text = clean(text)
+    sides, depth, start = [], 0, 0
+    for match in re.finditer(r"\\approx(?![A-Za-z])|\\[{}]|\\.|[<>:!]=|[(){}\[\]=]", text):
+        sign = match.group().lstrip("\\")
+        depth += (sign in ("(", "[", "{")) - (sign in (")", "]", "}"))
+        if depth == 0 and sign in ("=", "approx"):
+            sides.append(text[start : match.start()].strip())
+            start = match.end()
+    sides.append(text[start:].strip())
+    return sides[1:] if len(sides) > 1 and _is_name(sides[0]) else sides
+
+
+def _is_name(text: str) -> bool:
+    try:
+        [tree] = read(text)
+    except ValueError:
+        return False
+    return tree[0] == "text" or bool(variables(tree))
+
+
 def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Comparison) -> Outcome:
     verdicts: list[bool | None] = []
     try:
@@ -62,11 +84,11 @@ def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Co
 @lru_cache(maxsize=8_192)
 def _defined(text: str) -> tuple[Tree, ...]:
     """The readings of a text; raises Undefined for a division by zero in it."""
-    readings = read(text)
+    readings, work = read(text), Work()
     for node in (node for tree in readings for node in walk(tree)):
         if node[0] in ("div", "pow"):
             try:
-                exact(node, {})
+                exact(node, {}, work)
             except Explodes:
                 continue  # it may equal the other side as it is written
     return readings
@@ -74,9 +96,10 @@ def _defined(text: str) -> tuple[Tree, ...]:
 
 def _explodes(tree: Tree) -> bool:
     """Whether a gold answer itself is what cannot be worked out."""
+    work = Work()
     for node in walk(tree):
         try:
-            exact(node, {})
+            exact(node, {}, work)
             if node[0] in ("pow", "fact", "fn"):
                 Evaluation(arithmetic=FLOATS)(node)
         except Explodes:

@@ -1,7 +1,8 @@
 """Whether two expressions are equal, or two equations the same, by exact fractions first and by many digits after.
 
 At random points two different formulas agree with probability near 0 (Schwartz 1980, Zippel 1979). The points derive
-from the two texts, so that a verdict is the same each time and no answer can be written to fit them.
+from the two texts, so that a verdict is the same each time. Every variable takes both signs, odd and even integers and
+sizes from 0.3 to 1000, so that a formula in pieces shows its pieces. What is not covered: pieces beyond these sizes.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from typing import Any
 
 from rewards.math_parse import Tree
 from rewards.math_text import Explodes
-from rewards.math_value import Arithmetic, Evaluation, Undefined, exact, variables, walk
+from rewards.math_value import Arithmetic, Evaluation, Undefined, Work, exact, variables, walk
 
 CLOSE = Fraction(1, 10**9)
 """Relative error up to which a decimal stands for a value that no decimal can be."""
 FLOAT_GAP = 1e-6
 """Relative to the largest number met on the way: floats that differ by more are different values."""
+MAX_SPREAD = 1e12
+"""Of the sizes met at a point; beyond it floats may differ by rounding alone."""
 MIN_POINTS = 2
+SIZES = (Fraction(3, 10), Fraction(7), Fraction(50), Fraction(1000))
+"""About these, with both signs, every variable is tried."""
+NUM_WIDE = 60
+"""Further points, from 1/64 to 10^10, for formulas that are defined at too few of the first."""
 
 
 class TooFine(ValueError):
@@ -57,9 +64,10 @@ class Judge:
     def ratio(self, left: Tree, right: Tree) -> int | None:
         """Sign of the constant c in left = c right; 0 if there is none, None if floats cannot tell."""
         ratios: list[Fraction | None] = []
+        work = Work()
         for values in _points(left, right):
             try:
-                pair = exact(left, values), exact(right, values)
+                pair = exact(left, values, work), exact(right, values, work)
             except (Undefined, Explodes):
                 continue
             if None in pair:
@@ -75,10 +83,10 @@ class Judge:
         return self._numeric_ratio(left, right)
 
     def _exactly(self, left: Tree, right: Tree) -> bool | None:
-        seen = 0
+        seen, work = 0, Work()
         for values in _points(left, right):
             try:
-                pair = exact(left, values), exact(right, values)
+                pair = exact(left, values, work), exact(right, values, work)
             except Undefined:
                 continue
             except Explodes:
@@ -114,18 +122,39 @@ class Judge:
         return read is not None and value != 0 and abs(read - value) <= CLOSE * abs(value)
 
     def _numerically(self, left: Tree, right: Tree, log_base: int) -> bool | None:
-        if not variables(left) | variables(right) and self._is_close(left, right):
+        names = variables(left) | variables(right)
+        if not names and self._is_close(left, right):
             return True
+        is_real = bool(names) and not any(node == ("sym", "i") for tree in (left, right) for node in walk(tree))
+        needed = MIN_POINTS if names else 1
+        agreeing = self._agreeing(left, right, _points(left, right), log_base, is_real)
+        if agreeing is None or not self.digits:
+            return False if agreeing is None else None
+        if agreeing < needed and names:
+            wide = self._agreeing(left, right, _wide_points(left, right), log_base, is_real)
+            if wide is None:
+                return False
+            agreeing += wide
+        if agreeing < needed and is_real:  # no real values: agreement off the real line is proof, difference is none
+            agreeing = self._agreeing(left, right, _points(left, right), log_base, False) or 0
+        return True if agreeing >= needed else None if names else False
+
+    def _agreeing(
+        self, left: Tree, right: Tree, points: list[dict[str, Fraction]], log_base: int, is_real: bool
+    ) -> int | None:
+        """The number of points at which both have one value, None if they differ at one; raises TooFine."""
         agreeing, too_fine = 0, None
-        for values in _points(left, right):
+        for values in points:
             try:
-                pair = self._pair(left, right, values, log_base)
+                gap, tolerance = self._pair(left, right, values, log_base, is_real)
             except (Undefined, ZeroDivisionError):
                 continue
             except OverflowError:
+                if values:
+                    continue
                 if self.digits:
                     raise Explodes("a value beyond all digits") from None
-                return None
+                return 0
             except Explodes:
                 if values:
                     continue
@@ -133,42 +162,50 @@ class Judge:
             except TooFine as error:
                 too_fine = error
                 continue
-            gap, tolerance = pair
             if gap > tolerance:
-                return False
+                return None
             agreeing += 1
-            if not values:
-                break
-        if not self.digits:
-            return None
-        is_enough = agreeing >= (MIN_POINTS if variables(left) | variables(right) else 1)
-        if too_fine and not is_enough:
+        if self.digits and too_fine and agreeing < (MIN_POINTS if points[0] else 1):
             raise too_fine
-        return is_enough
+        return agreeing
 
-    def _pair(self, left: Tree, right: Tree, values: Mapping[str, Fraction], log_base: int) -> tuple[Any, Any]:
+    def _pair(
+        self, left: Tree, right: Tree, values: Mapping[str, Fraction], log_base: int, is_real: bool
+    ) -> tuple[Any, Any]:
         """Gap between the two values, and the gap up to which they may be equal."""
-        is_real = bool(values) and not any(node == ("sym", "i") for tree in (left, right) for node in walk(tree))
         numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
         evaluation = Evaluation(arithmetic=self.arithmetic, values=numbers, log_base=log_base, is_real=is_real)
         gap = abs(evaluation(left) - evaluation(right))
+        if values or self.digits:
+            self._check_spread(evaluation)
         if not self.digits:
             return float(gap), FLOAT_GAP * evaluation.largest
-        if evaluation.largest > evaluation.smallest * 10 ** (self.digits // 4):
-            raise TooFine(f"sizes that differ by more than 10^{self.digits // 4}")
         return gap, evaluation.largest / 10 ** (self.digits * 3 // 4)
 
+    def _check_spread(self, evaluation: Evaluation) -> None:
+        spread = 10 ** (self.digits // 4) if self.digits else MAX_SPREAD
+        if evaluation.largest > evaluation.smallest * spread:
+            raise TooFine(f"sizes that differ by more than 10^{self.digits // 4 or 12}")
+
     def _numeric_ratio(self, left: Tree, right: Tree) -> int | None:
-        ratios = []
-        for values in _points(left, right):
+        ratios, too_fine = [], None
+        for values in _points(left, right) + (_wide_points(left, right) if self.digits else []):
             numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
             evaluation = Evaluation(arithmetic=self.arithmetic, values=numbers, is_real=True)
             try:
-                ratios.append(evaluation(left) / evaluation(right))
+                ratio = evaluation(left) / evaluation(right)
+                if values:
+                    self._check_spread(evaluation)
             except (Undefined, ZeroDivisionError, OverflowError, Explodes):
                 continue
+            except TooFine as error:
+                too_fine = error
+                continue
+            ratios.append(ratio)
         if len(ratios) < MIN_POINTS:
-            return 0
+            if too_fine and self.digits:
+                raise too_fine
+            return None
         gap = max(abs(ratio - ratios[0]) for ratio in ratios)
         if gap > FLOAT_GAP * abs(ratios[0]):
             return 0
@@ -193,15 +230,43 @@ def _without(number: int, factor: int) -> int:
 
 
 def _points(left: Tree, right: Tree) -> list[dict[str, Fraction]]:
-    """Values for the variables: three positive points, three of mixed sign, three positive integers."""
+    """Values for the variables: small ones, all sizes with both signs, and odd and even integers."""
     names = sorted(variables(left) | variables(right))
     if not names:
         return [{}]
     rng = random.Random(repr((left, right)))
-    # Odd numerators over 1024: no exponent is then a fraction with an odd denominator, of which (-1)^x has real values.
-    points = [{name: Fraction(2 * rng.randint(2**8, 2**10) + 1, 2**10) for name in names} for _ in range(6)]
-    points = [
-        {name: -value if at > 2 and rng.random() < 0.5 else value for name, value in point.items()}
-        for at, point in enumerate(points)
-    ]
-    return points + [{name: Fraction(rng.randint(2, 7)) for name in names} for _ in range(3)]
+    patterns = range(4 if len(names) <= 3 else 8)
+    flips = [[_flips(at, pattern, len(patterns)) for at in range(len(names))] for pattern in patterns]
+    rows = [[_near(rng, Fraction(1)) for _ in names] for _ in range(3)]
+    rows += [[-_near(rng, Fraction(1)) if flip else _near(rng, Fraction(1)) for flip in row] for row in flips[1:]]
+    columns = [rng.sample([sign * size for sign in (1, -1) for size in SIZES], 2 * len(SIZES)) for _ in names]
+    rows += [[_near(rng, size) for size in row] for row in zip(*columns, strict=True)]
+    for sign, start, end, chosen in ((1, 1, 3, flips), (1, 5, 30, flips[1:3]), (-1, 1, 3, flips[1:])):
+        rows += [[Fraction(sign * (2 * rng.randint(start, end) + flip)) for flip in row] for row in chosen]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _wide_points(left: Tree, right: Tree) -> list[dict[str, Fraction]]:
+    names = sorted(variables(left) | variables(right))
+    rng = random.Random(repr((right, left)))
+    points = []
+    for at in range(NUM_WIDE):
+        signs = [rng.choice((1, -1)) if at % 2 else 1 for _ in names]
+        points.append(
+            {
+                name: _near(rng, sign * Fraction(2) ** rng.randint(-6, 34))
+                for name, sign in zip(names, signs, strict=True)
+            }
+        )
+    return points
+
+
+def _flips(at: int, pattern: int, num_patterns: int) -> bool:
+    """Whether variable `at` changes its sign or parity: over all patterns, any two meet in all four ways."""
+    return bool((1 + at % (num_patterns - 1) & pattern).bit_count() % 2)
+
+
+def _near(rng: random.Random, size: Fraction) -> Fraction:
+    """About `size`; odd over 2048: with odd denominators as exponents, (-1)^x would have real values."""
+    number = int(abs(size) * 2**10 * Fraction(rng.randint(750, 1500), 1000))
+    return Fraction(2 * number + 1, 2**11) * (1 if size > 0 else -1)

@@ -15,7 +15,7 @@ _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eig
 _PLAIN = re.compile(r"\s*(-?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(\.[0-9]+)?\s*")
 _COMMAS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACES = re.compile(r"(?<![\d.,(\[{] )(?<![\d.,(\[{])\d{1,3}(?: \d{3})+(?! ?[\d/])")
-_BRACKETED = re.compile(r"[(\[{]\s*[-\d., ]*,[-\d., ]*[)\]}]")
+_BRACKETED = re.compile(r"[(\[{][-\d.\s]*,[-\d.,\s]*[)\]}]")
 
 
 def plain_number(text: str) -> tuple[tuple[Any, ...], ...] | None:

@@ -3,12 +3,12 @@ r"""Reads the tokens of an answer into a tree of nested tuples `(kind, ...)`.
 Numbers are ("num", Fraction), decimals ("dec", Fraction); "sym", "add", "mul", "neg", "div", "pow", "root", "fn",
 "app", "fact", "abs", "pct", "deg", "pm", "mp" build expressions; "based" is a numeral with a base; "list", "tuple"
 (also an interval: it keeps its brackets), "set", "union", "inter", "minus", "matrix", "chain" (of relations), "mod",
-"ratio", "unit" and "text" build answers. What is not covered: integrals,
-sums, limits, cases, set builders (see `Symbolic`).
+"ratio", "clock", "unit" and "text" build answers. What is not covered: integrals and the like (see `Symbolic`).
 """
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -104,10 +104,11 @@ class _Parser:
         return tree
 
     def ratio(self) -> Tree:
-        terms = [self.measured()]
+        terms, kind = [self.measured()], "ratio"
         while self.take(":"):
+            kind = "clock" if re.fullmatch("0[0-9]", self.peek().value) else kind  # 10:05
             terms.append(self.measured())
-        return terms[0] if len(terms) == 1 else ("ratio", *terms)
+        return terms[0] if len(terms) == 1 else (kind, *terms)
 
     def measured(self) -> Tree:
         tree = self.sum()

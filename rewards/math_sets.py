@@ -107,6 +107,8 @@ def _inequality(tree: Tree) -> Iterator[tuple[Any, Tree]]:
 
 def _ends(tree: Tree) -> Iterator[Tree]:
     if tree[0] == "tuple" and len(tree) == 5:
+        if tree[1:3] != ("[", "]") and _position(tree[3]) >= _position(tree[4]):
+            raise NoSet("a pair of numbers, or an interval without numbers")
         yield from tree[3:]
     elif tree[0] == "chain":
         if tree[2] == ("in",):

@@ -38,7 +38,7 @@ _STYLED = re.compile(
     r"\\(?:mathbf|mathit|boldsymbol|bm|mathcal|vec|hat|overrightarrow|pmb|underline|boxed|fbox)\s*(?=[{A-Za-z\\])"
 )
 _NO_TEXT = re.compile(
-    r"\\text\s*\{\s*([ei]|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|ln|log|lcm|gcd|max|min|[\d.\s+-]*)\s*\}"
+    r"\\text\s*+\{\s*+([ei]|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|ln|log|lcm|gcd|max|min|(?:[\d.+-]++\s*+)*+)\s*+\}"
 )
 _COMMANDS = (
     (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?"), ""),
@@ -109,6 +109,7 @@ def clean(text: str) -> str:
     text = text.strip()
     if len(text) > MAX_CHARACTERS:
         raise Explodes(f"{len(text)} characters, above {MAX_CHARACTERS}")
+    text = re.sub(r"\s{2,}", " ", text)  # patterns with two runs of blanks side by side take quadratic time
     if "\\begin" not in text:  # there two backslashes end a row; here they are one that was escaped twice
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
     text = _CURRENCY.sub(lambda match: rf"{match[2]}\text{{{_MONEY[match[1]]}}}", text)
@@ -176,9 +177,16 @@ def plain_text(text: str) -> str | None:
     if not in_text and ("_" in text or any(word in FUNCTIONS or word in ("pi", "infinity") for word in words)):
         return None
     written = re.findall("[A-Za-z']+", text.replace("\\text", ""))
+    if len(written) == 1 and text == written[0] and _is_short_word(text):
+        return bare
     if in_text or any(len(w) > 3 or w.casefold() in WORDS or (len(w) > 2 and not w.islower()) for w in written):
         return re.sub(r"[\s.:/-]+", " ", re.sub(r"\s*[;&]\s*", ",", bare)).strip()
     return None
+
+
+def _is_short_word(word: str) -> bool:
+    """Whether three letters are a word such as "dog": products have no vowel, or are in the order of the alphabet."""
+    return len(word) == 3 and not set("aeiou").isdisjoint(word) and list(word) != sorted(word)
 
 
 def _ascii(match: re.Match[str]) -> str:

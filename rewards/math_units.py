@@ -33,11 +33,16 @@ _NO_UNITS = frozenset(
         "is are was were be not no nor wrong incorrect false true right correct maybe perhaps either or and if else "
         "but instead except about than minus plus at least most over under to from by because since then so hence "
         "never cannot more less fewer above below between half third quarter import guess answer answers solution "
-        "solutions",
+        "solutions versus vs unless other another possibly probably likely whichever also alternatively though "
+        "although however while whereas given when assuming one two three four five six seven eight nine ten eleven "
+        "twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
+        "eighty ninety",
     )
 )
 """Words that say more of a number than what it counts."""
 MAX_WORDS = 5
+MAX_UNKNOWN = 2
+"""Words that are no unit: "children tickets"."""
 _EXPONENT = re.compile(r"\^\s*\{?\s*-?\d")
 _PIECE = re.compile(r"[A-Za-z]+|\^\s*\{?\s*(-?\d)|[/*.]|\\cdot")
 
@@ -66,7 +71,14 @@ def is_unit(word: str) -> bool:
 def can_be_unit(text: str) -> bool:
     """Whether words behind a number only name what it counts: "42 apples", but not "42 is wrong" or "42 or 43"."""
     words = re.findall("[a-z]+", text.casefold())
+    unknown = [word for word in words if not _is_known(word)]
+    if unknown and (len(unknown) > MAX_UNKNOWN or re.search(r"[^A-Za-z\s^{}*/.\\\d-]", text)):
+        return False
     return len(words) <= MAX_WORDS and _NO_UNITS.isdisjoint(words) and not re.search(r"\d", _EXPONENT.sub("", text))
+
+
+def _is_known(word: str) -> bool:
+    return _singular(word) in _NAMES or _singular(word) in SCALES or word in _POWERS or word in ("per", "cdot", "of")
 
 
 def read_unit(text: str) -> Unit:

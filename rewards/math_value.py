@@ -19,6 +19,8 @@ from rewards.math_text import Explodes
 
 MAX_BITS = 100_000
 """Of an exact integer: about 30,000 digits."""
+MAX_WORK = 2 * MAX_BITS
+"""Bits of all the large intermediate results of one text: greatest common divisors take quadratic time."""
 MAX_LOG = 100_000.0
 """Natural logarithm of the largest power that is worked out."""
 MAX_FACTORIAL = 3_000
@@ -44,9 +46,25 @@ def variables(tree: Tree) -> set[str]:
     return {node[1] for node in walk(tree) if node[0] == "sym"} - CONSTANTS
 
 
-def exact(tree: Tree, values: Mapping[str, Fraction]) -> Fraction | None:
+@dataclass(slots=True)
+class Work:
+    """What exact arithmetic may still cost; one object can be shared by several calls. Example: `Work()`."""
+
+    bits_left: int = MAX_WORK
+
+    def checked(self, number: Fraction) -> Fraction:
+        """The number itself; raises Explodes if it, or all that came before, is too large."""
+        top, bottom = number.numerator.bit_length(), number.denominator.bit_length()
+        if max(top, bottom) > 1_000:
+            self.bits_left -= top + bottom
+            if max(top, bottom) > MAX_BITS or self.bits_left < 0:
+                raise Explodes(f"numbers of more than {MAX_BITS} bits")
+        return number
+
+
+def exact(tree: Tree, values: Mapping[str, Fraction], work: Work | None = None) -> Fraction | None:
     """The value as a fraction, None if it has no such form; raises Explodes and Undefined."""
-    kind = tree[0]
+    kind, work = tree[0], work or Work()
     if kind in ("num", "dec"):
         return tree[1]
     if kind == "sym":
@@ -55,15 +73,18 @@ def exact(tree: Tree, values: Mapping[str, Fraction]) -> Fraction | None:
         return None
     parts = []
     for child in tree[2:] if kind == "fn" else tree[1:]:
-        part = exact(child, values)
+        part = exact(child, values, work)
         if part is None:
             return None
         parts.append(part)
+    if kind == "add":
+        result = parts[0]
+        for part in parts[1:]:
+            result = work.checked(result + part)
+        return result
     function = _EXACT_FUNCTIONS.get(tree[1]) if kind == "fn" else _EXACT[kind]
-    result = function(*parts) if function else None
-    if result is not None and max(result.numerator.bit_length(), result.denominator.bit_length()) > MAX_BITS:
-        raise Explodes(f"a number of more than {MAX_BITS} bits")
-    return result
+    value = function(*parts) if function else None
+    return value if value is None else work.checked(value)
 
 
 def _divide(top: Fraction, bottom: Fraction) -> Fraction:
@@ -107,7 +128,8 @@ def _factorial(number: Fraction) -> Fraction | None:
 def _binomial(top: Fraction, bottom: Fraction) -> Fraction | None:
     if top.denominator != 1 or bottom.denominator != 1 or top < 0 or bottom < 0:
         return None
-    if min(bottom, top - bottom) > MAX_FACTORIAL:
+    count = min(bottom, top - bottom)
+    if count > MAX_FACTORIAL or count * top.numerator.bit_length() > MAX_BITS:
         raise Explodes("a binomial coefficient of large numbers")
     return Fraction(math.comb(int(top), int(bottom)))
 
@@ -121,7 +143,7 @@ def _integers(function: Callable[..., int]) -> Callable[..., Fraction | None]:
 
 
 _EXACT: dict[str, Callable[..., Fraction | None]] = {
-    "add": lambda *parts: Fraction(sum(parts)),
+    "add": lambda *parts: Fraction(sum(parts)),  # never called: sums are checked term by term
     "mul": lambda left, right: left * right,
     "neg": lambda part: -part,
     "div": _divide,

@@ -93,17 +93,25 @@ def names() -> tuple[str, ...]:
 def _absolute(value: Any) -> Any:
     """Rewards named as file.py:function, also inside lists and tables, with the file's full path.
 
-    The pickled form must mean the same file in another directory.
+    The pickled form must mean the same file in another directory. Other text stays as it is.
     """
     match value:
         case str():
             place, _, attribute = value.rpartition(":")
-            return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else value
+            is_reward = place.endswith(".py") and attribute.isidentifier() and _is_file(place)
+            return f"{Path(place).resolve()}:{attribute}" if is_reward else value
         case Mapping():
             return {key: _absolute(entry) for key, entry in value.items()}
         case list() | tuple():
             return [_absolute(entry) for entry in value]
     return value
+
+
+def _is_file(place: str) -> bool:
+    try:
+        return Path(place).is_file()
+    except (OSError, ValueError):  # text that no path can have
+        return False
 
 
 def _installed() -> dict[str, str]:
@@ -117,6 +125,14 @@ def _import(place: str) -> ModuleType:
         return _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError as error:
         raise RewardError(f"reward file {place} does not exist; correct the path") from error
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if place != missing and not place.startswith(f"{missing}."):  # something that the user's module imports
+            raise RewardError(f"reward module {place} cannot be imported: {type(error).__name__}: {error}") from error
+        raise RewardError(
+            f"reward module {place} cannot be imported: {error}; start in the folder it is in, install it, or use "
+            "file.py:function"
+        ) from error
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
         raise RewardError(f"reward module {place} cannot be imported: {type(error).__name__}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rewards.base import Reward, Sample
@@ -16,9 +17,11 @@ class Repetition:
     """
 
     def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0) -> None:
-        """Raises ValueError for n < 1 and for a penalty that rewards."""
+        """Raises ValueError for n < 1 and for a penalty that rewards or is not finite."""
         if ngram_size < 1:
             raise ValueError(f"ngram_size={ngram_size} must be at least 1")
+        if not math.isfinite(max_penalty):
+            raise ValueError(f"max_penalty={max_penalty} must be a finite number; use 0 or less")
         if max_penalty > 0:
             raise ValueError(f"max_penalty={max_penalty} would reward repetition; use 0 or less")
         self.size, self.penalty = ngram_size, max_penalty

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
        rlkit reward test|score|verify-dataset ... [--help]
@@ -17,8 +18,14 @@ USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a recipe by name, or look at a reward or a checkpoint; the rest of the line belongs to that."""
+    """Run a recipe by name, or look at a reward or a checkpoint; the rest of the line belongs to that.
+
+    Modules of the current folder can be imported from then on, as under `python -m`.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    # An installed script has its own folder there, not the current one. Last, so that no file of yours hides a module.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     if words[:1] in (["reward"], ["checkpoint"]):
         _command(words[0], words[1:])
         return

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 import rewards
 from rewards.attacks import ROWS, boxed, fenced, in_tags
@@ -22,7 +21,8 @@ from rlkit.watch.console import Console
 
 USAGE = """usage: rlkit reward test NAME [key=value ...] [--data rows.jsonl] [--deadline SECONDS]
        rlkit reward score DATA NAME [key=value ...] [--output FILE]
-       rlkit reward verify-dataset DATA NAME [key=value ...] [--completion TEMPLATE] [--keep FILE]
+       rlkit reward verify-dataset DATA NAME [key=value ...] [--completion TEMPLATE] [--least VALUE] [--keep FILE]
+       with DATA or --data also [--prompt-column NAME] [--answer-column NAME], as data.* in a run
 
   test            contract, determinism, pickling, time per sample, hostile texts, known tricks; exit code 1 on a fault
   score           judge the rows of DATA (prompt, completion and other columns) offline, with a summary by reason
@@ -61,13 +61,26 @@ def score(judge: rewards.RewardFunction, samples: Sequence[rewards.Sample], labe
             bar.advance(len(batch))
 
 
-def read(source: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offline:
+    """A dataset row as it is, and as a run gives it to the reward.
+
+    Example: `Offline(record={"problem": "3 + 4", "target": 7}, row={..., "answer": "7"}, prompt="3 + 4")`
+    """
+
+    record: Mapping[str, Any]
+    row: Mapping[str, Any]
+    prompt: Any
+
+
+def read(source: str, prompt_column: str = "", answer_column: str = "") -> list[Offline]:
     """All rows of a file or named dataset, its splits one after the other; raises ValueError if it cannot be read.
 
-    A row without an `answer` gets the box of its `solution` for one, as in a run (MATH keeps it there only).
+    As in a run, `answer` is text, or the box of a `solution` where there is no such column. Without `prompt_column` the
+    prompt is the first of `prompt`, `question`, `problem` and `text`; a row may have none of these, and no answer.
     """
     from rlkit.config import DataConfig  # these load torch, which takes seconds
-    from rlkit.data.sources import last_boxed, open_source
+    from rlkit.data.sources import open_source
 
     cfg = DataConfig(
         source=source,
@@ -75,8 +88,8 @@ def read(source: str) -> list[dict[str, Any]]:
         train_size=-1,
         eval_size=1,
         tasks={},
-        prompt_column="question",
-        answer_column="answer",
+        prompt_column=prompt_column or "question",
+        answer_column=answer_column or "answer",
         solution_column="solution",
         instruction="",
         seed=0,
@@ -84,13 +97,27 @@ def read(source: str) -> list[dict[str, Any]]:
     found = open_source(source, cfg, "DATA")
     if found.endless:
         raise ValueError(f"DATA={source!r} has no end; give a file of rows")
-    rows = [row for split in found.splits.values() for _, row in split]
+    columns = prompt_column, answer_column
+    rows = [_offline(id, record, *columns) for split in found.splits.values() for id, record in split]
     if not rows:
         raise ValueError(f"DATA={source!r} has no rows; use another file or dataset")
-    for row in rows:
-        if "answer" not in row and (box := last_boxed(str(row.get("solution", "")))) is not None:
-            row["answer"] = box
     return rows
+
+
+def _offline(id: str, record: Mapping[str, Any], prompt_column: str, answer_column: str) -> Offline:
+    from rlkit.data.rows import answer_of, question_of
+    from rlkit.data.sources import last_boxed
+
+    if prompt_column:
+        prompt = question_of(id, record, prompt_column)
+    else:
+        prompt = next((record[name] for name in ("prompt", "question", "problem", "text") if record.get(name)), "")
+    row = {"question": prompt, **record} if prompt else dict(record)
+    solution = str(record.get("solution", ""))
+    # Only a column that was asked for must be there: code has none, and a gold that is null fails as a row of its own.
+    if answer_column or record.get("answer") is not None or ("answer" not in record and last_boxed(solution)):
+        row["answer"] = answer_of(id, record, answer_column or "answer", solution)
+    return Offline(record=record, row=row, prompt=prompt)
 
 
 def summary(verdicts: Sequence[rewards.Reward], seconds: float) -> str:
@@ -141,16 +168,23 @@ def honest_completion(row: Mapping[str, Any], template: str) -> str:
 def _test(argv: Sequence[str]) -> bool:
     parser = _parser("test", "Check a reward before a run.")
     parser.add_argument("--data", help="rows with the columns the reward needs; 8 are used (default: built-in rows)")
+    _add_columns(parser)
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds for one call (default 30)")
     args = parser.parse_intermixed_args(argv)
-    rows = read(args.data) if args.data else ROWS
-    results = []
+    rows = [one.row for one in read(args.data, args.prompt_column, args.answer_column)] if args.data else ROWS
+    results, tricks = [], ""
     for finding in audit(args.name, _settings(args.settings), rows, args.deadline):
         results.append(finding.result)
+        tricks = finding.result if finding.check == "known tricks" else tricks
         for label, detail in zip_longest((f"{finding.check:<16} {finding.result:<5}",), finding.details, fillvalue=""):
             print(f"{label:<22} {_printable(detail)}", flush=True)
     faults = results.count("FAIL")
-    print(f"{args.name}: {f'{faults} of {len(results)} checks found a fault' if faults else 'no fault found'}")
+    if faults:
+        print(f"{args.name}: {faults} of {len(results)} checks found a fault")
+    elif tricks == "skip":
+        print(f"{args.name}: nothing wrong in what was checked; right answers earn no more than wrong ones")
+    else:
+        print(f"{args.name}: no fault found")
     return not faults
 
 
@@ -158,35 +192,44 @@ def _score(argv: Sequence[str]) -> bool:
     parser = _parser("score", "Judge recorded completions.", data="rows with prompt, completion and other columns")
     parser.add_argument("--output", type=Path, help="write each row with its reward to this .jsonl file")
     args = parser.parse_intermixed_args(argv)
-    rows = read(args.data)
-    samples = [_recorded(index, row) for index, row in enumerate(rows)]
+    rows = read(args.data, args.prompt_column, args.answer_column)
+    samples = [_recorded(index, one) for index, one in enumerate(rows)]
     verdicts, seconds = _judge(args, samples, "scoring")
     print(summary(verdicts, seconds))
     if args.output:
-        _write(args.output, [{**row, "reward": asdict(verdict)} for row, verdict in zip(rows, verdicts, strict=True)])
+        judged = zip(rows, verdicts, strict=True)
+        _write(args.output, [{**one.record, "reward": asdict(verdict)} for one, verdict in judged])
     return True
 
 
 def _verify(argv: Sequence[str]) -> bool:
     parser = _parser("verify-dataset", "Judge each row's gold answer.", data="rows with gold answers")
     parser.add_argument("--completion", default="", help="how a right completion reads, columns in braces")
+    parser.add_argument("--least", type=float, default=1.0, help="what a right answer earns (default 1)")
     parser.add_argument("--keep", type=Path, help="write the rows that pass to this .jsonl file")
     args = parser.parse_intermixed_args(argv)
-    rows = read(args.data)
-    samples = [rewards.Sample(_prompt(row), honest_completion(row, args.completion), meta=row) for row in rows]
+    rows = read(args.data, args.prompt_column, args.answer_column)
+    samples = [rewards.Sample(one.prompt, honest_completion(one.row, args.completion), meta=one.row) for one in rows]
     verdicts, seconds = _judge(args, samples, "verifying")
     print(summary(verdicts, seconds))
-    failed = [index for index, verdict in enumerate(verdicts) if verdict.value is None or verdict.value < 1]
-    for index in failed[:SHOWN]:
+    failed = [index for index, verdict in enumerate(verdicts) if verdict.value is None or verdict.value < args.least]
+    known = [verdict.value for verdict in verdicts if verdict.value is not None]
+    never = bool(known) and len(failed) == len(verdicts)  # then it is not the golds, and one row is enough to see why
+    for index in failed[: 1 if never else SHOWN]:
         verdict, value = verdicts[index], verdicts[index].value
         shown = "none" if value is None else f"{value:.3g}"
         text = samples[index].completion[-50:]
         print(_printable(f"row {index + 1}: {shown} ({verdict.reason}) for its own gold ...{text!r}"))
-    if len(failed) > SHOWN:
+    if never:
+        print(
+            f"no gold earns {args.least:g}, the best earns {max(known):g}: if that is what a right answer earns, give "
+            "it as --least VALUE; if not, say with --completion how the reward wants it written"
+        )
+    elif len(failed) > SHOWN:
         print(f"... and {len(failed) - SHOWN} more")
-    print(f"{len(rows) - len(failed)} of {len(rows)} golds earn 1 or more")
+    print(f"{len(rows) - len(failed)} of {len(rows)} golds earn {args.least:g} or more")
     if args.keep:
-        _write(args.keep, [row for index, row in enumerate(rows) if index not in set(failed)])
+        _write(args.keep, [one.record for index, one in enumerate(rows) if index not in set(failed)])
     return not failed
 
 
@@ -194,21 +237,37 @@ def _parser(command: str, description: str, data: str = "") -> argparse.Argument
     parser = argparse.ArgumentParser(prog=f"rlkit reward {command}", description=description)
     if data:
         parser.add_argument("data", metavar="DATA", help=f"{data}: a file, gsm8k, math or a hub id")
+        _add_columns(parser)
     parser.add_argument("name", metavar="NAME", help="the reward: a name, package.module:function or file.py:function")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="settings of the reward")
     return parser
 
 
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt-column", default="", help="column or template of the prompt, as data.prompt_column")
+    parser.add_argument("--answer-column", default="", help="column of the gold answer, as data.answer_column")
+
+
 def _settings(words: Sequence[str]) -> dict[str, Any]:
-    settings = {}
+    """Settings as a run reads them: `no` is text, 1e-3 a number, which YAML 1.1 sees the other way round."""
+    if not words:
+        return {}
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # they take half a second to load
+    from hydra.errors import HydraException
+
+    parser, settings = OverridesParser.create(), {}
     for word in words:
-        key, separator, value = word.partition("=")
+        key, separator, _ = word.partition("=")
         if not separator or not key.isidentifier():
             raise ValueError(f"{word!r} is not a setting; write key=value")
         try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{word!r} cannot be read: {error}; quote the value") from error
+            override = parser.parse_override(word)
+        except HydraException as error:
+            problem = str(error).partition("\n")[0]
+            raise ValueError(f"{word!r} cannot be read: {problem}; quote the value") from error
+        if override.is_sweep_override():
+            raise ValueError(f"{word!r} is several values; write a list as '{key}=[...]', or quote the value")
+        settings[key] = override.value()
     return settings
 
 
@@ -220,13 +279,14 @@ def _judge(
         return list(score(judge, samples, label)), time.perf_counter() - start
 
 
-def _recorded(index: int, row: Mapping[str, Any]) -> rewards.Sample:
+def _recorded(index: int, one: Offline) -> rewards.Sample:
+    row = one.row
     if not isinstance(row.get("completion"), str):
-        columns = ", ".join(map(str, row))
+        columns = ", ".join(map(str, one.record))
         raise ValueError(f"row {index + 1} has no text in a column `completion` (its columns: {columns}); rename yours")
     own = ("prompt", "completion", "completion_ids", "finish_reason", "step")
     return rewards.Sample(
-        _prompt(row),
+        one.prompt,
         row["completion"],
         completion_ids=row.get("completion_ids") or (),
         finish_reason=row.get("finish_reason") or "stop",
@@ -235,14 +295,9 @@ def _recorded(index: int, row: Mapping[str, Any]) -> rewards.Sample:
     )
 
 
-def _prompt(row: Mapping[str, Any]) -> Any:
-    return row.get("prompt") or row.get("question") or row.get("problem") or row.get("text") or ""
-
-
 def _filled(template: str, row: Mapping[str, Any]) -> str:
-    for column, value in row.items():
-        template = template.replace(f"{{{column}}}", str(value))
-    return template
+    """In one pass, so that braces inside a value stay as they are."""
+    return re.sub(r"\{([^{}]+)\}", lambda found: str(row[found[1]]) if found[1] in row else found[0], template)
 
 
 def _cells(values: Sequence[float | None], total: int) -> str:

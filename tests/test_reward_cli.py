@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -160,6 +161,7 @@ def test_test_prints_a_table_and_fails_on_a_fault(tmp_path: Path, capsys: pytest
         (["frobnicate"], "'rlkit reward frobnicate' is not a command; there are test, score, verify-dataset"),
         (["test", "number", "limit"], "'limit' is not a setting; write key=value"),
         (["test", "number", "a={"], "cannot be read"),
+        (["test", "number", "a=1,2"], "'a=1,2' is several values; write a list as 'a=[...]'"),
         (["test", "number", "--data", "gone.jsonl"], "DATA='gone.jsonl': no such file"),
         (["score", "gone.txt", "number"], "not a data source"),
         (["score", "{empty}", "number"], "has no rows"),
@@ -176,6 +178,80 @@ def test_mistakes_end_in_words(
     assert reward(*(files.get(word.strip("{}"), word) for word in words)) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and message in printed and "Traceback" not in printed
+
+
+def test_test_fails_a_constant_and_says_what_it_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text("def zero(completion, answer):\n    return 0.0\n")
+    assert reward("test", f"{tmp_path}/mine.py:zero") == 1
+    assert "contract         FAIL  earns 0 whatever the completion is" in capsys.readouterr().out
+    assert reward("test", "length", "max_completion_len=100", "soft_punish_cache=20") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "length: nothing wrong in what was checked; right answers earn no more than wrong ones"
+
+
+FRONT_PAGE = """
+def mine(completion, answer, question, **columns):
+    assert isinstance(answer, str) and isinstance(question, str)
+    return 1.0 if completion.endswith(f"</think><answer>{answer}</answer>") else 0.0
+"""
+
+
+def test_offline_rows_are_those_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(FRONT_PAGE)
+    name = f"{tmp_path}/mine.py:mine"
+    rows = [{"question": "3 + 4", "answer": 7}, {"question": "3 < 4", "answer": True}]
+    kept = tmp_path / "kept.jsonl"
+    assert reward("verify-dataset", write(tmp_path / "rows.jsonl", rows), name, "--keep", str(kept)) == 0
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == rows, "written as they were read"
+    other = write(
+        tmp_path / "other.jsonl", [{"q": "3 + 4", "unit": "m", "target": 7}, {"q": "?", "unit": "", "target": 8}]
+    )
+    columns = ("--prompt-column", "{q} in {unit}", "--answer-column", "target")
+    assert reward("verify-dataset", other, name, *columns) == 0
+    assert reward("test", name, "--data", other, *columns) == 0
+    recorded = [{"q": "3 + 4", "target": 7, "completion": "<think></think><answer>7</answer>"}]
+    source = write(tmp_path / "recorded.jsonl", recorded)
+    capsys.readouterr()
+    assert reward("score", source, name, "--prompt-column", "q", "--answer-column", "target") == 0
+    assert ["all", "1", "100.0%", "1.000", "0"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert reward("score", source, name, "--prompt-column", "q", "--answer-column", "gold") == 2
+    assert "data.answer_column='gold': row 'recorded/train/0' has no such column" in capsys.readouterr().err
+
+
+def test_verify_dataset_says_when_no_gold_can_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"question": "?", "answer": str(n)} for n in range(5)])
+    words = ("composite", "rewards=[{fn: number, weight: 0.9}]")
+    assert reward("verify-dataset", rows, *words) == 1
+    printed = capsys.readouterr().out
+    assert "no gold earns 1, the best earns 0.9" in printed and "--least VALUE" in printed and "row 2" not in printed
+    assert reward("verify-dataset", rows, *words, "--least", "0.9") == 0
+    assert "5 of 5 golds earn 0.9 or more" in capsys.readouterr().out
+
+
+def test_columns_are_filled_in_one_pass() -> None:
+    row = {"answer": r"\frac{1}{b}", "b": "2", "note": "{answer}"}
+    assert honest_completion(row, r"\boxed{{answer}} {b} {note} {x}") == r"\boxed{\frac{1}{b}} 2 {answer} {x}"
+
+
+def test_settings_are_read_as_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text("def f(completion, a, b, c):\n    return (a, b, c) == ('no', -1e-3, None)\n")
+    rows = write(tmp_path / "rows.jsonl", [{"completion": "x"}])
+    assert reward("score", rows, f"{tmp_path}/mine.py:f", "a=no", "b=-1e-3", "c=null") == 0
+    assert ["all", "1", "100.0%", "1.000", "0"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_module_of_the_current_folder_is_found_by_the_installed_command(tmp_path: Path) -> None:
+    (tmp_path / "zero_or_one.py").write_text("def f(completion):\n    return float(bool(completion))\n")
+    write(tmp_path / "rows.jsonl", [{"completion": "x"}])
+    words = ["reward", "score", "rows.jsonl", "zero_or_one:f"]
+    done = subprocess.run(  # with -P there is no current folder on the path, as in an installed script
+        [sys.executable, "-P", "-c", f"from rlkit.cli import main; main({words})"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "1.000" in done.stdout, done.stderr
 
 
 def test_a_reward_that_raises_names_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,14 +9,19 @@ from rewards import Reward, Sample
 
 
 def brevity(completion: str, answer: str, limit: int = 200, **columns: Any) -> Reward:
-    """1 for a right answer of up to `limit` characters, less in proportion to its length beyond that, else 0."""
-    if not completion.rstrip().endswith(f"<answer>{answer}</answer>") or completion.count("<answer>") > 1:
+    """1 for a right answer of up to `limit` characters, less in proportion to its length beyond that, else 0.
+
+    No verdict where there is no gold answer: that is not the model's failure.
+    """
+    if not answer:
+        return Reward(None, "no_gold")
+    if not completion.rstrip().endswith(f"</think><answer>{answer}</answer>") or completion.count("<answer>") > 1:
         return Reward(0.0, "wrong")
     return Reward(min(1.0, limit / len(completion)), "correct")
 
 
 class FewWords:
-    """-1 for more than `most` words, else 0; no verdict on a completion that was cut off."""
+    """-1 for more than `most` words, and for a completion that was cut off, else 0."""
 
     def __init__(self, most: int) -> None:
         """Raises ValueError before the run starts."""
@@ -30,6 +35,6 @@ class FewWords:
 
     def _one(self, sample: Sample) -> Reward:
         if sample.finish_reason == "length":
-            return Reward(None, "cut_off")
+            return Reward(-1.0, "cut_off")  # the model's failure, so a value and not None
         num_words = len(sample.completion.split())
         return Reward(-1.0, "wordy") if num_words > self.most else Reward(0.0, "brief")

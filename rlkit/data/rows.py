@@ -29,7 +29,7 @@ class Row:
     solution: str
     """Worked steps shown in SFT; "" when there are none."""
     meta: Mapping[str, Any]
-    """The whole dataset row, with `question` and `answer` as above."""
+    """The whole dataset row, with `answer` as above, and `question` unless the row has such a column of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,28 +104,31 @@ def _stream(source: Source, split: str, cfg: DataConfig, key: str) -> Iterator[R
 
 
 def _row(id: str, record: dict[str, Any], source: Source) -> Row:
-    question = _question(id, record, source.question)
+    question = question_of(id, record, source.question)
     if not question.strip():
         raise ValueError(f"row {id!r} has an empty {source.question!r} (data.prompt_column); remove the row")
     solution = _text(id, record, source.solution, "data.solution_column") if source.solution else ""
-    boxed = last_boxed(solution) if source.answer and source.answer not in record else None
-    if not source.answer:
-        answer = ""
-    elif boxed is not None:  # MATH keeps its answer in the solution only
-        answer = boxed
-    else:
-        answer = _text(id, record, source.answer, "data.answer_column")
+    answer = answer_of(id, record, source.answer, solution) if source.answer else ""
     return Row(
         id=id,
         question=question,
         answer=answer,
         solution=solution,
-        meta={**record, "question": question} | ({"answer": answer} if source.answer else {}),
+        meta={"question": question, **record} | ({"answer": answer} if source.answer else {}),
     )
 
 
-def _question(id: str, record: dict[str, Any], column: str) -> str:
-    """The text of a column, or of a template such as "{text} Tests: {test_list}"; a list gives one line per entry."""
+def answer_of(id: str, record: Mapping[str, Any], column: str, solution: str) -> str:
+    """The gold as the reward gets it: the column as text, else the last box of the solution; raises ValueError."""
+    boxed = last_boxed(solution) if column not in record else None  # MATH keeps its answer in the solution only
+    return _text(id, record, column, "data.answer_column") if boxed is None else boxed
+
+
+def question_of(id: str, record: Mapping[str, Any], column: str) -> str:
+    """The text of a column, or of a template such as "{text} Tests: {test_list}"; a list gives one line per entry.
+
+    Raises ValueError for a column that is not there and for what is no template.
+    """
     if "{" not in column:
         return _text(id, record, column, "data.prompt_column")
     values = {
@@ -141,14 +144,14 @@ def _question(id: str, record: dict[str, Any], column: str) -> str:
             f"data.prompt_column={column!r}: row {id!r} has no value in a column {error}, only in {columns}; name "
             "one of these between the braces"
         ) from None
-    except (ValueError, IndexError, AttributeError) as error:
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise ValueError(
             f"data.prompt_column={column!r} is no template: {error}; write column names between single braces, as in "
             "'{text} Tests: {test_list}', and {{ or }} for a brace"
         ) from None
 
 
-def _text(id: str, record: dict[str, Any], column: str, key: str) -> str:
+def _text(id: str, record: Mapping[str, Any], column: str, key: str) -> str:
     if column not in record:
         columns = ", ".join(map(str, record))
         raise ValueError(f"{key}={column!r}: row {id!r} has no such column, only {columns}; set {key} to one of these")

@@ -165,7 +165,11 @@ def test_json_text_may_hold_odd_line_ends(tmp_path: Path, config: Config) -> Non
         ("a.jsonl", b"\xff\xfe", r"cannot be read: 'utf-8'"),
         ("a.jsonl", b"", r"has no rows"),
         ("a.jsonl.gz", b"plain", r"cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(b'{"question": "x"}' * 99, mtime=0)[:40], r"cannot be read: Compressed file ended"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"question": "x"}' * 99, mtime=0)[:40],
+            r"cannot be read: Compressed file ended",
+        ),
         ("a.parquet", b"PAR1 no", r"cannot be read"),
     ],
 )

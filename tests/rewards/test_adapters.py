@@ -62,7 +62,18 @@ def test_verl_finds_the_gold_in_its_own_layout_first(row: dict[str, Any], gold: 
         return Reward(0.0, ground_truth)
 
     assert rewards.load(gold_of)([Sample("", "", meta=row)])[0].reason == gold
-    assert values(by_hash, [Sample("", "#### 7", meta=row)]) == [1.0]
+    assert values(by_hash, [Sample("", "#### 7", meta=row)], data_source="gsm8k") == [1.0]
+
+
+def test_verl_without_a_data_source_is_an_error_not_a_zero() -> None:
+    def by_source(data_source, solution_str, ground_truth):
+        return 1.0 if data_source == "gsm8k" else 0.0
+
+    sample = Sample("", "#### 7", meta={"answer": "7"})
+    with pytest.raises(RewardError, match=r"needs data_source, which sample 0.*or set reward\.kwargs\.data_source"):
+        values(by_source, [sample])
+    assert values(by_source, [sample], data_source="gsm8k") == [1.0]
+    assert values(lambda solution_str, data_source="none": data_source == "none", [sample]) == [1.0]
 
 
 def test_verl_settings_and_what_goes_wrong() -> None:
@@ -76,7 +87,7 @@ def test_verl_settings_and_what_goes_wrong() -> None:
     assert values(scaled) == [0.0, 0.0] and values(scaled, method="loose", score=0.5) == [0.5, 0.5]
     assert values(later) == [1.0, 0.0]
     with pytest.raises(RewardError, match="needs ground_truth, which sample 0"):
-        values(by_hash, [Sample("", "#### 7")])
+        values(by_hash, [Sample("", "#### 7")], data_source="gsm8k")
     with pytest.raises(RewardError, match="takes no setting 'ground_truth'; it takes method, score"):
         rewards.load(scaled, ground_truth="7")
     with pytest.raises(RewardError, match=r"returned .*'points': 1.* for sample 0"):
@@ -102,11 +113,29 @@ def test_openrlhf_functions_get_queries_and_return_tensors() -> None:
 def test_openrlhf_older_results_labels_and_chats() -> None:
     assert values(lambda queries, prompts, labels: torch.tensor([[0.5], [1.0]])) == [0.5, 1.0]
     assert values(lambda queries, labels: {"rewards": [float(label == "a") for label in labels]}, [
-        Sample("", "", meta={"label": "a", "answer": "b"}), Sample("", "", meta={})
+        Sample("", "", meta={"label": "a", "answer": "b"}), Sample("", "", meta={"answer": "b"})
     ]) == [1.0, 0.0]  # fmt: skip
     assert values(lambda queries: [query == "Be brief.\n3 + 47" for query in queries], [Sample(CHAT, "7")]) == [1.0]
     with pytest.raises(RewardError, match="list of 2 rewards, one for each completion, not 3 values"):
         values(lambda queries: {"rewards": [1.0, 2.0, 3.0]})
+
+
+def test_openrlhf_without_a_label_is_an_error_not_a_zero() -> None:
+    def by_label(queries, prompts, labels):
+        return [float(query.endswith(str(label))) for query, label in zip(queries, labels, strict=True)]
+
+    with pytest.raises(RewardError, match=r"needs labels, which sample 1 .*; give every row `label` or `answer`"):
+        values(by_label, [Sample("", "7", meta={"answer": "7"}), Sample("", "7", meta={"gold": "7"})])
+    assert values(lambda queries, labels=None: [labels is None], [Sample("", "7")]) == [1.0]
+
+
+@pytest.mark.parametrize("result", [{"rewards": 0.5}, {"rewards": None}, {"rewards": [1.0, 2.0], "extra_logs": [1]}])
+def test_openrlhf_results_that_cannot_be_read_name_the_function(result: Any) -> None:
+    def reward_func(queries, prompts, labels):
+        return result
+
+    with pytest.raises(RewardError, match=r"reward_func.*returned \"\{'rewards'.*return a list of 2 rewards"):
+        values(reward_func)
 
 
 # TRL: conversational data and trainer_state
@@ -195,6 +224,13 @@ class AtMost:
         self.closed += 1
 
 
+class Unannotated:
+    """A class that does not say what its settings are."""
+
+    def __init__(self, most) -> None:
+        assert not most < 0
+
+
 class Silent:
     """Not a reward: it cannot be called."""
 
@@ -217,7 +253,10 @@ def test_a_class_is_constructed_with_the_settings_and_closed() -> None:
         (AtMost, {}, r"needs most; set it in reward\.kwargs"),
         (AtMost, {"most": 1, "mist": 2}, "takes no setting 'mist'; it takes most, unit"),
         (AtMost, {"most": -1}, "cannot be made: most=-1 is below 0"),
-        (AtMost, {"most": "1"}, "cannot be made: TypeError: '<' not supported"),
+        (AtMost, {"most": "1"}, "most='1' must be a whole number"),
+        (AtMost, {"most": True}, "most=True must be a whole number"),
+        (AtMost, {"most": 1, "unit": 2}, "unit=2 must be text; put it in quotes"),
+        (Unannotated, {"most": "1"}, r"cannot be made: TypeError: '<' not supported .*check its settings \(most='1'\)"),
         (Silent, {}, "is a Silent, not a function"),
         (dict, {}, "is a dict, not a function|has no readable signature"),
     ],

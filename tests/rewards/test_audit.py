@@ -79,7 +79,22 @@ def needs_a_column(completion, gold):
 def prints(completion):
     print("noise")
     sys.stdout.flush()
-    return 1.0
+    return -1.0 if len(completion) > 50_000 else 0.0
+
+def zero(completion, answer):
+    return 0.0
+
+def zero_unless_cut_off(completion, finish_reason):
+    return None if finish_reason == "length" else 0.0
+
+def raises_on_no_answer(completion, answer):
+    inside = completion.rpartition("<answer>")[2].partition("</answer>")[0]
+    return completion.count("<answer>") == 1 and inside == str(int(inside)) and inside == answer
+
+def hangs_on_blank(completion, answer):
+    while "<answer> " in completion:
+        pass
+    return completion.endswith(f"</think><answer>{answer}</answer>") and completion.count("<answer>") == 1
 
 class Unpicklable:
     def __init__(self):
@@ -88,7 +103,7 @@ class Unpicklable:
         os.environ["started"] = "1"
 
     def __call__(self, completion):
-        return 1.0
+        return len(completion) / 1e6
 """
 
 
@@ -155,6 +170,9 @@ def test_the_code_reward_has_no_fault() -> None:
         ("no_verdict", "contract", "no verdict on any honest completion"),
         ("raises", "contract", "raised KeyError: 'x'"),
         ("raises_on_empty", "hostile texts", "empty: reward"),
+        ("zero", "contract", "earns 0 whatever the completion is"),
+        ("zero_unless_cut_off", "contract", "earns 0 whatever the completion is"),
+        ("raises_on_no_answer", "known tricks", "an empty answer: reward"),
         ("short_list", "contract", "must return a list of 28 rewards"),
         ("not_a_number", "contract", "returned 'nan'"),
         ("text", "contract", "returned '1.0'"),
@@ -187,6 +205,12 @@ def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) ->
             assert process.judge([short]).rewards[0].value == 1.0
     finally:
         process.end()
+
+
+def test_a_trick_that_hangs_is_a_fault(plugin: str) -> None:
+    found = findings(f"{plugin}:hangs_on_blank", seconds=0.5)
+    details = found["known tricks"].details
+    assert details[0] == "a blank answer: hangs: no answer within 0.5 s" and len(details) <= 2
 
 
 @pytest.mark.slow

@@ -107,6 +107,8 @@ def test_a_task_without_a_reward_is_an_error(meta: dict[str, Any], message: str)
         ({"rewards": [{"fn": "number", "wieght": 1}]}, "is not a reward"),
         ({"rewards": [{"fn": "number", "weight": "a"}]}, "weight='a' of 'number' is not a number"),
         ({"rewards": [{"fn": "number", "weight": True}]}, "weight=True"),
+        ({"rewards": [{"fn": "number", "weight": float("nan")}]}, "weight=nan of 'number' is not finite"),
+        ({"rewards": [{"fn": "number", "optional": "false"}]}, "optional='false' of 'number' must be true or false"),
         ({"rewards": [{"fn": "number", "kwargs": [1]}]}, r"kwargs=\[1\] of 'number'"),
         ({"rewards": ["number", ["number", 2]]}, "number is there twice; give each a `name`"),
         ({"rewards": [{"fn": "format", "kwargs": {"tags": 1}}]}, "'format' takes no setting 'tags'"),

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import rewards
+from rewards import Sample
 from rewards.adapters import SHAPES
 from rewards.attacks import fuzz_texts
 from rewards.audit import audit
@@ -14,6 +15,7 @@ from rewards.registry import BUILT_IN
 from rlkit.compose import compose_dict
 
 ROOT = Path(__file__).resolve().parents[2]
+FRONT = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs" / "write-a-reward.md").read_text()
 
 
@@ -56,6 +58,16 @@ def test_the_first_example_passes_its_audit(tmp_path: Path) -> None:
     (tmp_path / "brevity.py").write_text(code)
     found = list(audit(f"{tmp_path}/brevity.py:brevity", {"limit": 80}))
     assert [finding.result for finding in found] == ["pass"] * 7
+
+
+def test_the_example_of_the_front_page_passes_its_audit(tmp_path: Path) -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", FRONT, re.DOTALL) if "# mine.py" in block)
+    (tmp_path / "mine.py").write_text(code)
+    found = list(audit(f"{tmp_path}/mine.py:mine", {}))
+    assert [finding.result for finding in found] == ["pass"] * 7
+    judge = rewards.load(f"{tmp_path}/mine.py:mine")
+    texts = ["<think>so</think><answer>7</answer>", "<think> so <answer>7", "<think>hm <answer>7</answer>"]
+    assert [reward.value for reward in judge([Sample("", text, meta={"answer": "7"}) for text in texts])] == [1, 0, 0]
 
 
 def test_the_count_of_faults_and_texts_is_right(tmp_path: Path) -> None:

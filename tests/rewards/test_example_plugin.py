@@ -52,15 +52,17 @@ def test_it_installs_and_is_found_by_name(tmp_path: Path) -> None:
 def test_its_rewards() -> None:
     brevity = rewards.load(f"{MODULE}:brevity", limit=66)
     texts = [
-        "<answer>7</answer>",
-        "x" * 114 + "<answer>7</answer>",
-        "<answer>8</answer>",
-        "<answer>7<answer>7</answer>",
+        "</think><answer>7</answer>",
+        "x" * 106 + "</think><answer>7</answer>",
+        "</think><answer>8</answer>",
+        "</think><answer>7</think><answer>7</answer>",
+        "<think>hm <answer>7</answer>",  # the thought is never closed
     ]
     found = brevity([Sample("", text, meta={"answer": "7"}) for text in texts])
-    assert [reward.value for reward in found] == [1.0, 0.5, 0.0, 0.0]
+    assert [reward.value for reward in found] == [1.0, 0.5, 0.0, 0.0, 0.0]
+    assert brevity([Sample("", "</think><answer></answer>", meta={"answer": ""})]) == [Reward(None, "no_gold")]
     few = rewards.load(f"{MODULE}:FewWords", most=2)
     samples = [Sample("", "one two"), Sample("", "one two three"), Sample("", "one two", finish_reason="length")]
-    assert few(samples) == [Reward(0.0, "brief"), Reward(-1.0, "wordy"), Reward(None, "cut_off")]
+    assert few(samples) == [Reward(0.0, "brief"), Reward(-1.0, "wordy"), Reward(-1.0, "cut_off")]
     with pytest.raises(RewardError, match="most=0 must be at least 1 word"):
         rewards.load(f"{MODULE}:FewWords", most=0)

@@ -75,7 +75,19 @@ def test_only_the_thought_counts() -> None:
 def test_thinking_nothing_earns_nothing() -> None:
     assert share("<think></think><answer>seven, of course, is the answer</answer>") == (0.0, "too_short")
     assert share("<think>so it is</think>") == (0.0, "too_short")
-    assert share("<think>3 + 4 = 7, 7 + 1 = 8, 8 * 2 = 16</think>") == (1.0, "no_letters")
+    assert share("<think>3 + 4 = 7, 7 + 1 = 8, 8 * 2 = 16</think>") == (0.0, "too_short")
+    assert share(f"<think>{'.' * 200}</think>") == (0.0, "too_short")
+    assert share("<think>12 + 3</think>", min_characters=0) == (1.0, "no_letters")
+
+
+@pytest.mark.parametrize("opener, closer", [("```", "```"), ("$", "$"), (r"\[", r"\]"), ("`", "`")])
+def test_another_language_cannot_hide_in_code_or_formulas(opener: str, closer: str) -> None:
+    assert share(f"<think>{opener}{CHINESE}{closer}</think>") == (0.0, "measured")
+    value, _ = share(f"<think>{ENGLISH} {opener}{CHINESE * 9}{closer}</think>")
+    assert value is not None and value < 0.25
+    # English in code does not count, neither for English nor against Chinese.
+    assert share(f"<think>{opener}{ENGLISH}{closer}</think>") == (0.0, "too_short")
+    assert share(f"<think>{CHINESE} {opener}{ENGLISH}{closer}</think>", language="zh") == (1.0, "measured")
 
 
 def test_unknown_languages_are_refused_when_loaded() -> None:

@@ -257,6 +257,7 @@ def test_files_modules_and_their_errors(tmp_path: Path, monkeypatch: pytest.Monk
         ("mine:zzz", r"mine has no function 'zzz'; check the part after"),
         ("mine.py:LIMIT", r"mine\.py:LIMIT' is a int, not a function"),
         ("gone.py:f", r"reward file .*gone\.py does not exist"),
+        ("gone:f", r"gone cannot be imported: No module named 'gone'; start in .* or use file\.py:function"),
         ("broken.py:f", r"broken\.py cannot be imported: ModuleNotFoundError: .*no_such_module_here"),
         ("leaves.py:f", r"leaves\.py cannot be imported: SystemExit: 0"),
         ("no_such_package:f", r"no_such_package cannot be imported"),
@@ -281,6 +282,15 @@ def test_a_loaded_reward_pickles_by_name_to_a_process_in_another_folder(
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, input=pickled, capture_output=True)
     assert done.stdout.decode() == f"[1.0, 0.0] <reward '{tmp_path.resolve()}/mine.py:at_most' {{'most': 3}}>\n"
     assert pickle.loads(pickle.dumps(rewards.load("number")))([Sample("", "", meta={"answer": 1})])[0].value == 0.0
+
+
+def test_a_setting_that_only_looks_like_a_file_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "solve.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for text in ("see solve.py: then go", "gone.py:f", "solve.py: then go", "x" * 9999 + ".py:f", "\0.py:f"):
+        assert rewards.load(lambda completion, note: Reward(0.0, note), note=text).settings == {"note": text}
+    judge = rewards.load(lambda completion, fn: 1.0, fn="solve.py:f")
+    assert judge.settings == {"fn": f"{tmp_path.resolve()}/solve.py:f"}
 
 
 def test_an_installed_package_can_register_a_reward(tmp_path: Path) -> None:

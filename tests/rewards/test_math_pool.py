@@ -162,6 +162,24 @@ def test_the_worker_starts_clean(pool: Pool) -> None:
     os.close(write)
 
 
+def test_a_large_caller_does_not_wear_its_workers_out() -> None:
+    """The kernel counts the caller's size into the peak of a new process."""
+    program = """
+large = bytearray(b"x") * 500_000_000
+from rewards.math_pool import Pool
+pool, workers = Pool(1), set()
+for _ in range(3):
+    assert pool.ask({"gold": "1", "answer": "1", "percent": "either", "units": "optional"}, 5) == "correct"
+    worker = pool._idle.get()
+    pool._idle.put(worker)
+    workers.add(worker.process.pid)
+print(len(workers))
+pool.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_a_hung_worker_is_killed_and_replaced(pool: Pool) -> None:
     pool.ask(ROOTS, 5, algebra=True)
     process = busy(pool).process

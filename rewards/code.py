@@ -2,13 +2,15 @@
 
     rewards.load("code")([Sample("...", "<answer>\ndef double(x): return 2 * x\n</answer>", meta={"test_list": [...]})])
 
-The program is the last ```python block of the answer, or all of it (`rewards.extract` says where an answer stands).
+The program is the last ```python block of the answer or, where there is none, all of an `<answer>`; text outside of
+both is a program only where it continues the source of the task. `rewards.extract` says where an answer stands.
 What is not covered: other languages.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import textwrap
 import threading
@@ -19,25 +21,30 @@ from typing import Literal, get_args
 from rewards.base import Reward, RewardError, Sample, thought_is_open
 from rewards.code_rows import Asserts, Calls, Stdio, read_tests
 from rewards.extract import extract_answer, thought_end
-from sandbox import Limits, Sandbox
+from sandbox import Limits, Sandbox, levels
 from sandbox.judge import TestsError, Verdict, asserts, calls, stdio
 
 Score = Literal["all", "fraction"]
 _PYTHON = ("python", "py", "python3")
 _IMPORTS = (
-    "import bisect, collections, functools, heapq, itertools, math, operator, random, re, string, sys; "
+    "import bisect, collections, copy, datetime, functools, heapq, itertools, math, operator, random, re, string, sys; "
     "from typing import *; from bisect import *; from collections import *; from functools import *; "
-    "from heapq import *; from itertools import *; from math import *\n"
+    "from heapq import *; from itertools import *; from math import *; from builtins import *; import bisect\n"
 )
-"""What sites with function problems import before a solution, and solutions written for them expect."""
+"""What sites with function problems import before a solution, and solutions written for them expect.
+
+The last two put back what the stars replace: `pow` with three arguments, and `bisect`, the module.
+"""
 
 
 class CodeVerifier:
     """1 if the completion's program passes the row's tests, else 0; None only if nothing can be said.
 
     `score="fraction"` gives the share of cases that pass. Reasons: correct, wrong, no_code, timeout, memory, crashed,
-    exited, output_limit, compile_error, unsupported_value; without a value no_tests (none, or none that can be read)
-    and infra. `logs` hold the detail, the number of cases and how many passed ("all" stops at the first that does not).
+    exited, output_limit, compile_error, unsupported_value; without a value no_tests (none, or none that can be read),
+    untestable (a test that passes on no plain data) and infra.
+
+    `logs` hold the detail, the number of cases and how many passed ("all" stops at the first that does not).
     """
 
     def __init__(
@@ -49,12 +56,22 @@ class CodeVerifier:
         wall: float = 10.0,
         memory_mb: int = 1024,
         score: Score = "all",
+        url: str = "",
         allow_unsafe: bool = False,
     ) -> None:
         """Check the settings; `wall` is seconds for all cases of one program. Raises RewardError.
 
-        `level`, `workers`, `imports` and `allow_unsafe` are `sandbox.Sandbox`'s, which starts at the first call.
+        `level`, `workers`, `imports`, `url` and `allow_unsafe` are `sandbox.Sandbox`'s, which starts at the first call.
+        Level `remote` judges rows with stdin and stdout; for others its call raises SandboxError.
         """
+        if level not in ("auto", *levels.LEVELS):
+            raise RewardError(f"reward 'code': level={level!r}; it is auto or one of {', '.join(levels.LEVELS)}")
+        if bool(url) != (level == "remote"):
+            raise RewardError(
+                f"reward 'code': level={level!r}, url={url!r}; level 'remote' needs a url, no other has one"
+            )
+        if isinstance(imports, str):
+            raise RewardError(f"reward 'code': imports={imports!r}; give a list of module names, such as [{imports!r}]")
         if score not in get_args(Score):
             raise RewardError(f"reward 'code': score={score!r}; it is one of {', '.join(get_args(Score))}")
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 256:
@@ -64,9 +81,8 @@ class CodeVerifier:
         except ValueError as error:
             raise RewardError(f"reward 'code': {error}") from None
         self.level, self.workers, self.imports, self.score = level, workers, tuple(imports), score
-        self.allow_unsafe = allow_unsafe
-        self._lock = threading.Lock()
-        self._box: Sandbox | None = None
+        self.url, self.allow_unsafe = url, allow_unsafe
+        self._forget()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
         """Judge every sample, in order, `workers` at a time; raises SandboxError if no sandbox can be had."""
@@ -76,6 +92,8 @@ class CodeVerifier:
 
     def close(self) -> None:
         """End the sandbox; the next call starts another."""
+        if self._owner != os.getpid():
+            self._forget()
         with self._lock:
             box, self._box = self._box, None
         if box is not None:
@@ -90,11 +108,20 @@ class CodeVerifier:
             "wall": self.limits.wall,
             "memory_mb": self.limits.memory_mb,
             "score": self.score,
+            "url": self.url,
             "allow_unsafe": self.allow_unsafe,
         }
         return functools.partial(CodeVerifier, **settings), ()
 
+    def _forget(self) -> None:
+        """Start without a sandbox; after a fork the one there is stays the parent's, and a thread may hold its lock."""
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._box: Sandbox | None = None
+
     def _open(self) -> Sandbox:
+        if self._owner != os.getpid():
+            self._forget()
         with self._lock:
             if self._box is None:
                 self._box = Sandbox(
@@ -102,6 +129,7 @@ class CodeVerifier:
                     workers=self.workers,
                     imports=self.imports,
                     limits=self.limits,
+                    url=self.url,
                     allow_unsafe=self.allow_unsafe,
                 )
             return self._box

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.judge.plan import bound_names
+
 _CASE_COLUMNS = ("public_tests", "private_tests", "generated_tests", "public_test_cases", "private_test_cases")
 _OUR_COLUMNS = ("tests", "test_cases", "test")
 
@@ -39,14 +41,17 @@ class Calls:
     function: str
     calls: Sequence[Mapping[str, Any]]
     wrapped: bool
-    """An expected `[x]` may also mean `x`: APPS and TACO have both."""
+    """An expected `[x]` may also mean `x`, and text the value that it is as JSON: APPS and TACO have all of these."""
 
     def equal(self, returned: Any, expected: Any) -> bool:
         """Whether a value is the expected one, for which JSON has no tuples, and only text as keys."""
         returned = _as_json(returned)
-        if bool(returned == expected):
-            return True
-        return self.wrapped and isinstance(expected, list) and len(expected) == 1 and bool(returned == expected[0])
+        meant = [expected]
+        if self.wrapped and isinstance(expected, list) and len(expected) == 1:
+            meant += expected
+        if self.wrapped:
+            meant += [_json(value) for value in meant]
+        return any(bool(returned == value) for value in meant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +67,14 @@ class Asserts:
 def read_tests(row: Mapping[str, Any]) -> Stdio | Calls | Asserts | None:
     """The tests of a row, None if it has none; raises ValueError naming the column that cannot be read."""
     if isinstance(row.get("test"), str) and row.get("entry_point"):
-        prompt = str(row.get("prompt", ""))
+        prompt = _source(row.get("prompt"), row["entry_point"])
         return Asserts(
             entry_point=row["entry_point"], asserts=[*_helpers(prompt, row["entry_point"]), row["test"]], prompt=prompt
         )
     if row.get("test_list"):
         setup = row.get("test_imports") or [row.get("test_setup_code") or ""]
         tests = [*setup, *row["test_list"], *(row.get("challenge_test_list") or [])]
-        return Asserts(entry_point=row.get("entry_point") or _tested_name(row["test_list"]), asserts=tests)
+        return Asserts(entry_point=row.get("entry_point") or _tested_name(row["test_list"], setup), asserts=tests)
     name = _function_name(row)
     pairs = _value(row, "input_output") or (row if "inputs" in row and "outputs" in row else None)
     if pairs:
@@ -84,7 +89,7 @@ def _tests(name: str, cases: Sequence[Mapping[str, Any]], wrapped: bool) -> Stdi
     if not cases:
         return None
     if name:
-        calls = [{"args": _arguments(case["input"]), "expected": _json(case["output"])} for case in cases]
+        calls = [{"args": _arguments(case["input"]), "expected": _expected(case)} for case in cases]
         return Calls(function=name, calls=calls, wrapped=wrapped)
     return Stdio(cases=[{"stdin": _text(case["input"]), "stdout": _text(case["output"])} for case in cases])
 
@@ -134,10 +139,15 @@ def _arguments(value: Any) -> list[Any]:
     return list(value)
 
 
+def _expected(case: Mapping[str, Any]) -> Any:
+    """LiveCodeBench: JSON text, as its arguments are. Elsewhere text is what the function returns."""
+    return _json(case["output"]) if isinstance(case["input"], str) else case["output"]
+
+
 def _json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -152,22 +162,42 @@ def _as_json(value: Any) -> Any:
 
 def _helpers(prompt: str, entry_point: str) -> list[str]:
     """What HumanEval's prompt defines beside the function: its tests use it, and a completion must not replace it."""
-    try:
-        tree = ast.parse(prompt)
-    except (SyntaxError, ValueError):
-        return []
-    kept = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
+    tree = _parsed(prompt)
+    kept = [node for node in tree.body if not _defines(node, entry_point)] if tree else []
     return [ast.unparse(ast.Module(body=kept, type_ignores=[]))] if kept else []
 
 
-def _tested_name(tests: Sequence[str]) -> str:
-    """The outermost function in MBPP's asserts that Python does not have; else the outermost, a task called `sum`."""
+def _source(prompt: object, entry_point: str) -> str:
+    """A prompt that is the source to be continued, with the function; "" if it is text for the model."""
+    tree = _parsed(prompt) if isinstance(prompt, str) else None
+    return str(prompt) if tree and any(_defines(node, entry_point) for node in tree.body) else ""
+
+
+def _parsed(prompt: str) -> ast.Module | None:
+    for source in (prompt, f"{prompt.rstrip()}\n    pass"):  # the second: it ends where the function's body starts
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):
+            continue
+    return None
+
+
+def _defines(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name
+
+
+def _tested_name(tests: Sequence[str], setup: Sequence[str]) -> str:
+    """The outermost function in MBPP's asserts that neither they nor Python have; else one such as `sum`."""
     try:
         trees = [ast.parse(test) for test in tests]
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"column 'test_list' is no Python: {error}") from None
+    try:
+        bound = {name for tree in [*trees, *map(ast.parse, setup)] for name in bound_names(tree)}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"the imports or the setup of 'test_list' are no Python: {error}") from None
     calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    names = [function.id for function in calls if isinstance(function, ast.Name)]
+    names = [function.id for function in calls if isinstance(function, ast.Name) and function.id not in bound]
     if not names:
         raise ValueError("column 'test_list' calls no function that could be the one to write; give an entry_point")
     return next((name for name in names if name not in vars(builtins)), names[0])

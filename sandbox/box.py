@@ -15,7 +15,7 @@ from types import TracebackType
 from sandbox import levels
 from sandbox.job import Running, infra
 from sandbox.remote import Client
-from sandbox.result import ExecResult, Limits, SandboxError, SandboxWarning
+from sandbox.result import ExecResult, Limits, SandboxError, SandboxUnusable, SandboxWarning
 from sandbox.session import Session
 from sandbox.worker import Worker, plan
 
@@ -41,8 +41,9 @@ class Sandbox:
         """Start the fork servers and attack the first one from inside; the sandbox opens only if that fails.
 
         `level`: "namespaces", "bwrap", "landlock", "none" (with `allow_unsafe`), "remote" (with `url`), or "auto" for
-        the strongest of the first three that works. `imports`: modules to load once for all programs; of what is not in
-        the standard library, programs can import these only. Raises SandboxError naming what fails and the fix.
+        the strongest of the first three that works. `imports`: modules to load once for all programs. Of what is not in
+        the standard library, programs see these, and what is installed in the same environment (site-packages).
+        Raises SandboxError naming what fails and the fix.
         """
         if level not in ("auto", *levels.LEVELS):
             raise SandboxError(f"level={level!r}: must be 'auto' or one of {', '.join(levels.LEVELS)}")
@@ -52,6 +53,8 @@ class Sandbox:
             raise SandboxError(f"workers={workers!r}: must be a whole number from 1 to 256")
         if isinstance(imports, str):
             raise SandboxError(f"imports={imports!r}: must be a list of module names, such as [{imports!r}]")
+        if imports and level == "remote":
+            raise SandboxError(f"imports={list(imports)}: level 'remote' has what its service has; leave it out")
         if bool(url) != (level == "remote"):
             raise SandboxError(
                 f"level={level!r} with url={url!r}: level 'remote' needs a url, no other level takes one"
@@ -60,6 +63,8 @@ class Sandbox:
         self._owner = os.getpid()
         self._closed, self._lock = False, threading.Lock()
         self._remote = Client(url) if url else None
+        self._turns = threading.BoundedSemaphore(workers)
+        """Of requests to the service."""
         self._workers: list[Worker] = []
         if self._remote is None:
             self.level, self._workers = _open(level, workers, tuple(imports))
@@ -83,7 +88,8 @@ class Sandbox:
         """
         self._check_owner()
         if self._remote is not None:
-            return self._remote.run(code, stdin, limits or self.limits)
+            with self._turns:
+                return self._remote.run(code, stdin, limits or self.limits)
         result = None
         for _ in range(2):
             worker = self._take()
@@ -107,19 +113,37 @@ class Sandbox:
         """
         self._check_owner()
         if self._remote is not None:
-            raise SandboxError(
+            raise SandboxUnusable(
                 "level='remote' runs whole programs only: judge by stdin and stdout, or use another level"
             )
         worker = self._take_second() if second else self._take()
         try:
             worker.await_ready()
             ours, theirs = socket.socketpair()
-            with theirs:
-                running = Running(worker, limits or self.limits, code, "", theirs)
+            try:
+                with theirs:
+                    running = Running(worker, limits or self.limits, code, "", theirs)
+            except BaseException:
+                ours.close()
+                raise
         except BaseException:
             self._give(worker, second)
             raise
         return Session(running, ours, lambda: self._give(worker, second))
+
+    def prepare_second(self) -> None:
+        """Have a worker ready for a session with `second`, whose limits then do not pay for its start.
+
+        Raises SandboxError as `session` does.
+        """
+        self._check_owner()
+        if self._remote is not None:
+            return
+        worker = self._take_second()
+        try:
+            worker.await_ready()
+        finally:
+            self._give(worker, second=True, used=False)
 
     def close(self) -> None:
         """End all fork servers and whatever runs in them; programs of other threads end with status "infra"."""
@@ -146,33 +170,34 @@ class Sandbox:
 
     def _check_owner(self) -> None:
         if os.getpid() != self._owner:
-            raise SandboxError("this sandbox belongs to the process that made it: after a fork, make one of your own")
+            raise SandboxUnusable("this sandbox belongs to the process that made it: make one after the fork")
 
     def _take(self) -> Worker:
         """A free worker, when there is one."""
         worker = self._free.get()
         if worker is None:
             self._free.put(None)
-            raise SandboxError("this sandbox is closed: make a new one")
+            raise SandboxUnusable("this sandbox is closed: make a new one")
         return worker
 
     def _take_second(self) -> Worker:
         """A worker beside the others, kept for the next time."""
         with self._lock:
             if self._closed:
-                raise SandboxError("this sandbox is closed: make a new one")
+                raise SandboxUnusable("this sandbox is closed: make a new one")
             if self._seconds:
                 return self._seconds.pop()
             self._workers.append(Worker(self._workers[0].plan))
             return self._workers[-1]
 
-    def _give(self, worker: Worker, second: bool = False) -> None:
+    def _give(self, worker: Worker, second: bool = False, used: bool = True) -> None:
         """Back to the queue, or to its end."""
-        if worker.single_use:
+        is_spent = used and worker.single_use
+        if is_spent:
             worker.stop()
         with self._lock:
             if not self._closed:
-                if worker.single_use:
+                if is_spent:
                     with suppress(SandboxError):  # the next container is ready by the time it is wanted
                         worker.spawn()
                 (self._seconds.append if second else self._free.put)(worker)

@@ -7,6 +7,7 @@ Requests are `(operation, ...)` and answers are tuples too, both in the form of 
 
     ("call", function, class or None, args, kwargs)     call a function, or a method of a new instance
     ("eval", source)                                    an expression, for arguments that are no plain data
+    ("through", builtin, operation, ...)                what a builtin function, such as list, makes of a value
     ("exec", source)                                    statements that build such arguments
     ("test", source, entry point, imports, names)       in a tester: run test source; the function is a proxy
       <- ("value", value) | ("raised", type, text) | ("unsupported", text)
@@ -70,6 +71,10 @@ def _call(
     return called(*args, **kwargs)
 
 
+def _through(names: dict[str, Any], read: Read, write: Write, function: str, operation: str, *operands: Any) -> Any:
+    return vars(builtins)[function](_OPERATIONS[operation](names, read, write, *operands))
+
+
 def _eval(names: dict[str, Any], read: Read, write: Write, source: str) -> Any:
     return eval(source, names)
 
@@ -125,4 +130,4 @@ def _look_up(names: dict[str, Any], name: str) -> Any:
     return names[name]
 
 
-_OPERATIONS = {"call": _call, "eval": _eval, "exec": _exec, "test": _test}
+_OPERATIONS = {"call": _call, "through": _through, "eval": _eval, "exec": _exec, "test": _test}

@@ -75,13 +75,14 @@ class Walls:
             (resource.RLIMIT_CPU, job.cpu_seconds, job.cpu_seconds + 1),
             (resource.RLIMIT_FSIZE, job.disk_bytes, job.disk_bytes),
             (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
-            (resource.RLIMIT_STACK, STACK_BYTES, STACK_BYTES),
+            (resource.RLIMIT_STACK, STACK_BYTES, resource.RLIM_INFINITY),  # programs ask for more, as in contests
             (resource.RLIMIT_AS, address_space, address_space),
             (resource.RLIMIT_NPROC, job.processes + self.other_processes, job.processes + self.other_processes),
         ):
             _, most = resource.getrlimit(name)
-            within = (soft, hard) if most == resource.RLIM_INFINITY else (min(soft, most), min(hard, most))
-            resource.setrlimit(name, within)
+            if most != resource.RLIM_INFINITY:
+                soft, hard = min(soft, most), most if hard == resource.RLIM_INFINITY else min(hard, most)
+            resource.setrlimit(name, (soft, hard))
 
     def kill(self, pid: int) -> None:
         """In the fork server: end a job, whose first process has not been waited for."""
@@ -117,6 +118,7 @@ class Filtered(Walls):
     def enter(self, control: socket.socket) -> None:
         """Build the filter; raises OSError where the kernel has no Landlock."""
         super().enter(control)
+        self._server = os.getpid()
         self.filter = seccomp.Filter()
         self.landlock = landlock.abi()
         if not self.landlock and self.settings.level == "landlock":
@@ -148,6 +150,9 @@ class Filtered(Walls):
         if self.settings.level == "landlock" and uid is None:
             self.other_processes = _threads_of(os.getuid())  # all of the user's count, not only those of the job
         super().confine(job, address_space)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # the change of user cleared it, too
+        if os.getppid() not in (0, self._server):  # 0: outside of the process namespace
+            os._exit(1)
         if self.landlock:
             landlock.restrict(self.readable, self.writable(), self.landlock)
         self.filter.install()
@@ -183,20 +188,14 @@ class Namespaces(Filtered):
     def _build_root(self) -> None:
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         shown = paths.outermost([*self.settings.visible, *paths.interpreter_paths()])
-        for path in shown:
-            if path.startswith(tuple(f"{folder}/" for folder in WRITABLE)):
-                raise OSError(f"{path} is needed, but a job's {', '.join(WRITABLE)} are its own: install it elsewhere")
+        self._within = [path for path in shown if path.startswith(tuple(f"{folder}/" for folder in WRITABLE))]
         root = next(root for root in ROOTS if os.path.isdir(root) and not any(path.startswith(root) for path in shown))
         kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=1m")
         for path in (*WRITABLE, "/job", "/proc", "/etc"):
             os.makedirs(root + path, exist_ok=True)
         for path in (*shown, *DEVICES):
             target = root + path
-            if os.path.isdir(path):
-                os.makedirs(target, exist_ok=True)
-            else:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+            _make_target(path, target)
             if path in DEVICES:
                 kernel.mount(path, target, None, kernel.MS_BIND)
             else:
@@ -245,7 +244,12 @@ class Namespaces(Filtered):
             os.mkdir(folder, 0o700)
             if self.settings.uid is not None:
                 os.chown(folder, self.settings.uid, self.settings.uid)
-            kernel.mount(folder, path, None, kernel.MS_BIND)
+            for shown in self._within:  # as when an environment lies in the host's /tmp
+                if shown.startswith(f"{path}/"):
+                    inside = folder + shown.removeprefix(path)
+                    _make_target(shown, inside)
+                    kernel.mount(shown, inside, None, kernel.MS_BIND)
+            kernel.mount(folder, path, None, kernel.MS_BIND | kernel.MS_REC)
         kernel.umount("/job")
         kernel.mount("proc", "/proc", "proc", flags | kernel.MS_NOEXEC | kernel.MS_RDONLY)
         os.chdir("/box")
@@ -261,6 +265,15 @@ class Namespaces(Filtered):
     def sweep(self) -> None:
         """The init is the last to go."""
         os.waitpid(self._init, 0)
+
+
+def _make_target(source: str, target: str) -> None:
+    """What a bind mount of `source` covers: a folder or a file."""
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
 
 
 class Contained(Namespaces):

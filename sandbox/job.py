@@ -47,25 +47,45 @@ class Running:
         self.output: dict[int, bytearray] = {}
         """What came so far on stdout and on stderr, by our end of each pipe."""
         self._room = limits.output_kb * 1024
-        given = [sealed(code), sealed(stdin)]
-        for _ in range(2):
-            read, write = os.pipe()
-            os.set_blocking(read, False)
-            self.output[read] = bytearray()
-            given.append(write)
-        self._kills_before = worker.memory_kills()
-        self.started = time.monotonic()
-        self.deadline = self.started + limits.wall
+        self._poll = select.poll()
         try:
-            worker.submit(_job(limits, channel is not None), given + ([] if channel is None else [channel.fileno()]))
+            self._submit(code, stdin, channel)
+            for fd in (worker.control.fileno(), *self.output):
+                self._poll.register(fd, select.POLLIN)
+        except BaseException:
+            self._close()
+            raise
+
+    def _submit(self, code: str, stdin: str, channel: socket.socket | None) -> None:
+        given: list[int] = []
+        try:
+            given += [sealed(code)]
+            given += [sealed(stdin)]
+            for _ in range(2):
+                read, write = os.pipe()
+                given.append(write)
+                self.output[read] = bytearray()
+                os.set_blocking(read, False)
+            self._kills_before = self.worker.memory_kills()
+            self.started = time.monotonic()
+            self.deadline = self.started + self.limits.wall
+            job = _job(self.limits, channel is not None)
+            self.worker.submit(job, given + ([] if channel is None else [channel.fileno()]))
         except WorkerLost:
             self._end(None)
         finally:
             for fd in given:
                 os.close(fd)
-        self._poll = select.poll()
-        for fd in (worker.control.fileno(), *self.output):
-            self._poll.register(fd, select.POLLIN)
+
+    def _close(self) -> None:
+        """Let go of the output; a job that has not ended (the caller was interrupted) ends with its fork server.
+
+        Else its reply would be taken for that of the next job.
+        """
+        for fd in self.output:
+            os.close(fd)
+        if not self.ended:
+            self.worker.stop()
 
     def wait(self, other: int | None = None, events: int = 0) -> bool:
         """Attend to the job until its end (False) or until descriptor `other` is ready for `events` (True)."""
@@ -137,10 +157,11 @@ class Running:
 
     def result(self) -> ExecResult:
         """Wait for the end, and say how it was."""
-        self.wait()
-        out_of_memory = self.worker.memory_kills() > self._kills_before
-        for fd in self.output:
-            os.close(fd)
+        try:
+            self.wait()
+            out_of_memory = self.worker.memory_kills() > self._kills_before
+        finally:
+            self._close()
         texts = [bytes(data).decode("utf-8", "replace") for data in self.output.values()]
         if self.reply is None:
             self.worker.stop()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sandbox import paths
 from sandbox.job import Running
 from sandbox.result import Limits, SandboxError
 from sandbox.worker import Worker
@@ -31,8 +32,13 @@ OPEN = {
         "programs run with your own rights: files, network and processes of this user are exposed; "
         "only time, output and the kernel's limits per process hold"
     ),
-    "remote": "what the service does not protect; programs and their input leave this machine",
+    "remote": (
+        "what the service does not protect; programs and their input leave this machine; the limits cpu, processes and "
+        "disk_mb are not passed on"
+    ),
 }
+LONGEST_FOLDER = 70
+"""Characters of a temporary folder in which a socket still finds a name."""
 ATTACK_LIMITS = Limits(wall=20.0, cpu=10.0, memory_mb=512, processes=16)
 ATTACKS = """
 import ctypes, json, os, signal, socket, sys
@@ -70,16 +76,26 @@ if os.fork() == 0:
 ATTACK_NAMES = tuple(line.split()[1].partition("(")[0] for line in ATTACKS.splitlines() if line.startswith("def "))
 
 
+def _short_folder() -> str | None:
+    """Where to make the canary's folder: the name of a socket has 107 characters at most."""
+    return None if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER else "/tmp"
+
+
 @contextmanager
 def _host() -> Iterator[dict[str, object]]:
     """Things of the caller's that an attack could reach, by the names that `ATTACKS` uses."""
     mark = f"sandbox-canary-{os.getpid()}-{os.urandom(4).hex()}"
     with (
-        tempfile.TemporaryDirectory(prefix="sandbox-canary-") as folder,
+        tempfile.TemporaryDirectory(prefix="sandbox-canary-", dir=_short_folder()) as folder,
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_UNIX) as named,
         socket.socket(socket.AF_UNIX) as abstract,
-        subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, env={"SANDBOX_CANARY": "1"}, cwd="/") as victim,
+        subprocess.Popen(
+            [paths.executable(), "-I", "-S", "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            env={"SANDBOX_CANARY": "1"},
+            cwd="/",
+        ) as victim,
     ):
         os.chmod(folder, 0o755)
         file = Path(folder, "file")
@@ -100,9 +116,12 @@ def _host() -> Iterator[dict[str, object]]:
 
 def attack(worker: Worker) -> None:
     """Let a program inside try each attack; raises SandboxError naming those that come through."""
-    with _host() as host:
-        code = "".join(f"{name} = {value!r}\n" for name, value in host.items()) + ATTACKS
-        result = Running(worker, ATTACK_LIMITS, code, "").result()
+    try:
+        with _host() as host:
+            code = "".join(f"{name} = {value!r}\n" for name, value in host.items()) + ATTACKS
+            result = Running(worker, ATTACK_LIMITS, code, "").result()
+    except OSError as error:
+        raise SandboxError(f"level {worker.plan.level!r}: what the canary attacks cannot be made: {error}") from error
     if result.status != "ok":
         raise SandboxError(f"level {worker.plan.level!r} does not work here: {result.status} {result.stderr[-500:]}")
     held = json.loads(result.stdout)

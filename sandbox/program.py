@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 import types
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOBase
 from typing import NoReturn
 
 FILE = "main.py"
@@ -28,10 +30,14 @@ def compile_program(code: bytes, note_failure: Callable[[], object]) -> types.Co
 
 def run(code: types.CodeType) -> NoReturn:
     """Execute `code` as the module `__main__` and exit as the interpreter would."""
-    main = types.ModuleType("__main__")
-    main.__file__ = code.co_filename
-    sys.modules["__main__"] = main
-    _leave(_status_of(lambda: exec(code, vars(main)), own_frames=2))
+    _leave(_status_of(lambda: exec(code, _new_main(code.co_filename)), own_frames=2))
+
+
+def _new_main(file: str) -> dict[str, object]:
+    """The names of a new `__main__`, which only sys.modules holds."""
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__file__ = file
+    return vars(main)
 
 
 def answer(code: str, channel: int, serve: Callable[..., None]) -> NoReturn:
@@ -94,9 +100,28 @@ def _leave(status: int) -> NoReturn:
         atexit._run_exitfuncs()
     except BaseException:
         status = status or 1
-    for stream in (sys.stdout, sys.stderr):
+    _end_objects()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
-            stream.flush()
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
         except BaseException:
             status = status or 120  # as the interpreter: the output is not complete
     os._exit(status)
+
+
+def _flush(values: list[object]) -> None:
+    """Write what text files still hold: where they are parts of a cycle, the buffer below them could go first."""
+    for value in values:
+        if isinstance(value, TextIOBase) and not value.closed and value.writable():
+            value.flush()
+
+
+def _end_objects() -> None:
+    """Let go of the program's own objects: files that it left open are written, each `__del__` runs."""
+    with suppress(BaseException):
+        _flush(list(vars(sys.modules["__main__"]).values()))
+    for name in ("__main__", "solution"):
+        sys.modules.pop(name, None)
+    with suppress(BaseException):
+        gc.collect()

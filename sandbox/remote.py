@@ -23,6 +23,8 @@ class Client:
 
     def run(self, code: str, stdin: str, limits: Limits) -> ExecResult:
         """Run a program there; what goes wrong on the way is "infra", after one more try."""
+        from http.client import HTTPException  # here: it takes longer to import than the rest of the package
+
         started = time.monotonic()
         body = {
             "code": code, "stdin": stdin, "language": "python", "compile_timeout": limits.wall,
@@ -32,12 +34,12 @@ class Client:
         for _ in range(2):
             try:
                 return _result(self._post(body, limits.wall + EXTRA_SECONDS), limits, time.monotonic() - started)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # AttributeError: not an object
+            except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = f"{self.url}: {type(error).__name__}: {error}"
         return _outcome("infra", None, "", problem, time.monotonic() - started)
 
     def _post(self, body: dict[str, Any], seconds: float) -> dict[str, Any]:
-        import urllib.request  # here: it takes longer to import than the rest of the package
+        import urllib.request
 
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url, data, {"Content-Type": "application/json"})

@@ -13,11 +13,15 @@ class SandboxError(Exception):
     """The sandbox cannot do what was asked; the message names the fix."""
 
 
+class SandboxUnusable(SandboxError):
+    """It is closed, belongs to another process, or cannot hold sessions: the caller's mistake, not a failure."""
+
+
 class SandboxWarning(UserWarning):
     """The level in use protects less than `namespaces`; the message says what it leaves open."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one job may use, all of its processes together unless said otherwise.
 
@@ -66,7 +70,7 @@ class ExecResult:
     wall: float
     """Seconds."""
     cpu: float
-    """Seconds, user and system, of all processes of the job."""
+    """Seconds, user and system, of the first process and those that it waited for; 0.0 at level `remote`."""
     memory_mb: float
     """Peak resident MiB of the largest process."""
 

@@ -11,6 +11,7 @@ import gc
 import os
 import resource
 import select
+import signal
 import site
 import socket
 import sys
@@ -73,8 +74,7 @@ class Server:
     def __init__(self, control: socket.socket, parent: int, settings: Settings, walls: isolate.Walls) -> None:
         """`parent` is a pidfd of the caller."""
         self.control, self.parent, self.settings, self.walls = control, parent, settings, walls
-        size, resident = self._pages("self")
-        self.own_bytes, self.own_resident = size, resident
+        self.own_bytes, _ = self._pages("self")
         self.idle = select.poll()
         self.idle.register(control, select.POLLIN)
         self.idle.register(parent, select.POLLIN)
@@ -144,6 +144,7 @@ class Server:
     def _candidate(self, job: Job, fds: list[int], report: int) -> NoReturn:
         """The program's process: nothing it could use against us is left when its code starts."""
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             self.walls.prepare(job)
             source = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
             report = os.dup2(report, LAST_UNUSED, inheritable=False)
@@ -168,9 +169,9 @@ class Server:
         program.run(code)
 
     def _uses_more_than(self, limit: int) -> bool:
-        """Do the processes of the job hold more memory together? First an upper bound, which is cheap; then the sum."""
+        """Do the processes of the job hold more memory together? What is resident, which is cheap, bounds the sum."""
         pids = list(isolate.descendants(os.getpid()))
-        if sum(max(0, self._pages(pid)[1] - self.own_resident) for pid in pids) <= limit:
+        if sum(self._pages(pid)[1] for pid in pids) <= limit:
             return False
         total = 0
         for pid in pids:
@@ -200,6 +201,7 @@ def _reply(report: bytes, status: int, flags: int, usage: resource.struct_rusage
 
 def main() -> NoReturn:
     """Serve until the caller closes the control socket or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # also the init's, which shares our memory and must run no handler
     control = socket.socket(fileno=int(sys.argv[1]))
     parent = os.pidfd_open(os.getppid())
     settings = Settings.decode(control.recv(protocol.MESSAGE_BYTES))

@@ -18,7 +18,19 @@ from typing import Any
 
 from sandbox import wire
 from sandbox.box import Sandbox
-from sandbox.judge.cases import FAILURES, Case, CaseFailed, Raised, Unjudged, Verdict, ask, ended, in_session, shown
+from sandbox.judge.cases import (
+    FAILURES,
+    Case,
+    CaseFailed,
+    Raised,
+    TestsError,
+    Unjudged,
+    Verdict,
+    ask,
+    ended,
+    in_session,
+    shown,
+)
 from sandbox.judge.expressions import can_evaluate, constant, evaluate
 from sandbox.judge.plan import Plan, Split, Whole, plan
 from sandbox.result import JobEnded, Limits
@@ -39,13 +51,14 @@ def asserts(
     The strings are read as one test module, one after another: imports and helpers of one serve the next. A function
     `check` is called with the candidate. A name that no test defines is the candidate's. Each assert that can be taken
     apart is a case, each other string is one. `limits.wall` seconds bound all of it.
-    Raises TestsError if a string is no Python, or if nothing in them can fail.
+    Raises TestsError if a string is no Python, if nothing in them can fail, or if they never call the candidate.
     """
     limits = limits or box.limits
     tests = plan(asserts, entry_point)
     with ExitStack() as stack:
         run = _Run(box, entry_point, limits, stack)
-        return in_session(box, code, run.cases(tests), limits, fail_fast)
+        with_tester = any(isinstance(case, Whole) for case in tests.cases)
+        return in_session(box, code, run.cases(tests), limits, fail_fast, with_tester=with_tester)
 
 
 class _Run:
@@ -69,6 +82,8 @@ class _Run:
     def _split(self, case: Split, session: Session) -> None:
         try:
             holds = evaluate(case.test, self.entry_point, partial(self._ask, session))
+        except TestsError:
+            raise
         except FAILURES as error:
             raise CaseFailed(
                 "wrong", shown(f"{ast.unparse(case.test)}: {type(error).__name__}: {error}", str)
@@ -76,29 +91,36 @@ class _Run:
         if not holds:
             raise CaseFailed("wrong", shown(f"not {ast.unparse(case.test)}", str))
 
-    def _ask(self, session: Session, call: ast.Call) -> Any:
+    def _ask(self, session: Session, call: ast.Call, through: str) -> Any:
+        before = ("through", through) if through else ()
         if all(can_evaluate(value, "") for value in [*call.args, *(keyword.value for keyword in call.keywords)]):
             args = [constant(arg) for arg in call.args]
             kwargs = {str(keyword.arg): constant(keyword.value) for keyword in call.keywords}
-            return ask(session, "call", self.entry_point, None, args, kwargs)
+            return ask(session, *before, "call", self.entry_point, None, args, kwargs)
         # Arguments are no secret: what is no plain data is built where the candidate's classes are.
-        return ask(session, "eval", ast.unparse(call))
+        return ask(session, *before, "eval", ast.unparse(call))
 
     def _whole(self, case: Whole, session: Session) -> None:
         refused: CaseFailed | None = None
-        answer = self._tell(wire.dumps(("test", case.source, self.entry_point, case.imports, case.remotes)))
+        try:
+            message = wire.dumps(("test", case.source, self.entry_point, case.imports, case.remotes))
+        except wire.WireError as error:
+            raise TestsError(f"a test cannot be put to the tester: {error}") from None
+        answer = self._tell(message)
         while answer[0] == "remote":
             function, args, kwargs = answer[1:]
             try:
                 reply = wire.dumps(("value", ask(session, "call", function, None, args, kwargs)))
             except Raised as error:  # which the test may expect
                 reply = wire.dumps(("raised", error.name, error.text))
-            except (CaseFailed, wire.WireError) as error:
+            except (CaseFailed, TestsError, wire.WireError) as error:  # what it passes on may be the candidate's data
                 reply = wire.dumps(("raised", "TypeError", "no plain data"))
                 refused = error if isinstance(error, CaseFailed) else CaseFailed("unsupported_value", str(error))
             answer = self._tell(reply)
         if answer[0] == "untestable":
-            raise Unjudged(f"the test calls {self.entry_point!r} with {answer[1]}; only plain data can be passed")
+            raise Unjudged(
+                "untestable", f"the test calls {self.entry_point!r} with {answer[1]}; only plain data can be passed"
+            )
         if refused:
             raise refused
         if answer[0] == "raised":
@@ -117,5 +139,5 @@ class _Run:
         except JobEnded as end:
             failure = ended(end.result)
             if failure.status == "infra":
-                raise Unjudged(failure.detail) from None
+                raise Unjudged("infra", failure.detail) from None
             raise CaseFailed(failure.status, f"the test ended: {failure.detail}") from None

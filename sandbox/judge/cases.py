@@ -9,7 +9,7 @@ from typing import Any
 
 from sandbox import wire
 from sandbox.box import Sandbox
-from sandbox.result import ExecResult, JobEnded, Limits
+from sandbox.result import ExecResult, JobEnded, Limits, SandboxError, SandboxUnusable
 from sandbox.session import Session
 
 MAX_SHOWN = 200
@@ -18,7 +18,7 @@ FAILURES = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """What a comparison with the candidate's value can raise; the case fails, as under plain Python."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a submission is worth.
 
@@ -27,7 +27,7 @@ class Verdict:
 
     status: str
     """correct, wrong, unsupported_value, or what ended the process: timeout, memory, output_limit, crashed (a signal),
-    exited, compile_error, infra."""
+    exited, compile_error; infra (the sandbox failed), untestable (the test cannot be run)."""
     passed: bool | None
     """None: nothing can be said of the program, for the sandbox or the test itself failed."""
     detail: str = ""
@@ -60,7 +60,11 @@ class Raised(CaseFailed):
 
 
 class Unjudged(Exception):
-    """The test itself cannot be run: no fault of the candidate."""
+    """No fault of the candidate: the test cannot be run (`untestable`), or the sandbox fails (`infra`)."""
+
+    def __init__(self, status: str, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status, self.detail = status, detail
 
 
 Case = Callable[[Session], None]
@@ -79,9 +83,9 @@ def stdio(
 
     Blanks at the ends of lines and newlines at the end do not count; all else does. `limits.wall` (seconds) bounds all
     cases together, the other limits each run. `fail_fast` stops at the first failure: `num_passed` then says less.
-    Raises TestsError if there are no cases or one lacks a key.
+    Raises TestsError if there are no cases, or one lacks a key or has something other than text there.
     """
-    _check_keys(cases, ("stdin", "stdout"))
+    _check_keys(cases, ("stdin", "stdout"), str)
     limits = limits or box.limits
     wall, num_passed = limits.wall, 0
     first: CaseFailed | None = None
@@ -130,18 +134,25 @@ def calls(
     return in_session(box, code, cases, limits or box.limits, fail_fast)
 
 
-def in_session(box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fail_fast: bool) -> Verdict:
+def in_session(
+    box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fail_fast: bool, *, with_tester: bool = False
+) -> Verdict:
     """Put every case to one running candidate, then let it end: a bad end fails what it answered rightly.
 
-    When the sandbox itself fails, all of it is tried once more.
+    When the sandbox itself fails, all of it is tried once more. `with_tester`: cases need a second session, whose
+    worker starts before the candidate and not on its time.
     """
-    verdict = _attempt(box, code, cases, limits, fail_fast)
-    return _attempt(box, code, cases, limits, fail_fast) if verdict.status == "infra" else verdict
+    verdict = _attempt(box, code, cases, limits, fail_fast, with_tester)
+    return _attempt(box, code, cases, limits, fail_fast, with_tester) if verdict.status == "infra" else verdict
 
 
-def _attempt(box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fail_fast: bool) -> Verdict:
+def _attempt(
+    box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fail_fast: bool, with_tester: bool
+) -> Verdict:
     num_passed, first = 0, None
     try:
+        if with_tester:
+            box.prepare_second()
         with box.session(code, limits=limits) as session:
             for index, case in enumerate(cases):
                 try:
@@ -160,7 +171,11 @@ def _attempt(box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fai
         result = end.result
         first = first or ended(result)
     except Unjudged as reason:
-        return Verdict(status="infra", passed=None, detail=str(reason), num_cases=len(cases))
+        return Verdict(reason.status, None, reason.detail, num_cases=len(cases))
+    except SandboxUnusable:
+        raise
+    except SandboxError as error:  # no fork server can be started
+        return Verdict("infra", None, str(error), num_cases=len(cases))
     if result.status == "infra":
         return Verdict(status="infra", passed=None, detail=ended(result).detail, num_cases=len(cases))
     return tally(first, num_passed, len(cases))
@@ -178,9 +193,16 @@ def tally(first: CaseFailed | None, num_passed: int, num_cases: int) -> Verdict:
 
 
 def ask(session: Session, *request: Any) -> Any:
-    """The value that the candidate answers with; raises CaseFailed if it raises or answers with no plain data."""
+    """The value that the candidate answers with; raises CaseFailed if it raises or answers with no plain data.
+
+    Raises TestsError if the request itself cannot cross.
+    """
     try:
-        answer = wire.loads(session.exchange(wire.dumps(request)))
+        message = wire.dumps(request)
+    except wire.WireError as error:
+        raise TestsError(f"a test cannot be put to a program: {error}") from None
+    try:
+        answer = wire.loads(session.exchange(message))
     except wire.WireError as error:
         raise CaseFailed("unsupported_value", str(error)) from None
     match answer:
@@ -243,9 +265,11 @@ def _lines(text: str) -> list[str]:
     return lines
 
 
-def _check_keys(cases: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+def _check_keys(cases: Sequence[Mapping[str, Any]], keys: Sequence[str], kind: type = object) -> None:
     if not cases:
         raise TestsError("there are no cases to judge by: give at least one, for a program passes none of none")
     for index, case in enumerate(cases):
         if missing := [key for key in keys if key not in case]:
             raise TestsError(f"case {index} has no {missing[0]!r}; its keys: {', '.join(map(str, case)) or 'none'}")
+        if wrong := [key for key in keys if not isinstance(case[key], kind)]:
+            raise TestsError(f"case {index} has {wrong[0]!r}={shown(case[wrong[0]])}: give text")

@@ -14,8 +14,8 @@ from typing import Any
 
 from sandbox import wire
 
-Ask = Callable[[ast.Call], Any]
-"""Puts a call to the candidate."""
+Ask = Callable[[ast.Call, str], Any]
+"""Puts a call to the candidate; with a name, gets what that builtin function makes of the value there."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Eq: operator.eq,
@@ -61,8 +61,15 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sum": lambda values: sum(values),
     "tuple": tuple,
 }
+_THROUGH = {
+    "all": "all", "any": "any", "frozenset": "list", "len": "len", "list": "list", "set": "list", "sorted": "sorted",
+    "sum": "sum", "tuple": "tuple",
+}  # fmt: skip
+"""Around a call, what is applied where the value is: a range, a generator, a deque cannot cross, their elements can."""
 _KEYWORDS = ("rel_tol", "abs_tol", "reverse")
 _CONTAINERS: dict[type[ast.AST], Callable[[list[Any]], Any]] = {ast.List: list, ast.Tuple: tuple}
+
+_REDUCING = ("all", "any", "len", "sum")
 
 
 def is_candidate(node: ast.AST, function: str) -> bool:
@@ -142,10 +149,15 @@ def evaluate(node: ast.AST, function: str, ask: Ask) -> Any:
                 first = second
             return result
         case ast.Call() if is_candidate(node, function):
-            return ask(node)
+            return ask(node, "")
         case ast.Call(func=called, args=args, keywords=keywords):
             settings = {str(keyword.arg): value(keyword.value) for keyword in keywords}
-            return _FUNCTIONS[ast.unparse(called)](*map(value, args), **settings)
+            name = ast.unparse(called)
+            match args:
+                case [ast.Call() as inner] if name in _THROUGH and is_candidate(inner, function):
+                    found = ask(inner, _THROUGH[name])
+                    return found if name in _REDUCING else _FUNCTIONS[name](found, **settings)
+            return _FUNCTIONS[name](*map(value, args), **settings)
     raise AssertionError(f"can_evaluate() accepts {ast.unparse(node)!r}, evaluate() does not know it")
 
 
@@ -154,5 +166,5 @@ def constant(node: ast.AST) -> Any:
     return evaluate(node, "", _no_candidate)
 
 
-def _no_candidate(call: ast.Call) -> Any:
+def _no_candidate(call: ast.Call, through: str) -> Any:
     raise AssertionError(f"{ast.unparse(call)!r} is no constant")

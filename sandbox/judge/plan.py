@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
+from sandbox.calls import NAME
 from sandbox.judge.cases import TestsError
 from sandbox.judge.expressions import can_evaluate, is_candidate
 
 _ASSIGNMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign)
 _DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
-_SKIPPED = (*_ASSIGNMENTS, *_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Pass)
+_IMPORTS = (ast.Import, ast.ImportFrom)
+_SKIPPED = (*_ASSIGNMENTS, *_DEFINITIONS, *_IMPORTS, ast.Pass)
 """Statements that matter only if an assert uses what they define."""
 _BUILTINS = frozenset(vars(builtins))
 
@@ -48,10 +50,16 @@ class Plan:
 
 
 def plan(asserts: Sequence[str], entry_point: str) -> Plan:
-    """Read the strings as one module; raises TestsError if one is no Python or if nothing in them can fail."""
+    """Read the strings as one module.
+
+    Raises TestsError if one is no Python, if nothing in them can fail, if they never call the candidate, define or
+    import its name themselves, or compare with what another function of the candidate returns.
+    """
     trees = [_parse(index, source) for index, source in enumerate(asserts)]
-    module = [statement for tree in trees for statement in _body(tree)]
-    bound = frozenset(name for tree in trees for name in _bound(tree)) - {entry_point}
+    module = [part for tree in trees for statement in _body(tree) for part in _unpacked(statement)]
+    _check_name(trees, entry_point)
+    bound = frozenset(name for tree in trees for name in bound_names(tree)) - {entry_point}
+    is_asked = False
     cases: list[Split | Whole] = []
     inputs: list[ast.stmt] = []
     setup: list[str] = []
@@ -59,17 +67,42 @@ def plan(asserts: Sequence[str], entry_point: str) -> Plan:
         if not _can_fail(tree):
             setup += [source] if _body(tree) else []
             continue
+        is_asked = is_asked or _asks(tree, entry_point)
         tests = _asserted(tree, entry_point)
         needed = _inputs(tests, entry_point, module, bound) if tests else None
         if needed is None:
             called = [f"{entry.name}({'candidate' if entry.args.args else ''})" for entry in _entries(tree)]
-            cases.append(_whole("\n".join([*setup, source, *called]), bound | {entry_point, "candidate"}))
+            cases.append(_whole("\n".join([*setup, source, *called]), bound | {entry_point, "candidate"}, entry_point))
         else:
             inputs += [statement for statement in needed if statement not in inputs]
             cases += [Split(test=test) for test in tests]
     if not cases:
         raise TestsError(f"the {len(asserts)} tests of {entry_point!r} assert nothing, so that any program would pass")
+    if not is_asked:
+        raise TestsError(f"the {len(asserts)} tests never call {entry_point!r}: name the function that they test")
     return Plan(inputs="\n".join(ast.unparse(statement) for statement in inputs), cases=tuple(cases))
+
+
+def _check_name(trees: Sequence[ast.Module], entry_point: str) -> None:
+    """Refuse tests that have a function of that name: what is asked of the candidate could be meant for theirs."""
+    kept = [statement for tree in trees for statement in [*tree.body, *_body(tree)]]
+    found = [node for statement in kept for node in _outside_functions(statement)]
+    if any(entry_point in _bound_by(node) for node in found if isinstance(node, (*_DEFINITIONS, *_IMPORTS))):
+        raise TestsError(f"the tests define or import {entry_point!r} themselves: give the function that they test")
+
+
+def _outside_functions(statement: ast.AST) -> Iterable[ast.AST]:
+    yield statement
+    if not isinstance(statement, _DEFINITIONS):
+        for child in ast.iter_child_nodes(statement):
+            yield from _outside_functions(child)
+
+
+def _asks(tree: ast.Module, entry_point: str) -> bool:
+    """Whether the candidate is used at all, under whatever name."""
+    aliases = _aliases(tree, entry_point)
+    body = [s for s in _body(tree) if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Name))]
+    return any(isinstance(node, ast.Name) and node.id in aliases for s in body for node in ast.walk(s))
 
 
 def _parse(index: int, source: str) -> ast.Module:
@@ -84,6 +117,11 @@ def _entries(tree: ast.Module) -> list[ast.FunctionDef]:
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     named = [f for f in found if f.name == "check" or f.name.startswith("test_")]
     return [f for f in named if len(f.args.args) == (f.name == "check")]
+
+
+def _aliases(tree: ast.Module, entry_point: str) -> set[str]:
+    """Names by which tests call the candidate."""
+    return {entry_point, "candidate", *(argument.arg for entry in _entries(tree) for argument in entry.args.args)}
 
 
 def _body(tree: ast.Module) -> list[ast.stmt]:
@@ -109,7 +147,7 @@ def _asserted(tree: ast.Module, entry_point: str) -> list[ast.expr]:
     body = _body(tree)
     if not all(isinstance(s, (*_SKIPPED, ast.Assert)) or _is_idle(s) for s in body):
         return []
-    aliases = {"candidate", *(argument.arg for entry in _entries(tree) for argument in entry.args.args)}
+    aliases = _aliases(tree, entry_point) - {entry_point}
     tests = [_Renamed(aliases, entry_point).visit(deepcopy(s.test)) for s in body if isinstance(s, ast.Assert)]
     return tests if all(can_evaluate(test, entry_point) for test in tests) else []
 
@@ -132,7 +170,7 @@ def _inputs(
     calls = [node for node in nodes if is_candidate(node, entry_point)]
     values = [value for call in calls for value in [*call.args, *(keyword.value for keyword in call.keywords)]]
     values = [value for value in values if not can_evaluate(value, "")]
-    needed = frozenset(name for value in values for name in _loaded([value]) - _bound(value)) & bound
+    needed = frozenset(name for value in values for name in _loaded([value]) - bound_names(value)) & bound
     chosen: list[ast.stmt] = []
     while more := [s for s in module if s not in chosen and _targets(s) & needed]:
         chosen += more
@@ -140,16 +178,54 @@ def _inputs(
     # Values that the tests can build themselves are for the tester: only there can they stand beside what is expected.
     from_candidate = _loaded(chosen) - bound - _BUILTINS
     built = {name for statement in chosen for name in _targets(statement)}
-    is_possible = not needed or (from_candidate and needed <= built)
+    # What is unpacked beside an argument may be what is expected.
+    beside = {name for statement in chosen for name in _unpacks(statement)} - needed
+    is_possible = not needed or (from_candidate and needed <= built and not beside)
     return sorted(chosen, key=module.index) if is_possible else None
 
 
-def _whole(source: str, defined: frozenset[str]) -> Whole:
+def _unpacked(statement: ast.stmt) -> list[ast.stmt]:
+    """`a, b = 1, 2` as two statements, where that means the same."""
+    match statement:
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(values):
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            if len(names) == len(targets) and not names & _loaded(values):
+                pairs = zip(targets, values, strict=True)
+                return [ast.copy_location(ast.Assign([target], value), statement) for target, value in pairs]
+    return [statement]
+
+
+def _unpacks(statement: ast.stmt) -> set[str]:
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    unpacked = [target for target in targets if isinstance(target, (ast.Tuple, ast.List))]
+    return {node.id for target in unpacked for node in ast.walk(target) if isinstance(node, ast.Name)}
+
+
+def _whole(source: str, defined: frozenset[str], entry_point: str) -> Whole:
     tree = ast.parse(source)
     free = _loaded([tree]) - defined - _BUILTINS
     bases = {n.value.id for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
     imports = free & bases & sys.stdlib_module_names
-    return Whole(source=source, imports=sorted(imports), remotes=sorted(free - imports))
+    remotes = free - imports
+    for name in sorted(remotes & _compared(tree, _aliases(tree, entry_point))):
+        raise TestsError(f"a test compares with what {name!r} returns, which no test defines or imports")
+    return Whole(source=source, imports=sorted(imports), remotes=sorted(remotes))
+
+
+def _compared(tree: ast.AST, candidates: set[str]) -> set[str]:
+    """Functions called in an operand of a comparison, but for those that make an argument of a candidate."""
+    names: set[str] = set()
+    pending: list[ast.AST] = [
+        part for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in [node.left, *node.comparators]
+    ]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in candidates:
+                continue
+            names.add(node.func.id)
+        pending += ast.iter_child_nodes(node)
+    return names
 
 
 def _is_idle(node: ast.stmt) -> bool:
@@ -162,20 +238,27 @@ def _loaded(nodes: Iterable[ast.AST]) -> frozenset[str]:
     return frozenset(n.id for n in walked if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
 
 
-def _bound(tree: ast.AST) -> set[str]:
-    """Every name that is assigned, defined, imported or a parameter anywhere in it."""
-    names = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.alias(asname=str(name)):
-                names.add(name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
-                names.add(name)
-            case ast.alias(name=name):
-                names.add(name.split(".")[0])
-            case ast.ExceptHandler(name=str(name)):
-                names.add(name)
-    return names
+def bound_names(tree: ast.AST) -> set[str]:
+    """Every name that is assigned, defined, imported or a parameter anywhere in it.
+
+    What comes `from solution import ...` is the candidate's.
+    """
+    return {name for node in ast.walk(tree) for name in _bound_by(node)}
+
+
+def _bound_by(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+            return [name]
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return [name]
+        case ast.ImportFrom(module=module, names=aliases) if module != NAME:
+            return [alias.asname or alias.name for alias in aliases]
+        case ast.Import(names=aliases):
+            return [alias.asname or alias.name.split(".")[0] for alias in aliases]
+        case ast.ExceptHandler(name=str(name)):
+            return [name]
+    return []
 
 
 def _targets(statement: ast.stmt) -> set[str]:

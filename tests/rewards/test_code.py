@@ -108,105 +108,31 @@ def test_long_texts_are_read_in_linear_time(text: str) -> None:
     find_program(text + "\n```python\nx = 1\n```", HUMAN)
 
 
-# Reading rows
-
-CASES = [{"stdin": "1\n", "stdout": "2\n"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "tests"),
-    [
-        ({"test": json.dumps([{"input": {"stdin": "1\n"}, "output": {"stdout": "2\n"}}])}, Stdio(cases=CASES)),
-        ({"tests": CASES}, Stdio(cases=CASES)),
-        ({"test_cases": json.dumps([{"input": "1\n", "output": "2\n"}])}, Stdio(cases=CASES)),
-        ({"input_output": json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})}, Stdio(cases=CASES)),
-        ({"inputs": [["1", "x"]], "outputs": [["2", "y"]]}, Stdio(cases=[{"stdin": "1\nx", "stdout": "2\ny"}])),
-        (
-            {
-                "public_tests": {"input": ["1\n"], "output": ["2\n"]},
-                "private_tests": {"input": [], "output": []},
-                "generated_tests": {"input": ["3"], "output": ["4"]},
-            },
-            Stdio(cases=[*CASES, {"stdin": "3", "stdout": "4"}]),
-        ),
-        (
-            {"input_output": {"fn_name": "f", "inputs": [[1, [2]]], "outputs": [[3]]}},
-            Calls(function="f", calls=[{"args": [1, [2]], "expected": [3]}], wrapped=True),
-        ),
-        (
-            {
-                "public_test_cases": json.dumps(
-                    [{"input": '[1, 2]\n"x"', "output": "[true]", "testtype": "functional"}]
-                ),
-                "metadata": '{"func_name": "f"}',
-            },
-            Calls(function="f", calls=[{"args": [[1, 2], "x"], "expected": [True]}], wrapped=False),
-        ),
-        (
-            {
-                "test_list": ["assert set(f(1)) == {1}"],
-                "test_setup_code": "x = 1",
-                "challenge_test_list": ["assert f(2)"],
-            },
-            Asserts(entry_point="f", asserts=["x = 1", "assert set(f(1)) == {1}", "assert f(2)"]),
-        ),
-        (
-            {"test_list": ["assert sum(1, 2) == 3"], "test_imports": ["import math"], "prompt": "Add two numbers."},
-            Asserts(entry_point="sum", asserts=["import math", "assert sum(1, 2) == 3"]),
-        ),
-        (
-            {"prompt": "import math\ndef g(x):\n    return x\ndef f(x):\n    pass\n", "entry_point": "f", "test": "T"},
-            Asserts(
-                entry_point="f",
-                asserts=["import math\n\ndef g(x):\n    return x", "T"],
-                prompt="import math\ndef g(x):\n    return x\ndef f(x):\n    pass\n",
-            ),
-        ),
-        ({}, None),
-        ({"answer": "5"}, None),
-        ({"tests": []}, None),
-        ({"test_list": [], "tests": CASES}, Stdio(cases=CASES)),
-    ],
-)
-def test_the_usual_columns_are_read(row: dict[str, Any], tests: object) -> None:
-    assert read_tests(row) == tests
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"tests": "[{"}, "column 'tests' is no JSON"),
-        ({"private_test_cases": "eJxrYJk6cQoDGADxxQ=="}, "column 'private_test_cases' is no JSON"),
-        ({"tests": [1]}, "column 'tests' holds '1', not a case"),
-        ({"tests": [{"input": "1"}]}, "column 'tests' has a case with only input"),
-        ({"inputs": ["1"], "outputs": []}, "shorter"),
-        ({"test_list": ["assert ("]}, "column 'test_list' is no Python"),
-        ({"test_list": ["assert 1 == 1"]}, "calls no function"),
-    ],
-)
-def test_rows_that_cannot_be_read_say_which_column(row: dict[str, Any], message: str, verifier: CodeVerifier) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_tests(row)
-    [reward] = verifier([Sample("", fenced(RIGHT), meta=row)])
-    assert (reward.value, reward.reason) == (None, "no_tests") and message.split()[0] in reward.logs["detail"]
-
-
-def test_values_that_json_cannot_tell_apart_are_equal() -> None:
-    strict, wrapped = LEET, Calls(function="f", calls=(), wrapped=True)
-    for returned, expected, plain, with_wrap in (
-        ((1, (2,)), [1, [2]], True, True),
-        ({1: (2,)}, {"1": [2]}, True, True),
-        (3, [3], False, True),
-        ([3], [[3]], False, True),
-        (3, [3, 3], False, False),
-        ([], [], True, True),
-        ([3], 3, False, False),
-        ("3", 3, False, False),
-    ):
-        assert (strict.equal(returned, expected), wrapped.equal(returned, expected)) == (plain, with_wrap), returned
-
-
 # Verdicts
+
+
+def test_what_stands_before_a_function_leaves_builtins_and_modules_alone(verifier: CodeVerifier) -> None:
+    code = (
+        "def f(n):\n    d = datetime.date(2024, 1, 1)\n"
+        "    return [pow(2, 10, 7), bisect.bisect_left([1, 3], 2), copy.copy(n), d.year, sqrt(4)]"
+    )
+    row = {"fn_name": "f", "inputs": [[[5]]], "outputs": [[2, 1, [5], 2024, 2.0]]}
+    [reward] = verifier([Sample("", fenced(code), meta=row)])
+    assert reward.value == 1.0, reward.logs
+
+
+def test_a_fork_makes_a_sandbox_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = CodeVerifier(workers=1)
+    sample = Sample("", fenced(RIGHT), meta=ADD)
+    assert verifier([sample])[0].value == 1.0
+    parent = verifier._box
+    monkeypatch.setattr("os.getpid", lambda: 1 << 22)  # as in a child
+    verifier._lock.acquire()  # by a thread of the parent
+    assert verifier([sample])[0].value == 1.0 and verifier._box is not parent
+    verifier.close()
+    monkeypatch.undo()
+    assert parent is not None
+    parent.close()
 
 
 @pytest.mark.parametrize(
@@ -300,6 +226,8 @@ def test_it_is_loaded_by_name_pickles_and_opens_again() -> None:
     for one in (reward, copy):
         one.close()
         one.close()
+    remote = pickle.loads(pickle.dumps(CodeVerifier(level="remote", url="http://localhost")))
+    assert (remote.level, remote.url) == ("remote", "http://localhost")
     made = pickle.loads(
         pickle.dumps(CodeVerifier(workers=3, imports=["math"], wall=1.5, memory_mb=77, score="fraction"))
     )
@@ -320,6 +248,10 @@ def test_it_is_loaded_by_name_pickles_and_opens_again() -> None:
         ({"wall": -1.0}, "wall=-1.0"),
         ({"memory_mb": 0}, "memory_mb=0"),
         ({"wal": 1.0}, "wal"),
+        ({"level": "jail"}, "level='jail'; it is auto or one of namespaces"),
+        ({"level": "remote"}, "level 'remote' needs a url"),
+        ({"url": "http://localhost"}, "no other has one"),
+        ({"imports": "numpy"}, r"imports='numpy'; give a list of module names, such as \['numpy'\]"),
     ],
 )
 def test_wrong_settings_are_refused(kwargs: dict[str, Any], message: str) -> None:

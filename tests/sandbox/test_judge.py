@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Limits, Sandbox
+import sandbox
+from sandbox import Limits, Sandbox, SandboxError
 from sandbox.judge import TestsError, Verdict, asserts, calls, stdio
+from sandbox.worker import Worker
 
 LIMITS = Limits(wall=10.0, memory_mb=512)
 DOUBLE = [{"stdin": f"{n}\n", "stdout": f"{2 * n}\n"} for n in (1, 2, 3)]
@@ -26,6 +28,11 @@ DOUBLE = [{"stdin": f"{n}\n", "stdout": f"{2 * n}\n"} for n in (1, 2, 3)]
 def box() -> Iterator[Sandbox]:
     with Sandbox(workers=2, limits=LIMITS) as opened:
         yield opened
+
+
+def test_the_package_has_the_judge_and_limits_have_an_order() -> None:
+    assert sandbox.judge.stdio is stdio
+    assert Limits(5.0, 4.0, 256) == Limits(wall=5.0, cpu=4.0, memory_mb=256)
 
 
 # stdio
@@ -206,6 +213,8 @@ def test_long_details_are_cut(box: Sandbox) -> None:
     [
         (lambda box: stdio(box, "", []), "no cases"),
         (lambda box: stdio(box, "", [{"stdin": "", "output": ""}]), r"case 0 has no 'stdout'; its keys: stdin, output"),
+        (lambda box: stdio(box, "", [{"stdin": 5, "stdout": ""}]), "case 0 has 'stdin'=5: give text"),
+        (lambda box: stdio(box, "", [{"stdin": "", "stdout": None}]), "case 0 has 'stdout'=None: give text"),
         (lambda box: calls(box, "", "f", []), "no cases"),
         (lambda box: calls(box, "", "f", [{"args": [1]}]), r"case 0 has no 'expected'; its keys: args"),
         (lambda box: calls(box, "", "f", [call(object(), expected=1)]), r"calls\[0\] .*type object; give plain data"),
@@ -258,6 +267,21 @@ def test_a_sandbox_that_fails_gives_no_verdict() -> None:
             killer.join()
             assert (verdict.status, verdict.passed) == ("infra", None), verdict
             assert calls(box, "def f(n): return n", "f", [call(1, expected=1)]).passed
+
+
+def test_a_fork_server_that_cannot_start_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(worker: Worker) -> None:
+        raise SandboxError("no processes left")
+
+    loop = ["for n in [1]: assert f(n) == n"]
+    with Sandbox(workers=1) as box:
+        monkeypatch.setattr(Worker, "await_ready", fail)
+        for judge in (lambda: calls(box, "", "f", [call(1, expected=1)]), lambda: asserts(box, "", "f", loop)):
+            assert judge() == Verdict("infra", None, "no processes left", num_cases=1)
+        monkeypatch.undo()
+        assert asserts(box, "def f(n): return n", "f", loop).passed
+    with pytest.raises(SandboxError, match="closed"):
+        asserts(box, "", "f", loop)
 
 
 def test_many_threads_share_few_workers(box: Sandbox) -> None:

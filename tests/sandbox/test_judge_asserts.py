@@ -12,6 +12,7 @@ import pytest
 from sandbox import Limits, Sandbox
 from sandbox.judge import TestsError, asserts
 from sandbox.judge.plan import Plan, Split, Whole, plan
+from sandbox.worker import Worker
 
 LIMITS = Limits(wall=10.0, memory_mb=512)
 
@@ -67,7 +68,10 @@ ROWS = [
      "return a[0]", "return 1"),
     (0, 1, "with open('x', 'w') as file:\n    file.write('y')\nassert f(open('x').read()) == 'y'",
      "return a[0]", "return 1"),
-    (0, 1, "assert helper_of_theirs(f(1)) == 5", "return 4", "return 5"),
+    (1, 0, "assert list(f(3)) == [0, 1, 2]", "return range(a[0])", "return range(2)"),
+    (1, 0, "assert sorted(f(3), reverse=True) == [2, 1, 0]", "return (n for n in range(a[0]))", "return {1: 2}.keys()"),
+    (1, 0, "assert len(f(3)) == 3 and sum(f(2)) == 1", "return range(a[0])", "return range(2)"),
+    (1, 0, "assert set(f(3)) == {0, 1, 2}", "return {k: k for k in range(a[0])}.keys()", "return iter([0])"),
     (1, 0, "assert math.isnan(f(1))", "return float('nan')", "return 1.0"),
 ]  # fmt: skip
 PROGRAM = """import math
@@ -180,7 +184,7 @@ def test_a_caught_refusal_is_still_a_failure(box: Sandbox) -> None:
 
 def test_a_test_that_passes_on_no_plain_data_judges_nobody(box: Sandbox) -> None:
     verdict = asserts(box, "def f(g): return g(1)", "f", ["for g in (lambda x: x,):\n    assert f(g) == 1"])
-    assert (verdict.status, verdict.passed) == ("infra", None) and "function" in verdict.detail
+    assert (verdict.status, verdict.passed) == ("untestable", None) and "function" in verdict.detail
 
 
 def test_one_deadline_for_candidate_and_tester(box: Sandbox) -> None:
@@ -196,6 +200,46 @@ def test_expected_values_never_reach_the_candidate() -> None:
     assert "sesame" not in plan(tests, "f").inputs
     tests = ["secret = 'sesame'\nassert f(secret[0]) == secret"]  # a value of the test's own: only the tester holds it
     assert plan(tests, "f") == Plan(inputs="", cases=(Whole(source=tests[0], imports=[], remotes=[]),))
+    assert plan(["secret, root = 41, Node(1)\nassert f(root) == 41"], "f").inputs == "root = Node(1)"
+    [case] = plan(["root, secret = make()\nassert f(root) == secret"], "f").cases
+    assert isinstance(case, Whole)
+
+
+@pytest.mark.parametrize(
+    ("tests", "message"),
+    [
+        (["from math import isclose as f", "assert f(2) == 4"], "define or import 'f' themselves"),
+        (["def f(n): return n", "assert f(2) == 2"], "define or import 'f' themselves"),
+        (["try:\n    from numpy import f\nexcept ImportError:\n    pass", "assert f(2) == 2"], "define or import 'f'"),
+        (["assert True"], "never call 'f'"),
+        (["assert 1 == 1\nfor n in range(3):\n    assert n < 3"], "never call 'f'"),
+        (["def check(g):\n    for n in (1, 2):\n        assert n"], "never call 'f'"),
+        (["assert helper(f(1)) == 5"], "compares with what 'helper' returns, which no test defines"),
+        (["for n in [1]:\n    assert f(n) == Counter([n])"], "compares with what 'Counter' returns"),
+        ([f"kept = {'x' * (5 << 20)!r}\nfor n in [1]:\n    assert f(n) == n"], "cannot be put to the tester"),
+        ([f"assert f({'x' * (5 << 20)!r}) == 1"], "cannot be put to a program"),
+    ],
+)
+def test_tests_that_could_pass_any_program_are_refused(box: Sandbox, tests: list[str], message: str) -> None:
+    with pytest.raises(TestsError, match=message):
+        asserts(box, "def f(n): return n\ndef helper(n): return 5", "f", tests)
+
+
+def test_the_tests_may_import_the_candidate() -> None:
+    assert plan(["from solution import f\nfor n in [1]:\n    assert f(n) == n"], "f").cases
+
+
+def test_the_start_of_the_tester_is_not_on_the_candidates_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Worker._greet
+
+    def slowly(worker: Worker) -> None:
+        time.sleep(2.0)
+        start(worker)
+
+    with Sandbox(workers=1) as box:
+        monkeypatch.setattr(Worker, "_greet", slowly)
+        verdict = asserts(box, "def f(n): return n", "f", ["for n in [1]: assert f(n) == n"], replace(LIMITS, wall=1.8))
+    assert verdict.passed, verdict
 
 
 def test_asserts_that_never_run_do_not_count() -> None:

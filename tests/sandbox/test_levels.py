@@ -130,6 +130,29 @@ def test_a_level_that_an_attack_comes_through_is_not_used() -> None:
         worker.stop()
 
 
+def test_a_long_temporary_folder_and_a_canary_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    Sandbox("namespaces", workers=1).close()
+    monkeypatch.setattr("sandbox.levels._short_folder", lambda: "/nowhere")
+    with pytest.raises(SandboxError, match="what the canary attacks cannot be made"):
+        Sandbox("namespaces", workers=1)
+
+
+def test_a_job_ends_with_its_fork_server_and_may_raise_its_stack() -> None:
+    look = "import ctypes\nn = ctypes.c_int()\nctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)\n"
+    stack = (
+        "import resource, signal\nresource.setrlimit(resource.RLIMIT_STACK, (128 << 20, resource.RLIM_INFINITY))\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    with pytest.warns(SandboxWarning), Sandbox("landlock", workers=1) as box:
+        result = box.run(look + stack)
+    assert result.stdout == "9\nTrue\n", result
+
+
 def test_the_interpreter_behind_a_link_of_a_virtual_environment(tmp_path: Path) -> None:
     """sys.executable may be a link to a link to an interpreter that lies elsewhere."""
     (tmp_path / "venv" / "bin").mkdir(parents=True)

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -101,6 +103,32 @@ def test_trouble_of_the_service_is_no_verdict(box: Sandbox) -> None:
         result = box.run("print(1)")
         assert (result.status, result.exit_code, result.stdout) == ("infra", None, ""), broken
         assert "/run_code: " in result.stderr
+
+
+def test_an_answer_cut_short_is_trouble_of_the_service(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Service, "send_response", lambda self, code: (
+        BaseHTTPRequestHandler.send_response(self, code), self.send_header("Content-Length", "99999")))  # fmt: skip
+    assert box.run("print(1)").status == "infra"
+
+
+def test_requests_are_bounded_and_imports_refused(box: Sandbox) -> None:
+    with pytest.raises(SandboxError, match=r"imports=\['numpy'\]: level 'remote'"):
+        Sandbox("remote", imports=["numpy"], url=box._remote.url)  # pyright: ignore[reportOptionalMemberAccess]
+    assert box._remote is not None
+    running, most = 0, 0
+
+    def run(*args: Any) -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+        return "done"
+
+    box._remote.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    with ThreadPoolExecutor(6) as threads:
+        assert set(threads.map(box.run, ["print(1)"] * 6)) == {"done"}
+    assert most == 2
 
 
 def test_there_are_no_sessions_and_nobody_at_home_is_infra(box: Sandbox) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def test_a_program_behaves_as_in_a_plain_interpreter(box: Sandbox, tmp_path: Pat
         "import sys; sys.stdout.buffer.write(bytes(range(1, 128)))",
         "print('\\u00e9\\u4e2d\\U0001f600')",
         "class A:\n    def __del__(self): print('gone')\na = A(); del a",
+        "class A:\n    def __del__(self): print('gone', __name__)\na = A()",
+        "out = open(1, 'w'); out.write('12\\n')",
+        "import os\ndef f(): return out\nout = os.fdopen(1, 'w'); print(12, file=out)",
+        "import io, sys\nbuf = sys.stdout = io.StringIO(); print(12); sys.__stdout__.write(buf.getvalue())",
+        "import sys; print(12); sys.stdout.close()",
+        "import sys; print(12); sys.stderr.close()",
+        "import sys; print(12); sys.stdout = None",
         "import pickle\nclass P: x = 1\nprint(pickle.loads(pickle.dumps(P())).x)",
         "import sys; sys.setrecursionlimit(20000)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(15000))",
         "import sys; sys.exit('text')",
@@ -225,3 +233,28 @@ def test_named_modules_can_be_imported_and_no_others(box: Sandbox) -> None:
 
         writable = f"import os; print(os.access({os.path.dirname(numpy.__file__)!r}, os.W_OK))"
         assert other.run(writable).stdout == "False\n"
+
+
+@pytest.mark.parametrize("place", ["site-packages", "plain"])
+def test_imports_may_lie_in_the_hosts_tmp(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the job has a folder of its own: it sees what it imports in there, cannot change it, and may add to it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as outer:
+        os.chmod(outer, 0o755)
+        folder = Path(outer) / place
+        (folder / "package").mkdir(parents=True)
+        (folder / "package" / "__init__.py").touch()
+        (folder / "package" / "late.py").write_text("value = 4")
+        (folder / "single.py").write_text("value = 3")
+        monkeypatch.syspath_prepend(folder)
+        program = """
+import os, single, package.late
+open("/tmp/new", "w").write("x")
+try:
+    open(single.__file__, "w")
+except OSError:
+    print(single.value, package.late.value, len(os.listdir("/tmp")))
+"""
+        with Sandbox("namespaces", workers=1, imports=("single", "package")) as box:
+            for _ in range(2):
+                assert box.run(program).stdout == "3 4 2\n"
+        assert not Path("/tmp/new").exists()

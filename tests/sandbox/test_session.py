@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -109,6 +110,28 @@ def test_an_exception_of_the_caller_ends_the_program_at_once(box: Sandbox) -> No
     with pytest.raises(KeyError), box.session(busy, limits=Limits(wall=60.0)):
         raise KeyError
     assert box.run("print(1)", limits=Limits(wall=5.0)).status == "ok"
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_job_leaves_no_answer_for_the_next(box: Sandbox) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = len(os.listdir("/proc/self/fd"))
+    kept = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for wait in (lambda: box.run("import time; time.sleep(1.5)"), box.session("import time; time.sleep(2)").close):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(Interrupted):
+                wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+    assert [box.run(f"print({n})").stdout for n in range(3)] == ["0\n", "1\n", "2\n"]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_second_session_needs_no_free_worker(box: Sandbox) -> None:

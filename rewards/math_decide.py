@@ -76,7 +76,7 @@ def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Co
                     return "correct"
     except (Explodes, RecursionError):
         return "gold_unparsable" if any(map(_explodes, golds)) else "guard"
-    except Undefined:
+    except (Undefined, TypeError):  # TypeError: an interval or a list stands where a single value must
         return "unparsable"
     return "undecided" if None in verdicts else "wrong"
 

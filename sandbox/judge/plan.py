@@ -72,7 +72,7 @@ def plan(asserts: Sequence[str], entry_point: str) -> Plan:
         needed = _inputs(tests, entry_point, module, bound) if tests else None
         if needed is None:
             called = [f"{entry.name}({'candidate' if entry.args.args else ''})" for entry in _entries(tree)]
-            cases.append(_whole("\n".join([*setup, source, *called]), bound | {entry_point, "candidate"}, entry_point))
+            cases.append(_whole("\n".join([*setup, source, *called]), bound | {entry_point, "candidate"}))
         else:
             inputs += [statement for statement in needed if statement not in inputs]
             cases += [Split(test=test) for test in tests]
@@ -201,31 +201,13 @@ def _unpacks(statement: ast.stmt) -> set[str]:
     return {node.id for target in unpacked for node in ast.walk(target) if isinstance(node, ast.Name)}
 
 
-def _whole(source: str, defined: frozenset[str], entry_point: str) -> Whole:
+def _whole(source: str, defined: frozenset[str]) -> Whole:
     tree = ast.parse(source)
     free = _loaded([tree]) - defined - _BUILTINS
     bases = {n.value.id for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
     imports = free & bases & sys.stdlib_module_names
     remotes = free - imports
-    for name in sorted(remotes & _compared(tree, _aliases(tree, entry_point))):
-        raise TestsError(f"a test compares with what {name!r} returns, which no test defines or imports")
     return Whole(source=source, imports=sorted(imports), remotes=sorted(remotes))
-
-
-def _compared(tree: ast.AST, candidates: set[str]) -> set[str]:
-    """Functions called in an operand of a comparison, but for those that make an argument of a candidate."""
-    names: set[str] = set()
-    pending: list[ast.AST] = [
-        part for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in [node.left, *node.comparators]
-    ]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in candidates:
-                continue
-            names.add(node.func.id)
-        pending += ast.iter_child_nodes(node)
-    return names
 
 
 def _is_idle(node: ast.stmt) -> bool:

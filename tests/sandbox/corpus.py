@@ -23,7 +23,11 @@ from pathlib import Path
 ARGUMENT = 3
 SLACK_SECONDS = 4.0
 """After the wall limit, for the processes to be ended on a busy machine."""
-PROBE = """
+ENVIRONMENT = Path(sys.prefix).parts[2] if Path(sys.prefix).is_relative_to("/tmp") else "main.py"
+"""What a job sees in its /tmp if numpy lies below the host's."""
+PROBE = (
+    f"ENVIRONMENT = {ENVIRONMENT!r}"
+    + """
 import builtins, ctypes, glob, json, os
 assert builtins.print and json.loads("1") == 1 and os.getcwd(), "patched"
 for folder in (".", os.environ["TMPDIR"], "/dev/shm"):
@@ -31,11 +35,12 @@ for folder in (".", os.environ["TMPDIR"], "/dev/shm"):
         names = set(os.listdir(folder))
     except OSError:  # not there, or not for a job
         continue
-    assert names <= {"main.py"}, names
+    assert names <= {"main.py", ENVIRONMENT}, names
 assert ctypes.CDLL(None).shmget(0x5EC, 1, 0) == -1 and ctypes.CDLL(None).msgget(0x5EC, 0) == -1, "ipc"
 open("here", "w").close(), open(os.environ["TMPDIR"] + "/here", "w").close()
 print("clean", len(glob.glob("/proc/[0-9]*")) < 4 or os.stat("/proc/1").st_uid != os.getuid())
 """
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -214,8 +214,6 @@ def test_expected_values_never_reach_the_candidate() -> None:
         (["assert True"], "never call 'f'"),
         (["assert 1 == 1\nfor n in range(3):\n    assert n < 3"], "never call 'f'"),
         (["def check(g):\n    for n in (1, 2):\n        assert n"], "never call 'f'"),
-        (["assert helper(f(1)) == 5"], "compares with what 'helper' returns, which no test defines"),
-        (["for n in [1]:\n    assert f(n) == Counter([n])"], "compares with what 'Counter' returns"),
         ([f"kept = {'x' * (5 << 20)!r}\nfor n in [1]:\n    assert f(n) == n"], "cannot be put to the tester"),
         ([f"assert f({'x' * (5 << 20)!r}) == 1"], "cannot be put to a program"),
     ],

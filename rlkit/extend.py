@@ -13,9 +13,7 @@ from typing import Any
 
 from rlkit.config import SftRun
 from rlkit.model import DeepseekV3Config
-from rlkit.model.config import Yarn
-
-CONFIG = "config.json"
+from rlkit.model.config import CONFIG, Yarn, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +72,9 @@ def write_extended(source: Path, target: Path, factor: float) -> None:
     if target.exists():
         return
     longer = extended(DeepseekV3Config.from_folder(source), factor).to_hf()
-    raw = json.loads((source / CONFIG).read_text())
-    raw |= {key: longer[key] for key in ("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")}
+    raw = read_config(source) | {
+        key: longer[key] for key in ("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")
+    }
     unfinished = target.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlkit.model.config import DeepseekV3Config
+from rlkit.model.config import CONFIG, DeepseekV3Config, read_config
 from rlkit.model.shards import (
     CARRIED_SCALES,
-    CONFIG,
     MAX_SHARD_BYTES,
     ShardWriter,
     Stored,
@@ -82,6 +81,7 @@ class Checkpoint:
         """Read config.json and all headers; ValueError, with file and fix, where that fails or is no DeepSeek-V3."""
         folder = Path(path)
         raw = read_config(folder)
+        _check_quantisation(folder, raw)
         headers = read_headers(folder)
         carried = read_header(folder / CARRIED_SCALES) if (folder / CARRIED_SCALES).is_file() else {}
         return cls(
@@ -170,25 +170,11 @@ class Checkpoint:
         return None if stored is None else read_tensor(name + SCALE, stored).clone()  # else its file stays mapped
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json; ValueError if it is not there, not DeepSeek-V3, or quantised in another way."""
-    file = folder / CONFIG
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
-    if not file.is_file():
-        raise ValueError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
-    try:
-        raw = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
-    if not isinstance(raw, dict) or raw.get("model_type") != "deepseek_v3":
-        kind = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ValueError(f"{file}: model_type={kind!r}; only 'deepseek_v3' can be loaded")
+def _check_quantisation(folder: Path, raw: Mapping[str, Any]) -> None:
     for key in ("quant_method", "weight_block_size") if raw.get("quantization_config") else ():
         value, wanted = raw["quantization_config"].get(key), QUANTISATION[key]
         if value != wanted:
-            raise ValueError(f"{file}: quantization_config.{key}={value!r}; only {wanted!r} can be read")
-    return raw
+            raise ValueError(f"{folder / CONFIG}: quantization_config.{key}={value!r}; only {wanted!r} can be read")
 
 
 def checkpoint_files(path: str | Path) -> dict[str, Path]:

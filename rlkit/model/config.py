@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+CONFIG = "config.json"
 # What our code computes and a config.json may contradict: key -> the only value we can honour.
 FIXED = {
     "model_type": "deepseek_v3",
@@ -159,21 +160,11 @@ class DeepseekV3Config:
     def from_folder(cls, path: str | Path) -> DeepseekV3Config:
         """Read `path`/config.json; ValueError if it is missing, is not JSON or describes another architecture."""
         folder = Path(path)
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
-        file = folder / "config.json"
-        if not file.is_file():
-            raise ValueError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
-        try:
-            raw = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
-        if raw.get("model_type") != "deepseek_v3":
-            raise ValueError(f"{file}: model_type={raw.get('model_type')!r}; only 'deepseek_v3' can be loaded")
+        raw = read_config(folder)
         try:
             return cls.from_hf(raw)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{folder / CONFIG}: {error}") from error
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that transformers and vLLM load as is.
@@ -192,6 +183,23 @@ class DeepseekV3Config:
             "rope_parameters": {"rope_type": "yarn" if yarn else "default", "rope_theta": self.rope_theta, **yarn},
             "use_cache": True,
         }
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's config.json; ValueError if it is not there, is no JSON, or not DeepSeek-V3."""
+    file = folder / CONFIG
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
+    try:
+        raw = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
+    if not isinstance(raw, dict) or raw.get("model_type") != "deepseek_v3":
+        kind = raw.get("model_type") if isinstance(raw, dict) else raw
+        raise ValueError(f"{file}: model_type={kind!r}; only 'deepseek_v3' can be loaded")
+    return raw
 
 
 def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-CONFIG = "config.json"
+from rlkit.model.config import CONFIG
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CARRIED_SCALES = "fp8_scales.sft"

@@ -52,8 +52,8 @@ class Plan:
 def plan(asserts: Sequence[str], entry_point: str) -> Plan:
     """Read the strings as one module.
 
-    Raises TestsError if one is no Python, if nothing in them can fail, if they never call the candidate, define or
-    import its name themselves, or compare with what another function of the candidate returns.
+    Raises TestsError if one is no Python, if nothing in them can fail, if they never call the candidate, or if they
+    define or import its name themselves.
     """
     trees = [_parse(index, source) for index, source in enumerate(asserts)]
     module = [part for tree in trees for statement in _body(tree) for part in _unpacked(statement)]

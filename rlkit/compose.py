@@ -111,8 +111,9 @@ def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def grpo_keys() -> list[str]:
-    """All keys of a GRPO run, sorted."""
-    return sorted(key for key, _ in flat_keys(compose_dict("grpo")))
+    """All keys of a GRPO run, sorted; a dictionary that is not rlkit's own counts as one."""
+    keys = {key for key, _ in flat_keys(compose_dict("grpo"))}
+    return sorted({next((whole for whole in OPEN_DICTS if key.startswith(f"{whole}.")), key) for key in keys})
 
 
 def to_yaml(cfg: RunConfig) -> str:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlkit.model.config import DeepseekV3Config
-from rlkit.model.routing import choice_margins, choose_experts, gate_weights, router_scores
+from rlkit.model.routing import Routing, choice_margins, choose_experts, gate_weights, router_scores
 
 
 class _ScaledSwiGLU(torch.autograd.Function):
@@ -100,13 +100,14 @@ class Router(nn.Module):
             self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
         return self
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, D] -> (weights [T, K] in fp32, experts [T, K])."""
+    def forward(self, x_TD: Tensor) -> Routing:
+        """Choose K experts for each of the tokens [T, D]."""
         cfg = self.config
         scores_TE = router_scores(x_TD, self.weight)
         bias_E = self.e_score_correction_bias
         experts_TK = choose_experts(scores_TE, bias_E, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok)
-        return gate_weights(scores_TE, experts_TK, cfg.norm_topk_prob, cfg.routed_scaling_factor), experts_TK
+        weights_TK = gate_weights(scores_TE, experts_TK, cfg.norm_topk_prob, cfg.routed_scaling_factor)
+        return Routing(scores_TE=scores_TE, experts_TK=experts_TK, weights_TK=weights_TK)
 
     def margins(self, x_TD: Tensor) -> Tensor:
         """How close each token's choice of experts is to another one, [T]; see `choice_margins`."""
@@ -151,5 +152,5 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
-        weights_TK, experts_TK = self.gate(x_TD)
-        return self.experts(x_TD, weights_TK, experts_TK) + self.shared_experts(x_TD)
+        routing = self.gate(x_TD)
+        return self.experts(x_TD, routing.weights_TK, routing.experts_TK) + self.shared_experts(x_TD)

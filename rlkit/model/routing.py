@@ -5,9 +5,23 @@ DeepSeek-V3, arXiv:2412.19437, section 2.1.2. Shapes: T tokens, E experts, K cho
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """Where a router sends its tokens."""
+
+    scores_TE: Tensor
+    """Affinity of every token to every expert, in fp32, without the bias."""
+    experts_TK: Tensor
+    """The chosen experts of each token."""
+    weights_TK: Tensor
+    """What their outputs count, in fp32."""
 
 
 def router_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,16 @@ from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
 REFERENCE_FILE = "reference.pt"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOutput:
+    """What the policy says of a pack; every tensor is 0 where the pack's weight is 0."""
+
+    logprobs_T: Tensor
+    """log p of each token under the model at the batch's temperature, in nats."""
+    entropy_T: Tensor
+    """Of the distribution that the token is drawn from, in nats; carries no gradient."""
+
+
 class Policy(nn.Module):
     """The model, asked for the log-probs of the trained tokens of a pack only."""
 
@@ -29,8 +39,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pack: Pack, temperature: float) -> tuple[Tensor, Tensor]:
-        """`logprobs_T` and `entropy_T` of a pack, 0 where its weight is 0."""
+    def forward(self, pack: Pack, temperature: float) -> PolicyOutput:
+        """One pass over a pack."""
         trained_M = pack.weights_T.nonzero().squeeze(-1)
         hidden_TD = self.model.hidden(pack.tokens_T, pack.lengths)
         logprobs_M, entropy_M = chunked_logprobs(
@@ -38,14 +48,17 @@ class Policy(nn.Module):
         )
         # An empty pack (see `shard`) still needs a path to the weights, or its rank would skip the reduction.
         zeros_T = torch.zeros_like(pack.weights_T) + 0.0 * hidden_TD[:, 0].float()
-        return zeros_T.index_put((trained_M,), logprobs_M), zeros_T.detach().index_put((trained_M,), entropy_M)
+        return PolicyOutput(
+            logprobs_T=zeros_T.index_put((trained_M,), logprobs_M),
+            entropy_T=zeros_T.detach().index_put((trained_M,), entropy_M),
+        )
 
 
 class Stepper(Protocol):
     """An optimiser over the policy's parameters, alone or as one of several data-parallel ranks."""
 
     @property
-    def module(self) -> Callable[..., tuple[Tensor, Tensor]]:
+    def module(self) -> Callable[..., PolicyOutput]:
         """What forward passes go through: a `Policy`, or DeepSpeed around one."""
         ...
 
@@ -85,14 +98,14 @@ class ModelTrainer:
         gap = 0.0
         for pack in batch.packs:
             pack = to_device(pack, self.device)
-            logprobs_T, entropy_T = self.stepper.module(pack, batch.temperature)
-            terms = loss(logprobs_T, pack)
+            output = self.stepper.module(pack, batch.temperature)
+            terms = loss(output.logprobs_T, pack)
             self.stepper.backward(terms.loss)
-            entropy = (pack.weights_T * entropy_T).sum()
+            entropy = (pack.weights_T * output.entropy_T).sum()
             totals += torch.stack([terms.loss.detach(), entropy, terms.kl, terms.clip_fraction]).double().cpu()
             if isinstance(pack, PolicyPack):
                 trained_T = pack.weights_T != 0
-                gaps_T = (logprobs_T.detach() - pack.old_logprobs_T).abs()[trained_T]
+                gaps_T = (output.logprobs_T.detach() - pack.old_logprobs_T).abs()[trained_T]
                 gap = max(gap, float(gaps_T.max()) if gaps_T.numel() else 0.0)
         require_finite(float(totals[0]), f"the loss is {float(totals[0])}, so no step was taken")
         grad_norm = self.stepper.step(lr)
@@ -113,7 +126,9 @@ class ModelTrainer:
         if self.reference is None:
             return batch
         packs = tuple(
-            replace(pack, ref_logprobs_T=self.reference(to_device(pack, self.device), batch.temperature)[0].cpu())
+            replace(
+                pack, ref_logprobs_T=self.reference(to_device(pack, self.device), batch.temperature).logprobs_T.cpu()
+            )
             for pack in batch.packs
         )
         return replace(batch, packs=packs)

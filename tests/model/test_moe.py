@@ -31,8 +31,8 @@ def a_layer(num_experts: int, k: int) -> tuple[MoE, Tensor, Tensor, Tensor]:
     assert isinstance(layer, MoE)
     torch.manual_seed(1)
     x_TD = torch.randn(33, config.hidden_size)
-    weights_TK, experts_TK = layer.gate(x_TD)
-    return layer, x_TD, weights_TK.detach(), experts_TK
+    routing = layer.gate(x_TD)
+    return layer, x_TD, routing.weights_TK.detach(), routing.experts_TK
 
 
 @pytest.mark.parametrize(("num_experts", "k"), [(4, 1), (8, 2), (16, 4), (64, 8)])
@@ -98,7 +98,9 @@ def test_bias_moves_the_choice_but_not_the_weights() -> None:
     layer, x_TD, _, _ = a_layer(8, 2)
     layer.gate.e_score_correction_bias.zero_()
     layer.gate.e_score_correction_bias[5] = 10.0
-    weights_TK, experts_TK = layer.gate(x_TD)
-    assert (experts_TK == 5).any(1).all()
-    torch.testing.assert_close(weights_TK.sum(1), torch.full((33,), BASE.routed_scaling_factor))
-    assert (weights_TK < 0.99 * BASE.routed_scaling_factor).all(), "a bias of 10 would leave no weight to the other"
+    routing = layer.gate(x_TD)
+    assert (routing.experts_TK == 5).any(1).all()
+    torch.testing.assert_close(routing.weights_TK.sum(1), torch.full((33,), BASE.routed_scaling_factor))
+    assert (routing.weights_TK < 0.99 * BASE.routed_scaling_factor).all(), (
+        "a bias of 10 would leave no weight to the other"
+    )

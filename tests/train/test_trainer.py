@@ -110,7 +110,7 @@ def gradient(batch: Batch, loss: GrpoLoss | SftLoss) -> torch.Tensor:
     """The gradient of a whole batch by autograd alone, without a trainer."""
     policy = Policy(make_model())
     for pack in batch.packs:
-        loss(policy(pack, batch.temperature)[0], pack).loss.backward()
+        loss(policy(pack, batch.temperature).logprobs_T, pack).loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
 
@@ -134,9 +134,13 @@ def test_log_probs_of_a_pack_equal_those_of_a_plain_forward() -> None:
     trainer = make_trainer("torch")
     [batch] = rollouts()
     for pack in batch.packs:
-        logprobs_T, entropy_T = trainer.stepper.module(pack, 0.9)
+        output = trainer.stepper.module(pack, 0.9)
         for tokens, ours, entropies, weights_T in zip(
-            *(t.split(list(pack.lengths)) for t in (pack.tokens_T, logprobs_T, entropy_T, pack.weights_T)), strict=True
+            *(
+                t.split(list(pack.lengths))
+                for t in (pack.tokens_T, output.logprobs_T, output.entropy_T, pack.weights_T)
+            ),
+            strict=True,
         ):
             logits_TV = trainer.model(tokens.unsqueeze(0))[0] / 0.9
             expected = torch.distributions.Categorical(logits=logits_TV[:-1])
@@ -157,7 +161,7 @@ def test_torch_trainer_equals_adamw_written_out() -> None:
         policy = Policy(make_model())
         policy.model.load_state_dict({**policy.model.state_dict(), **{n: p.float() for n, p in shadow.items()}})
         for pack in batch.packs:
-            loss(policy(pack, 1.0)[0], pack).loss.backward()
+            loss(policy(pack, 1.0).logprobs_T, pack).loss.backward()
         grads = {n: p.grad.double() for n, p in policy.model.named_parameters() if p.grad is not None}
         norm = torch.cat([grad.flatten() for grad in grads.values()]).norm()
         for name, grad in grads.items():
@@ -238,7 +242,7 @@ def test_on_policy_the_ratio_is_one() -> None:
     [batch] = rollouts()
     with torch.no_grad():
         packs = tuple(
-            replace(pack, old_logprobs_T=trainer.stepper.module(pack, 0.9)[0].detach())
+            replace(pack, old_logprobs_T=trainer.stepper.module(pack, 0.9).logprobs_T.detach())
             for pack in batch.packs
             if isinstance(pack, PolicyPack)
         )

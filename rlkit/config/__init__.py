@@ -1,0 +1,43 @@
+"""Every knob of a run, checked before anything starts.
+
+The YAML files in `configs/` hold the values, `rlkit.compose` puts them together with the command line, and the frozen
+dataclasses here say which keys there are and what each may be.
+"""
+
+from __future__ import annotations
+
+from rlkit.config.checks import suggestion
+from rlkit.config.parts import (
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    LoggingConfig,
+    ModelConfig,
+    ParityConfig,
+    RewardConfig,
+    TrainerConfig,
+)
+from rlkit.config.runs import GrpoRun, RunConfig, SftRun, SftThenGrpoRun
+from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
+
+__all__ = [
+    "AlgoConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "GrpoRun",
+    "LoggingConfig",
+    "ModelConfig",
+    "ParityConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "SftConfig",
+    "SftRun",
+    "SftThenGrpoRun",
+    "TrainerConfig",
+    "suggestion",
+]

@@ -1,0 +1,190 @@
+"""The parts of a run: model, data, reward, engine, trainer, cluster, and what is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlkit.config.checks import at_least, one_of
+from rlkit.model.config import DeepseekV3Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy: a checkpoint, or a new model with random weights and a tokenizer trained on the task's text."""
+
+    path: str
+    """Folder of a DeepSeek-V3 checkpoint with its tokenizer; "" = new random weights."""
+    architecture: DeepseekV3Config
+    """Shape of a new model; its vocab_size bounds the tokenizer that is trained. Not read when `path` is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where questions, answers and worked solutions come from."""
+
+    source: str
+    """"reasoning_gym", "gsm8k", "math", a .json/.jsonl/.parquet file, or a hub id "owner/name"."""
+    eval_source: str
+    """Where held-out rows come from; "" = the source's own test split, or rows cut from the source."""
+    train_size: int
+    """Rows for training; -1 = all there are."""
+    eval_size: int
+    tasks: dict[str, Any]
+    """reasoning_gym only: {task: its parameters}; sizes are split evenly over the tasks."""
+    prompt_column: str
+    """A column, or a template of several: "{text} Tests: {test_list}"."""
+    answer_column: str
+    solution_column: str
+    """Worked solution, shown inside <think> in SFT; "" = there is none."""
+    instruction: str
+    """Text put before every question."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that leave nothing to train or test on."""
+        if self.train_size != -1:
+            at_least("data.train_size", self.train_size, 1)
+        at_least("data.eval_size", self.eval_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The function that judges a completion."""
+
+    fn: str
+    """A name ("number"), "package.module:function" or "file.py:function"."""
+    kwargs: dict[str, Any]
+    workers: int
+    """Processes that judge, on the driver's machine."""
+    timeout: float
+    """Seconds for one completion (a function called on a batch gets that of all its samples); then it has no verdict,
+    reason "timeout", and the process is killed and replaced."""
+
+    def __post_init__(self) -> None:
+        """Refuse a pool without processes and a deadline that has passed before it starts."""
+        at_least("reward.workers", self.workers, 1)
+        if self.timeout <= 0:
+            raise ValueError(f"reward.timeout={self.timeout} must be above 0 seconds; 20 is usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The sampler."""
+
+    kind: str
+    num_engines: int
+    dtype: str
+    threads: int
+    """CPU threads of each engine; 0 = all cores, shared among the engines."""
+    max_model_len: int
+    """Longest prompt + completion, in tokens."""
+    max_num_seqs: int
+    """Sequences decoded together."""
+    memory: float
+    """Of the KV cache: GiB on a CPU; share of the device's memory (0 to 1) on a GPU."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown kinds and empty pools."""
+        one_of("engine.kind", self.kind, ("vllm", "torch"))
+        one_of("engine.dtype", self.dtype, ("fp32", "bf16"))
+        at_least("engine.num_engines", self.num_engines, 1)
+        at_least("engine.max_num_seqs", self.max_num_seqs, 1)
+        at_least("engine.max_model_len", self.max_model_len, 2)
+        at_least("engine.threads", self.threads, 0)
+        if self.memory <= 0:
+            raise ValueError(
+                f"engine.memory={self.memory} must be above 0: GiB on a CPU, a share of the device on a GPU"
+            )
+        if self.kind == "torch" and self.dtype != "fp32":
+            raise ValueError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The learner and its AdamW."""
+
+    kind: str
+    num_ranks: int
+    zero_stage: int
+    dtype: str
+    threads: int
+    """CPU threads of each rank; 0 = all cores, shared among the ranks."""
+    max_tokens: int
+    """Tokens of a pack: bounds the memory of one forward and backward."""
+    weight_decay: float
+    beta2: float
+    grad_clip: float
+
+    def __post_init__(self) -> None:
+        """Refuse unknown kinds and ZeRO stages."""
+        one_of("trainer.kind", self.kind, ("deepspeed", "torch"))
+        one_of("trainer.dtype", self.dtype, ("fp32", "bf16"))
+        at_least("trainer.num_ranks", self.num_ranks, 1)
+        at_least("trainer.max_tokens", self.max_tokens, 1)
+        at_least("trainer.threads", self.threads, 0)
+        at_least("trainer.weight_decay", self.weight_decay, 0)
+        if self.grad_clip <= 0:
+            raise ValueError(f"trainer.grad_clip={self.grad_clip} must be above 0; 1.0 is usual, 1e9 clips nothing")
+        if not 0 < self.beta2 < 1:
+            raise ValueError(f"trainer.beta2={self.beta2} must lie between 0 and 1; 0.95 is usual")
+        if self.kind == "torch" and self.dtype != "fp32":
+            raise ValueError(
+                f"trainer.dtype={self.dtype} needs trainer=deepspeed, which keeps fp32 master weights; without them "
+                "small steps round to nothing"
+            )
+        if self.zero_stage not in (1, 2):
+            raise ValueError(f"trainer.zero_stage={self.zero_stage} is not supported; use 1 or 2")
+        if self.kind == "torch" and self.num_ranks > 1:
+            raise ValueError(f"trainer.num_ranks={self.num_ranks} needs trainer=deepspeed; trainer=torch has one rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where the parts run."""
+
+    kind: str
+    """"ray" = engines and ranks are actors; "local" = everything in this process, without Ray."""
+    address: str
+    """Of a running Ray cluster; "" = start one on this machine for the length of the run."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown kinds."""
+        one_of("cluster.kind", self.kind, ("local", "ray"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityConfig:
+    """The gate after load and after every sync."""
+
+    tolerance: float
+    """Largest log-prob gap between engine and trainer in fp32, in nats; with bf16 the gap is only reported."""
+
+    def __post_init__(self) -> None:
+        """Refuse a gate that lets nothing pass."""
+        if self.tolerance <= 0:
+            raise ValueError(f"parity.tolerance={self.tolerance} must be above 0; 1e-4 is the limit in fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where numbers go besides the console and metrics.jsonl."""
+
+    tensorboard: bool
+    wandb_project: str
+    """"" = no Weights & Biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """How often a run can be picked up."""
+
+    every: int
+    """Steps between checkpoints; 0 = only at the end of a stage."""
+    keep: int
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse to keep none."""
+        at_least("checkpoint.every", self.every, 0)
+        at_least("checkpoint.keep", self.keep, 1)

@@ -1,0 +1,100 @@
+"""The stages of a run: SFT, GRPO, evaluation, and how each draws completions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlkit.algo.advantages import SCALES
+from rlkit.algo.losses import GrpoLoss
+from rlkit.algo.packing import AGGREGATES
+from rlkit.algo.schedule import Schedule
+from rlkit.config.checks import at_least, one_of
+from rlkit.types import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning on demonstrations."""
+
+    steps: int
+    batch_size: int
+    """Demonstrations per optimiser step."""
+    think_share: float
+    """Share of demonstrations that show the worked solution; the others think nothing and answer at once."""
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        """Refuse empty stages and impossible shares."""
+        at_least("sft.steps", self.steps, 0)
+        at_least("sft.batch_size", self.batch_size, 1)
+        if not 0 <= self.think_share <= 1:
+            raise ValueError(f"sft.think_share={self.think_share} must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no sampler can do."""
+        at_least("temperature", self.temperature, 0)
+        at_least("max_new_tokens", self.max_new_tokens, 1)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
+
+    def seeded(self, seed: int) -> Sampling:
+        """The same, with a seed to derive each rollout's own from."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgoConfig:
+    """GRPO."""
+
+    steps: int
+    prompts_per_step: int
+    group_size: int
+    """Rollouts of each prompt."""
+    minibatches: int
+    """Optimiser steps that the rollouts of one step are dealt to; 1 keeps every update on-policy."""
+    scale: str
+    aggregate: str
+    refresh_reference_every: int
+    """Steps after which the policy becomes the reference (R1: 400); 0 = never."""
+    sampling: SamplingConfig
+    loss: GrpoLoss
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        """Refuse groups that cannot be compared and batches that do not divide."""
+        at_least("algo.steps", self.steps, 0)
+        at_least("algo.prompts_per_step", self.prompts_per_step, 1)
+        at_least("algo.group_size", self.group_size, 2)
+        at_least("algo.minibatches", self.minibatches, 1)
+        one_of("algo.scale", self.scale, SCALES)
+        one_of("algo.aggregate", self.aggregate, AGGREGATES)
+        num_rollouts = self.prompts_per_step * self.group_size
+        if num_rollouts % self.minibatches:
+            raise ValueError(
+                f"algo.minibatches={self.minibatches} does not divide algo.prompts_per_step x algo.group_size = "
+                f"{self.prompts_per_step} x {self.group_size} = {num_rollouts}; change one of the three"
+            )
+        if self.sampling.temperature == 0:
+            raise ValueError("algo.sampling.temperature=0 makes all rollouts of a group equal; use 1.0")
+        if self.sampling.top_p < 1:
+            raise ValueError(
+                f"algo.sampling.top_p={self.sampling.top_p} cuts tokens whose probability the ratio needs; use 1.0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out accuracy."""
+
+    every: int
+    """GRPO steps between evaluations; 0 = only before and after each stage."""
+    sampling: SamplingConfig

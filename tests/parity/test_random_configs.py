@@ -77,10 +77,10 @@ def test_bf16_routing_choices_are_theirs(seed: int, tmp_path: Path) -> None:
         assert asked.keys() == routers.keys()
         for name, (x_TD, their_weights_TK, theirs_TK) in asked.items():
             assert x_TD.dtype == routers[name].weight.dtype == torch.bfloat16
-            weights_TK, experts_TK = routers[name](x_TD)
-            (experts_TK, order), (theirs_TK, their_order) = experts_TK.sort(-1), theirs_TK.sort(-1)
+            routing = routers[name](x_TD)
+            (experts_TK, order), (theirs_TK, their_order) = routing.experts_TK.sort(-1), theirs_TK.sort(-1)
             assert torch.equal(experts_TK, theirs_TK), f"{name}: {ours.config}"
-            assert torch.equal(weights_TK.gather(1, order), their_weights_TK.gather(1, their_order)), name
+            assert torch.equal(routing.weights_TK.gather(1, order), their_weights_TK.gather(1, their_order)), name
 
 
 def test_the_draw_covers_every_switch() -> None:

@@ -47,6 +47,8 @@ class CodeVerifier:
     `logs` hold the detail, the number of cases and how many passed ("all" stops at the first that does not).
     """
 
+    independent = True
+
     def __init__(
         self,
         *,
@@ -80,6 +82,7 @@ class CodeVerifier:
             self.limits = Limits(wall=wall, cpu=wall, memory_mb=memory_mb)
         except ValueError as error:
             raise RewardError(f"reward 'code': {error}") from None
+        self.longest_s = wall
         self.level, self.workers, self.imports, self.score = level, workers, tuple(imports), score
         self.url, self.allow_unsafe = url, allow_unsafe
         self._forget()
@@ -89,6 +92,15 @@ class CodeVerifier:
         box = self._open()
         with ThreadPoolExecutor(self.workers) as threads:
             return list(threads.map(functools.partial(self._reward, box), samples))
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raise RewardError if no row has tests; a row without any among others has no verdict."""
+        if samples and not any(_has_tests(sample) for sample in samples):
+            raise RewardError(
+                f"reward 'code': none of {len(samples)} rows has tests (columns of the first: "
+                f"{', '.join(map(str, samples[0].meta)) or 'none'}); it reads test_list, test, tests, input_output or "
+                "the columns that rewards/code_rows.py names"
+            )
 
     def close(self) -> None:
         """End the sandbox; the next call starts another."""
@@ -165,6 +177,13 @@ class CodeVerifier:
                 return calls(box, code, function, asked, owner, equal=tests.equal, fail_fast=fail_fast)
             case Asserts(entry_point=entry_point, asserts=source):
                 return asserts(box, code, entry_point, source, fail_fast=fail_fast)
+
+
+def _has_tests(sample: Sample) -> bool:
+    try:
+        return read_tests(sample.meta) is not None
+    except (ValueError, KeyError, TypeError, AttributeError):  # whatever a row may hold
+        return False
 
 
 def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool = False) -> str | None:

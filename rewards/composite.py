@@ -52,20 +52,39 @@ class Composite:
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
         """Judge every sample by the rewards of its route; raises RewardError for a task that has none."""
-        routed: dict[str, list[int]] = {}
-        for index, sample in enumerate(samples):
-            routed.setdefault(self._route(index, sample), []).append(index)
         verdicts: dict[int, Reward] = {}
-        for route, indices in routed.items():
+        for route, indices in self._routed(samples).items():
             chosen = [samples[index] for index in indices]
             verdicts |= zip(indices, _sum(self.routes[route], chosen), strict=True)
         return [verdicts[index] for index in range(len(samples))]
+
+    @property
+    def independent(self) -> bool:
+        """Whether all rewards judge each sample on its own."""
+        return all(part.judge.independent for parts in self.routes.values() for part in parts)
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which the slowest route gives up on a sample: the sum of its parts'."""
+        return max(sum(part.judge.longest_s for part in parts) for parts in self.routes.values())
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raise RewardError for a row whose task has no reward, or that lacks what its rewards need."""
+        for route, indices in self._routed(samples).items():
+            for part in self.routes[route]:
+                part.judge.check([samples[index] for index in indices])
 
     def close(self) -> None:
         """Let go of all rewards."""
         for parts in self.routes.values():
             for part in parts:
                 part.judge.close()
+
+    def _routed(self, samples: Sequence[Sample]) -> dict[str, list[int]]:
+        routed: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            routed.setdefault(self._route(index, sample), []).append(index)
+        return routed
 
     def _route(self, index: int, sample: Sample) -> str:
         if not self.by:

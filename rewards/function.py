@@ -35,6 +35,15 @@ class Closable(Protocol):
         ...
 
 
+@runtime_checkable
+class Checkable(Protocol):
+    """Something that can say of rows, before anything is written, that it cannot judge them."""
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raise RewardError for what could not be judged."""
+        ...
+
+
 class RewardFunction:
     """What `rewards.load` returns: call it on a list of samples.
 
@@ -105,6 +114,30 @@ class RewardFunction:
                 raise self._failed(result, _where(chunk, samples)) from result
             rewards += self._read(result, chunk, samples)
         return [replace(r, logs={**log, **r.logs}) if log else r for r, log in zip(rewards, logs, strict=True)]
+
+    @property
+    def independent(self) -> bool:
+        """Whether each sample is judged on its own, so that one that hangs costs no other its verdict.
+
+        A batch function sees a whole group, and so do coroutines, which wait together; an object that takes a list of
+        samples says so with an attribute `independent`.
+        """
+        if self.shape.per_sample:
+            return not inspect.iscoroutinefunction(self.fn)
+        return getattr(self.fn, "independent", False) is True
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which the reward itself gives up on a sample; 0 where it has no such limit."""
+        return float(getattr(self.fn, "longest_s", 0.0))
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raise RewardError for a row that lacks a column, or has a task, which judging it needs; judges nothing."""
+        logs: list[dict[str, Any]] = [{} for _ in samples]
+        for index in range(len(samples)):
+            self._arguments(range(index, index + 1), samples, logs)
+        if isinstance(self.fn, Checkable):
+            self.fn.check(samples)
 
     def close(self) -> None:
         """Let go of the workers of a reward that has some; harmless on any other, and when repeated."""

@@ -49,6 +49,8 @@ class LanguageShare:
     thought with fewer than `min_characters` letters earns 0.
     """
 
+    independent = True
+
     def __init__(self, language: str = "en", min_characters: int = 20) -> None:
         """Raises ValueError for a language whose script is not known.
 

@@ -17,6 +17,8 @@ class SoftOverlong:
     (DAPO, arXiv:2503.14476, equation 13). L_max = `max_completion_len` and L_cache = `soft_punish_cache`, in tokens.
     """
 
+    independent = True
+
     def __init__(self, max_completion_len: int, soft_punish_cache: int) -> None:
         """Raises ValueError for lengths that leave no room."""
         if not 0 <= soft_punish_cache <= max_completion_len or max_completion_len < 1:
@@ -81,6 +83,20 @@ class Cosine:
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
         """The other reward's verdicts and reasons with new values; a truncated sample has the greatest length."""
         return [self._scale(sample, verdict) for sample, verdict in zip(samples, self.judge(samples), strict=True)]
+
+    @property
+    def independent(self) -> bool:
+        """Whether the other reward judges each sample on its own."""
+        return self.judge.independent
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which the other reward gives up on a sample."""
+        return self.judge.longest_s
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raise RewardError for rows that the other reward cannot judge."""
+        self.judge.check(samples)
 
     def close(self) -> None:
         """Let go of the other reward."""

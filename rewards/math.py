@@ -38,6 +38,8 @@ class MathVerifier:
     gold_unparsable and worker_lost. `logs` hold the answer, where it stood, and the gold.
     """
 
+    independent = True
+
     def __init__(
         self,
         *,
@@ -62,19 +64,14 @@ class MathVerifier:
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 256:
             raise RewardError(f"reward 'math': workers={workers!r}; give a number of processes from 1 to 256")
         self.extraction: Extraction = extraction
-        self.timeout = timeout
+        self.timeout = self.longest_s = timeout
         self.comparison = Comparison(judge=Judge(arithmetic=FLOATS), percent=percent, units=units)
         self.pool = Pool(workers)
         weakref.finalize(self, self.pool.close)  # at the latest when the interpreter exits
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
         """Judge every sample, in order; raises RewardError if a row has no column `answer`."""
-        for index, sample in enumerate(samples):
-            if "answer" not in sample.meta:
-                raise RewardError(
-                    f"reward 'math' needs the column 'answer', which sample {index} does not have (its columns: "
-                    f"{', '.join(map(str, sample.meta)) or 'none'}); rename the column that holds the gold answer"
-                )
+        self.check(samples)
         found = [extract(s.completion, thought_is_open(s.prompt), self.extraction) for s in samples]
         golds = [gold_text(sample.meta["answer"]) for sample in samples]
         texts = [answer.text if answer else "" for answer in found]
@@ -85,6 +82,15 @@ class MathVerifier:
             logs = {"answer": text[:LOGGED], "place": answer.place if answer else "", "gold": (gold or "")[:LOGGED]}
             results.append(_reward(reason, logs))
         return results
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raise RewardError if a row has no column `answer`."""
+        for index, sample in enumerate(samples):
+            if "answer" not in sample.meta:
+                raise RewardError(
+                    f"reward 'math' needs the column 'answer', which sample {index} does not have (its columns: "
+                    f"{', '.join(map(str, sample.meta)) or 'none'}); rename the column that holds the gold answer"
+                )
 
     def judge(self, gold: str, answer: str) -> Outcome:
         """The verdict on the bare text of an answer; safe from any thread."""

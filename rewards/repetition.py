@@ -16,6 +16,8 @@ class Repetition:
     sample has none.
     """
 
+    independent = True
+
     def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0) -> None:
         """Raises ValueError for n < 1 and for a penalty that rewards or is not finite."""
         if ngram_size < 1:

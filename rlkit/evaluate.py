@@ -13,7 +13,7 @@ from rlkit.watch.evaluations import Evaluation, SampleText
 def evaluate(
     engine: Engine, reward: RewardFn, problems: Sequence[Prompt], sampling: Sampling, *, name: str, step: int
 ) -> Evaluation:
-    """Sample one completion for each problem and count those with reward 1 or more.
+    """Sample one completion for each problem and count those that solve it (`Score.correct`).
 
     A problem without a verdict counts as not solved, so accuracy cannot rise because a verifier failed.
     """
@@ -38,6 +38,6 @@ def _sample(group: ScoredGroup) -> SampleText:
         question=str(group.prompt.meta.get("question", group.prompt.text)),
         answer=str(group.prompt.meta.get("answer", "")),
         completion=group.rollouts[0].text,
-        correct=verdict.value is not None and verdict.value >= 1,
+        correct=verdict.correct,
         reason=verdict.reason,
     )

@@ -19,7 +19,7 @@ from rlkit.data.prompts import rows_for_step
 from rlkit.engine.base import Engine, rollout_seed
 from rlkit.train.base import Trainer
 from rlkit.types import Group, Prompt, Score, ScoredGroup, StepStats, UpdateStats
-from rlkit.watch.verdicts import check_masked
+from rlkit.watch.verdicts import check_masked, measured
 
 Verdicts = Future[Sequence[Score]]
 RewardFn = Callable[[Group], Verdicts]
@@ -170,11 +170,12 @@ def describe(scored: Sequence[ScoredGroup], *, num_flat: int, seconds: dict[str,
     return StepStats(
         weight_version=rollouts[0].weight_version,
         reward=sum(rewards) / max(1, len(rewards)),
-        accuracy=sum(reward >= 1 for reward in rewards) / max(1, len(rewards)),
+        accuracy=sum(score.correct for score in scores) / max(1, len(rewards)),
         length=num_tokens / len(rollouts),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
         masked=len(rollouts) - len(rewards),
         reasons=Counter(score.kind for score in scores if score.kind),
+        measured=measured(scores),
         reward_p50_s=seconds_sorted[len(scores) // 2],
         reward_p99_s=seconds_sorted[len(scores) * 99 // 100],
         groups=len(scored),

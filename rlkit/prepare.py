@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import rewards
-from rlkit.config import AlgoConfig, GrpoRun, RunConfig, SftRun
+from rlkit.config import AlgoConfig, GrpoRun, RewardConfig, RunConfig, SftRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import train_tokenizer
@@ -47,7 +48,7 @@ def prepare(cfg: RunConfig) -> Task:
         ValueError: naming key, value and fix, for missing files and columns, empty data, prompts that do not fit,
             a checkpoint that is not one, a reward that does not load.
     """
-    rewards.load(cfg.reward.fn, **cfg.reward.kwargs).close()
+    judge = rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
@@ -63,19 +64,34 @@ def prepare(cfg: RunConfig) -> Task:
         )
     _check_fit(cfg, architecture)
     room = cfg.engine.max_model_len - longest_completion(cfg)
+    prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
+    held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
+    with closing(judge):
+        check_reward(judge, cfg.reward, [*prompts, *held_out])
     demonstrations: Sequence[Demonstration] = ()
     if isinstance(cfg, SftRun):
         demonstrations = to_demonstrations(
             split.train, tokenizer, cfg.data.instruction, cfg.sft.think_share, cfg.data.seed, cfg.engine.max_model_len
         )
     return Task(
-        prompts=to_prompts(split.train, tokenizer, cfg.data.instruction, room),
+        prompts=prompts,
         demonstrations=tuple(demonstrations),
-        held_out=to_prompts(split.held_out, tokenizer, cfg.data.instruction, room),
+        held_out=held_out,
         tokenizer=tokenizer,
         architecture=architecture,
         checkpoint=checkpoint,
     )
+
+
+def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:
+    """ValueError if the reward cannot judge these rows, or not within `reward.timeout`."""
+    if judge.longest_s >= cfg.timeout:
+        raise ValueError(
+            f"reward.timeout={cfg.timeout:g} is no more than the {judge.longest_s:g} seconds that reward {cfg.fn!r} "
+            "allows a sample itself, so its verdict would come too late; raise reward.timeout, or lower the reward's "
+            "own limit in reward.kwargs"
+        )
+    judge.check([rewards.Sample(prompt.text, "", meta=prompt.meta) for prompt in prompts])
 
 
 def longest_completion(cfg: RunConfig) -> int:

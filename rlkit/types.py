@@ -9,7 +9,7 @@ Shape suffixes, used everywhere in rlkit:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -87,6 +87,21 @@ class Score:
     reason: str
     seconds: float = 0.0
     """How long the reward worked on it; for a function that judges a whole batch, on the batch."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What the value is made of; of a composite its first reward comes first."""
+    logs: Mapping[str, float] = field(default_factory=dict)
+    """Other numbers that the reward wants to see in the metrics."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the problem is solved, whatever else the value counts.
+
+        A reason "correct" or "wrong" says so; without one the first part does, or where there are none the value, by
+        being 1 or more.
+        """
+        if self.value is None or self.kind in ("correct", "wrong"):
+            return self.value is not None and self.kind == "correct"
+        return next(iter(self.parts.values()), self.value) >= 1
 
     @property
     def kind(self) -> str:
@@ -167,7 +182,7 @@ class StepStats:
     reward: float
     """Mean over the rollouts with a verdict."""
     accuracy: float
-    """Share of those with reward 1 or more."""
+    """Share of those that solve their problem: `Score.correct`."""
     length: float
     """Mean completion length, in tokens."""
     truncated: float
@@ -176,6 +191,8 @@ class StepStats:
     """Rollouts without a verdict."""
     reasons: Mapping[str, int]
     """Rollouts by what the reward said of them ("correct", "wrong", "timeout"); those without a reason are left out."""
+    measured: Mapping[str, float]
+    """Means of the rewards' parts and logs, `part/NAME` and `log/NAME`."""
     reward_p50_s: float
     """Median time that the reward worked on a rollout."""
     reward_p99_s: float
@@ -197,6 +214,7 @@ class StepStats:
         names = ("weight_version", "reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "lr")
         values: dict[str, float] = {name: getattr(self, name) for name in names}
         values |= {f"reason/{kind}": count for kind, count in self.reasons.items()}
+        values |= self.measured
         values |= {"reward_p50_s": self.reward_p50_s, "reward_p99_s": self.reward_p99_s}
         values |= {f"{phase}_s": seconds for phase, seconds in self.seconds.items()}
         values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)

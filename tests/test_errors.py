@@ -204,6 +204,31 @@ def test_rewards_that_do_not_load(
         assert word in printed
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["reward=code"], ["none of 70 rows has tests", "question"]),
+        (
+            ["reward=composite", "reward.kwargs.by=task", "reward.kwargs.rewards={gcd: number}"],
+            ["task='chain_sum'", "there are rewards for gcd"],
+        ),
+        (["reward=composite", "reward.kwargs.rewards=[number, PLUGIN:f]"], ["needs city", "prompt '"]),
+        (["reward=math", "reward.kwargs.timeout=30"], ["reward.timeout=20", "the 30 seconds that reward 'math'"]),
+        (["reward=code", "reward.timeout=10"], ["reward.timeout=10", "the 10 seconds", "reward.kwargs"]),
+    ],
+)
+def test_rewards_that_cannot_judge_these_rows_or_not_in_time(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    """All of these came up only when a rollout was judged, or as rollouts that time and again had no verdict."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("def f(completion: str, city: str) -> float:\n    return 0.0\n")
+    given = [override.replace("PLUGIN", str(plugin)) for override in overrides]
+    printed = refusal(capsys, tmp_path, "data.train_size=50", "data.eval_size=20", *given)
+    for word in words:
+        assert word in printed
+
+
 def test_a_folder_with_another_run_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     common = [*LOCAL, f"output_dir={out}", "algo.steps=0", "sft.steps=0", "evaluation.sampling.max_new_tokens=2"]

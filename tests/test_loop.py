@@ -203,12 +203,12 @@ def test_rollouts_without_a_verdict_are_left_out_of_the_group() -> None:
 def test_a_step_with_too_many_rollouts_without_a_verdict_stops(group_size: int, masked: int, stops: bool) -> None:
     """More than 5 %, and more than one: a single failure in a small step is no reason."""
     values = (*(None,) * masked, *(float(i % 2) for i in range(group_size - masked)))
-    parts, log = make(by_place(*values, reason="timeout"))
+    parts, log = make(by_place(*values, reason="deadline"))
     cfg = replace(CFG, prompts_per_step=1, group_size=group_size)
     if not stops:
         assert grpo_step(1, PROMPTS[:1], parts, cfg, seed=0).masked == masked
         return
-    words = rf"{masked} of {group_size} rollouts have no verdict \(timeout {masked}\), .*; raise reward.timeout"
+    words = rf"{masked} of {group_size} rollouts have no verdict \(deadline {masked}\), .*; raise reward.timeout"
     with pytest.raises(NoVerdictError, match=words):
         grpo_step(1, PROMPTS[:1], parts, cfg, seed=0)
     assert log.events == ["generate p0"], "nothing is learned from what is left"
@@ -246,6 +246,34 @@ def test_reasons_and_times_are_counted() -> None:
 )  # fmt: skip
 def test_the_kind_of_a_reason(value: float | None, reason: str, kind: str) -> None:
     assert Score(value=value, reason=reason).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("score", "correct"),
+    [
+        (Score(value=1.0, reason=""), True),
+        (Score(value=0.9, reason=""), False),
+        (Score(value=None, reason="correct"), False),
+        (Score(value=0.4, reason="correct"), True),  # a right answer that is long
+        (Score(value=1.5, reason="wrong: got 8", parts={"number": 0.0, "format": 1.0}), False),
+        (Score(value=1.5, reason="", parts={"mine": 0.0, "format": 1.5}), False),
+        (Score(value=0.3, reason="", parts={"mine": 1.0, "length": -0.7}), True),
+        (Score(value=1.0, reason="no_answer", parts={"mine": 0.0}), False),
+    ],
+)
+def test_correct_is_what_solves_the_problem_whatever_else_is_rewarded(score: Score, correct: bool) -> None:
+    assert score.correct == correct
+
+
+def test_parts_and_logs_are_averaged_over_the_rollouts_that_have_them() -> None:
+    def judge(group: Group) -> list[Score]:
+        first = Score(value=1.2, reason="correct", parts={"right": 1.0, "form": 0.2}, logs={"steps": 5.0})
+        return [first, Score(value=0.2, reason="wrong", parts={"right": 0.0, "form": 0.2}), *[NOTHING] * 2]
+
+    NOTHING = Score(value=0.0, reason="")
+    values = grpo_step(1, PROMPTS[:2], make(judge)[0], CFG, seed=0).values()
+    assert (values["part/right"], values["part/form"], values["log/steps"]) == (0.5, pytest.approx(0.2), 5.0)
+    assert values["accuracy"] == 0.25
 
 
 def test_groups_that_finish_in_another_order_change_nothing() -> None:

@@ -48,6 +48,7 @@ def grpo_stats(*, learned: bool) -> StepStats:
         truncated=0.0,
         masked=0,
         reasons={},
+        measured={},
         reward_p50_s=0.0,
         reward_p99_s=0.0,
         groups=4,

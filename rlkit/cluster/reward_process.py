@@ -6,12 +6,13 @@ kills the process (`rlkit.cluster.scoring`). The channel closes with the driver,
 
 from __future__ import annotations
 
-import inspect
+import math
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from typing import Any
 
 import rewards
 
@@ -21,16 +22,16 @@ MAX_REASON = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The reward is loaded; `one_by_one` says whether it judges each sample on its own."""
+    """The reward is loaded; `one_by_one` says whether samples may be passed one at a time."""
 
     one_by_one: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """Values and reasons of the next samples, and the seconds that the call took."""
+    """What the reward says of the next samples, and the seconds that the call took; of `logs` only the numbers."""
 
-    values: tuple[tuple[float | None, str], ...]
+    rewards: tuple[rewards.Reward, ...]
     seconds: float
 
 
@@ -51,35 +52,37 @@ def main(descriptor: int) -> None:
     except BaseException as error:  # also what sys.exit() in a module raises: a silent end would look like a crash
         channel.send(_failed(error))
         return
-    one_by_one = judges_one_by_one(judge)
     try:
-        channel.send(Ready(one_by_one=one_by_one))
+        channel.send(Ready(one_by_one=judge.independent))
         while True:
-            _judge(channel, judge, one_by_one, channel.recv())
+            _judge(channel, judge, channel.recv())
     except (EOFError, BrokenPipeError):  # the driver is done, or gone
         judge.close()
 
 
-def judges_one_by_one(judge: rewards.RewardFunction) -> bool:
-    """Whether samples may be passed one at a time, so that one that hangs costs no other its verdict.
-
-    A batch function sees a whole group, and so do coroutines, which wait together.
-    """
-    return judge.shape.per_sample and not inspect.iscoroutinefunction(judge.fn)
-
-
-def _judge(
-    channel: Connection, judge: rewards.RewardFunction, one_by_one: bool, samples: Sequence[rewards.Sample]
-) -> None:
-    for part in [[sample] for sample in samples] if one_by_one else [samples]:
+def _judge(channel: Connection, judge: rewards.RewardFunction, samples: Sequence[rewards.Sample]) -> None:
+    for part in [[sample] for sample in samples] if judge.independent else [samples]:
         start = time.perf_counter()
         try:
             found = judge(part)
         except BaseException as error:
             channel.send(_failed(error))
             return
-        values = tuple((verdict.value, str(verdict.reason)[:MAX_REASON]) for verdict in found)
-        channel.send(Verdicts(values=values, seconds=time.perf_counter() - start))
+        channel.send(Verdicts(rewards=tuple(map(_portable, found)), seconds=time.perf_counter() - start))
+
+
+def _portable(verdict: rewards.Reward) -> rewards.Reward:
+    """What the run keeps of a verdict; a reason may be a whole completion, and `logs` may hold anything."""
+    reason = str(verdict.reason)[:MAX_REASON]
+    return replace(verdict, reason=reason, parts=_numbers(verdict.parts), logs=_numbers(verdict.logs))
+
+
+def _numbers(entries: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        str(name): float(entry)
+        for name, entry in entries.items()
+        if isinstance(entry, (int, float)) and math.isfinite(entry)
+    }
 
 
 def _failed(error: BaseException) -> Failed:

@@ -51,10 +51,10 @@ def build_reward(cfg: RewardConfig) -> Iterator[Scorer]:
 class Scorer:
     """`rlkit.loop.RewardFn`: takes a group, returns at once, and judges it in one of `reward.workers` processes.
 
-    A function called per sample has `reward.timeout` seconds for each; one called per batch gets a whole group and
-    the time of all its samples. A rollout that takes longer has no verdict (reason "timeout"), nor has one whose
-    process dies (reason "worker_lost"): the process is replaced and goes on with the others. A reward that cannot be
-    loaded, raises, or returns what is no reward, raises RewardError from the future.
+    A reward that judges each sample on its own has `reward.timeout` seconds for each; one that needs the batch gets a
+    whole group and the time of all its samples. A rollout that takes longer has no verdict (reason "deadline"), nor has
+    one whose process dies (reason "worker_lost"): the process is replaced and goes on with the others. A reward that
+    cannot be loaded, raises, or returns what is no reward, raises RewardError from the future.
     """
 
     def __init__(self, cfg: RewardConfig) -> None:
@@ -156,7 +156,10 @@ class _Worker:
         for _ in range(0, len(samples), size):
             answer = self._answer(size * timeout, size)
             assert isinstance(answer, Verdicts)
-            yield [Score(value=value, reason=reason, seconds=answer.seconds) for value, reason in answer.values]
+            yield [
+                Score(value=r.value, reason=r.reason, parts=r.parts, logs=r.logs, seconds=answer.seconds)
+                for r in answer.rewards
+            ]
 
     def kill(self) -> None:
         """End the process and everything below it, at once."""
@@ -182,7 +185,7 @@ class _Worker:
         try:
             answer = self._answer(LOAD_S, 0)
         except _Lost as lost:
-            how = f"took more than {LOAD_S:g} s" if lost.reason == "timeout" else "ended the process"
+            how = f"took more than {LOAD_S:g} s" if lost.reason == "deadline" else "ended the process"
             raise RewardError(f"importing reward {self._name!r} {how}; correct its module") from lost
         assert isinstance(answer, Ready)
         return answer
@@ -191,7 +194,7 @@ class _Worker:
         start = time.monotonic()
         try:
             if not self._channel.poll(seconds):
-                raise _Lost("timeout", num_samples, seconds)
+                raise _Lost("deadline", num_samples, seconds)
             answer = self._channel.recv()
         except (EOFError, OSError):
             raise _Lost("worker_lost", num_samples, time.monotonic() - start) from None

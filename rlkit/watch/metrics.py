@@ -18,6 +18,7 @@ from uuid import uuid4
 
 EVAL = "eval"
 REASON = "reason/"
+PART = "part/"
 """Metrics of this prefix count rollouts by what the reward said of them: `reason/correct`, `reason/timeout`."""
 _FILE = "metrics.jsonl"
 _BOARD = "tensorboard"

@@ -23,7 +23,7 @@ from rlkit.watch.evaluations import (
     wilson,
     write_evaluation,
 )
-from rlkit.watch.metrics import EVAL, REASON, read_metrics, write_atomic
+from rlkit.watch.metrics import EVAL, PART, REASON, read_metrics, write_atomic
 from rlkit.watch.plots import RAW_LIMIT, Interval, Series, histogram, interval_plot, line_plot, stacked_plot
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
@@ -177,6 +177,7 @@ def _grpo_figures(lines: Lines) -> list[str]:
     kl_note = "policy against reference, on the sampled tokens"
     return [
         _curve(lines, "Reward and accuracy", {"reward": "reward", "accuracy": "accuracy"}, "mean of the step"),
+        _parts(lines),
         _reasons(lines),
         _curve(lines, "Reward time", latency, "seconds", "that the reward worked on a rollout", log=True),
         _curve(lines, "Completion length", {"length": "tokens"}, "tokens", "mean of the step's rollouts"),
@@ -208,6 +209,13 @@ def _curve(
     notes += [f"{zeros} exact zeros not shown"] if zeros else []
     svg = line_plot(series, log=log, percent=percent, raw_limit=math.inf if exact else RAW_LIMIT)
     return _figure(title, unit, "; ".join(notes), svg)
+
+
+def _parts(lines: Lines) -> str:
+    """Curves of what a composite reward is made of."""
+    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(PART))
+    names = {key: key.removeprefix(PART) for key in list(keys)[:_CURVES_LIMIT]}
+    return _curve(lines, "Parts of the reward", names, "mean of the step", "before their weights")
 
 
 def _reasons(lines: Lines) -> str:

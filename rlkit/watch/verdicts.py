@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from rlkit.types import Score
 
 MAX_MASKED = 0.05
 """Share of the rollouts of one step (or evaluation) that may have no verdict; a single one may in any case."""
 FIXES = {
-    "timeout": "raise reward.timeout, or make the reward faster",
+    "deadline": "raise reward.timeout, or make the reward faster",
+    "timeout": "raise the limit that the reward sets itself in reward.kwargs, or make it faster",
     "worker_lost": "the reward ends its own process (out of memory?); lower reward.workers, or correct the reward",
     "infra": "the sandbox failed, not the model; see what `python -m sandbox doctor` says",
     "gold_unparsable": "correct or remove the rows that `rlkit reward verify-dataset` lists",
@@ -35,3 +39,13 @@ def check_masked(masked: Counter[str], num_rollouts: int) -> None:
         f"{FIXES.get(masked.most_common(1)[0][0], OTHERWISE)}. Then start the run again: it goes on from its newest "
         "checkpoint"
     )
+
+
+def measured(scores: Sequence[Score]) -> dict[str, float]:
+    """Means of what the rewards broke their verdicts down to, `part/NAME` and `log/NAME`, over those that have it."""
+    found = defaultdict[str, list[float]](list)
+    for score in scores:
+        for kind, numbers in (("part", score.parts), ("log", score.logs)):
+            for name, number in numbers.items():
+                found[f"{kind}/{name}"].append(number)
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}

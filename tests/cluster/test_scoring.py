@@ -65,6 +65,18 @@ def hanging_batch(completions, **columns):
 def short(completions, **columns):
     return [1.0]
 
+class Listed:
+    independent = True
+
+    def __call__(self, samples):
+        if any(sample.completion == "hang" for sample in samples):
+            time.sleep(600)
+        return [Reward(1.0, "correct") for _ in samples]
+
+def broken_down(completion):
+    logs = {"steps": 3, "text": "no number", "endless": float("inf"), "handle": sys.stderr}
+    return Reward(1.5, parts={"right": 1, "short": 0.25}, logs=logs)
+
 def with_child(completion):
     import subprocess
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -118,6 +130,23 @@ def test_coroutines_of_a_group_wait_together(plugin: Path) -> None:
     [found] = scores(config(f"{plugin}:later"), group(*"abcdefgh"))
     assert [score.value for score in found] == [1.0] * 8
     assert found[0].seconds < 8 * 0.2
+
+
+def test_parts_and_numbers_of_the_logs_come_along(plugin: Path) -> None:
+    [[score]] = scores(config(f"{plugin}:broken_down"), group("x"))
+    assert (score.parts, score.logs) == ({"right": 1.0, "short": 0.25}, {"steps": 3.0})
+    assert score.correct and score.value == 1.5
+
+
+@pytest.mark.parametrize("fn", ["listed", "composite"])
+def test_an_object_that_judges_samples_on_their_own_loses_only_the_one_that_hangs(plugin: Path, fn: str) -> None:
+    """Once per batch, a single hang took the verdicts of its whole group, and all had the latency of the group."""
+    cfg = config(f"{plugin}:Listed", timeout=1.0)
+    if fn == "composite":
+        cfg = config("composite", timeout=1.0, rewards=[f"{plugin}:Listed", "format"])
+    [found] = scores(cfg, group("x", "hang", "y"))
+    assert [score.reason for score in found] == ["correct", "deadline", "correct"]
+    assert [score.seconds >= 1 for score in found] == [False, True, False]
 
 
 def test_every_worker_works_and_none_is_the_driver(plugin: Path) -> None:
@@ -190,7 +219,7 @@ def test_one_that_hangs_is_killed_and_the_others_are_judged(plugin: Path, how: s
         first = reward(group("x", how, "y", "none")).result()
         second = reward(group("x", id="q")).result()
     assert [(score.value, score.kind) for score in first] == [
-        (1.0, ""), (None, "timeout"), (1.0, ""), (None, "no_verdict"),
+        (1.0, ""), (None, "deadline"), (1.0, ""), (None, "no_verdict"),
     ]  # fmt: skip
     assert first[1].seconds == 1.0
     assert [score.value for score in second] == [1.0], "the process is replaced"
@@ -199,7 +228,7 @@ def test_one_that_hangs_is_killed_and_the_others_are_judged(plugin: Path, how: s
 def test_a_batch_that_hangs_has_no_verdict_after_the_time_of_all_its_samples(plugin: Path) -> None:
     start = time.monotonic()
     hung, fine = scores(config(f"{plugin}:hanging_batch", timeout=0.5), group("x", "hang", "y"), group("x", id="q"))
-    assert [(score.value, score.reason) for score in hung] == [(None, "timeout")] * 3
+    assert [(score.value, score.reason) for score in hung] == [(None, "deadline")] * 3
     assert [score.value for score in fine] == [1.0]
     assert hung[0].seconds == pytest.approx(1.5)
     assert time.monotonic() - start < 20
@@ -218,7 +247,7 @@ def test_a_reward_that_always_hangs_stops_the_run_long_before_its_last_sample(pl
     with build_reward(config(f"{plugin}:trouble", processes=2, timeout=0.05)) as reward:
         judged = [(group, reward(group)) for group in groups]
         with pytest.raises(
-            NoVerdictError, match=r"of 100 rollouts have no verdict \(timeout \d+\).*raise reward.timeout"
+            NoVerdictError, match=r"of 100 rollouts have no verdict \(deadline \d+\).*raise reward.timeout"
         ):
             collect(judged, [group.prompt for group in groups])
     assert time.monotonic() - start < 30
@@ -228,7 +257,7 @@ def test_a_reward_that_always_hangs_stops_the_run_long_before_its_last_sample(pl
 def test_what_a_killed_process_started_is_killed_too(plugin: Path) -> None:
     before = below({os.getpid()})
     [[score]] = scores(config(f"{plugin}:with_child", timeout=1.0), group("x"))
-    assert score.kind == "timeout"
+    assert score.kind == "deadline"
     assert below({os.getpid()}) <= before
     sleepers = [p for p in Path("/proc").glob("[0-9]*") if command(p).endswith("-c import time; time.sleep(600) ")]
     assert not [p for p in sleepers if os.environ["RLKIT_TEST_SESSION"].encode() in environment(p)]
@@ -293,7 +322,7 @@ def test_a_sandbox_ends_with_the_process_that_is_killed() -> None:
     before = below({os.getpid()})
     with build_reward(config("code", timeout=1.0, wall=100.0, workers=1)) as reward:
         [score] = reward(group(LOOP, test_list=["assert f() == 1"])).result()
-        assert score.kind == "timeout"
+        assert score.kind == "deadline"
     deadline = time.monotonic() + 5
     while (left := below({os.getpid()}) - before) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -79,10 +79,10 @@ def test_a_reward_that_hangs_once_costs_one_rollout(tmp_path: Path, capsys: pyte
     grpo.main(settings(tmp_path / "run", plugin, "trouble", "reward.timeout=3"))
     lines = [line for line in read_metrics(tmp_path / "run") if line["stage"] == "grpo"]
     assert [line["masked"] for line in lines] == [0, 0, 1, 0]
-    assert [line.get("reason/timeout") for line in lines] == [None, None, 1, None]
+    assert [line.get("reason/deadline") for line in lines] == [None, None, 1, None]
     assert [line["reward_p99_s"] >= 3 for line in lines] == [False, False, True, False]
     row = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("3/4 "))
-    assert row.endswith("timeout 1")
+    assert row.endswith("deadline 1")
     assert "1 rollouts had no verdict" in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -39,6 +39,27 @@ def test_the_weighted_sum_with_its_breakdown() -> None:
     assert found[1].logs == {"number.reason": "correct", "format.reason": "missing_tag"}
 
 
+def test_rows_are_refused_before_anything_is_judged() -> None:
+    routes = rewards.load("composite", by="task", rewards={"sum": ["number", "math"]})
+    routes.check([Sample("", "", meta=SEVEN)])
+    with pytest.raises(RewardError, match="task='product' of sample 1 has no reward"):
+        routes.check([Sample("", "", meta=SEVEN), Sample("", "", meta=SEVEN | {"task": "product"})])
+    with pytest.raises(RewardError, match="needs answer"):
+        routes.check([Sample("", "", meta={"task": "sum"})])
+
+
+def test_what_its_rewards_need_of_a_run_it_needs_too() -> None:
+    def batch(completions: list[str], **columns: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    alone = rewards.load("composite", rewards=[{"fn": "math", "kwargs": {"timeout": 3}}, {"fn": "code"}])
+    assert alone.independent and alone.longest_s == 3 + 10
+    scaled = rewards.load("cosine", fn="math", max_len=10, kwargs={"timeout": 4})
+    assert scaled.independent and scaled.longest_s == 4
+    together = rewards.load("composite", rewards=["number", batch])
+    assert not together.independent and together.longest_s == 0
+
+
 def test_entries_may_be_names_pairs_functions_and_settings() -> None:
     strict = {"fn": "format", "name": "strict", "weight": -0.5}
     loose = {"fn": "format", "name": "loose", "kwargs": {"answer_tags": False}}

@@ -216,6 +216,14 @@ def test_verdicts_are_counted_by_what_the_reward_said(tmp_path: Path) -> None:
     assert rows == ["verdictbefore SFTafter SFT", "correct25.0 %100.0 %", "wrong50.0 %0.0 %", "unparsable25.0 %0.0 %"]
 
 
+def test_parts_of_the_reward_are_curves(tmp_path: Path) -> None:
+    with Metrics(tmp_path, tensorboard=False, resume_after=None) as metrics:
+        for step in (1, 2):
+            metrics.write("grpo", step, {"reward": 1.1, "part/number": step / 2, "part/format": 0.25})
+    [figure] = [figure for figure in page(tmp_path).all("figure") if figure.startswith("Parts of the reward")]
+    assert figure.endswith("number1format0.25")
+
+
 def test_verdicts_of_the_steps_are_curves(tmp_path: Path) -> None:
     """The four most frequent; one that a step does not name did not occur in it."""
     with Metrics(tmp_path, tensorboard=False, resume_after=None) as metrics:

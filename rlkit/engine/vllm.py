@@ -5,7 +5,8 @@ an engine is made, not before, because it reads its environment while it is impo
 
 Defects of the CPU build of vLLM 0.32.0, the first and the third silent, and the way round each:
     rotary_embedding   the C++ op corrupts the queries of MLA           -> custom_ops "none": the torch version
-    CPU_MLA            decode kernel is slow, for one latent width only -> VLLM_MLA_DISABLE: keys and values expanded
+    CPU_MLA            decode kernel is slow, for latent width 576 only -> VLLM_MLA_DISABLE=1, which expands keys and
+                       values, unless the environment says 0
     reload_weights     a second load skips the packing of the experts   -> forget the MoE kernel before each load
     torch.compile      routing and log-probs need a C compiler, 30 s    -> TORCHDYNAMO_DISABLE while it is imported
     chunked prefill    a prompt cut in two whose request has a seed ends the engine -> prompts are never cut
@@ -238,10 +239,13 @@ def _platform_arguments(
     """The engine arguments that differ between CUDA and the CPU."""
     if cuda:
         return {"gpu_memory_utilization": gpu_memory_utilization}
+    expanded = os.environ["VLLM_MLA_DISABLE"] == "1"
+    # Attention on the CPU reads whole blocks of the cache, full or not: these are the smallest that each kernel takes.
+    cache = {"block_size": 32} if expanded else {"block_size": 16, "attention_backend": "CPU_MLA"}  # AMX_MLA: no fp32
     return {
+        **cache,
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
         "enforce_eager": True,
-        "block_size": 32,  # the smallest: attention on the CPU reads whole blocks of the cache, full or not
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(max_model_len, 4096),
         "compilation_config": {"custom_ops": ["none"]},
@@ -274,7 +278,8 @@ def _start_up(cuda: bool) -> Iterator[None]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "TORCHDYNAMO_DISABLE")}
     if not cuda:
-        os.environ.update(VLLM_MLA_DISABLE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
+        os.environ.setdefault("VLLM_MLA_DISABLE", "1")  # who sets 0 wants the latent cache, and has width 576
+        os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would overrule kv_cache_gib
         # Ties all memory to one NUMA node although no thread is tied to it, and says so on stderr.
         operators: Any = torch.ops._C

@@ -157,6 +157,7 @@ def average(updates: Sequence[UpdateStats]) -> UpdateStats:
         kl=sum(update.kl for update in updates) / count,
         clip_fraction=sum(update.clip_fraction for update in updates) / count,
         logprob_gap=updates[0].logprob_gap,
+        load={key: sum(update.load[key] for update in updates) / count for key in updates[0].load},
     )
 
 

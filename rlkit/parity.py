@@ -12,7 +12,7 @@ from torch import Tensor
 GATE = ".mlp.gate"
 """Ending of the names under which a trace holds the margins of a router's choices."""
 TIE = 1e-4
-"""Margin, in units of the router's scores (0 to 1), below which a choice counts as a tie: 100 times fp32 rounding."""
+"""Margin of a choice below which it counts as a tie: 100 times fp32 rounding of a sigmoid score, or of log softmax."""
 
 
 NUM_SEQUENCES, LENGTH = 8, 48

@@ -18,6 +18,7 @@ from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import train_tokenizer
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.checkpoint import checkpoint_files
+from rlkit.model.routing import RULES
 from rlkit.model.weights import published_names
 from rlkit.types import Prompt
 
@@ -63,6 +64,7 @@ def prepare(cfg: RunConfig) -> Task:
             cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids
         )
     _check_fit(cfg, architecture)
+    _check_balance(cfg, architecture)
     room = cfg.engine.max_model_len - longest_completion(cfg)
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
     held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
@@ -143,4 +145,21 @@ def _check_fit(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
         raise ValueError(
             f"engine.max_model_len={cfg.engine.max_model_len} is more than the model's max_position_embeddings="
             f"{architecture.max_position_embeddings}; lower the first"
+        )
+
+
+def _check_balance(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
+    """Refuse to balance what is not there."""
+    trainer, where = cfg.trainer, f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
+    if not architecture.has_experts:
+        for key, value in (
+            ("bias_update_speed", trainer.bias_update_speed),
+            ("balance_coef", trainer.balance_coef),
+        ):
+            if value:
+                raise ValueError(f"trainer.{key}={value}: {where} has no layer with routed experts; set it to 0")
+    elif trainer.bias_update_speed and not RULES[architecture.scoring_func].has_bias:
+        raise ValueError(
+            f"trainer.bias_update_speed={trainer.bias_update_speed}: {where} has scoring_func="
+            f"{architecture.scoring_func}, a router without a bias; set it to 0, and trainer.balance_coef above 0"
         )

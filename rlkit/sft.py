@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rlkit.algo import SftLoss, pack_demonstrations
 from rlkit.config import SftConfig
@@ -24,6 +25,13 @@ class SftStats:
     tokens: int
     """Prompt and completion tokens of the batch."""
     tok_s: float
+    load: Mapping[str, float] = field(default_factory=dict)
+    """As in `UpdateStats`."""
+
+    def values(self) -> dict[str, float]:
+        """Flat names and numbers, as the step line and metrics.jsonl show them."""
+        values: dict[str, Any] = asdict(self)
+        return values | values.pop("load")
 
 
 def finetune(
@@ -46,5 +54,6 @@ def finetune(
                 lr=lr,
                 tokens=batch.num_tokens,
                 tok_s=batch.num_tokens / (time.perf_counter() - began),
+                load=update.load,
             ),
         )

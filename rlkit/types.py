@@ -171,6 +171,14 @@ class UpdateStats:
     kl: float
     clip_fraction: float
     logprob_gap: float
+    load: Mapping[str, float] = field(default_factory=dict)
+    """How evenly the experts were used (see `rlkit.algo.balance.load_numbers`), and the balance loss if it is on; {}
+    without experts."""
+
+    def values(self) -> dict[str, float]:
+        """Flat names and numbers."""
+        values: dict[str, Any] = asdict(self)
+        return values | values.pop("load")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,5 +228,5 @@ class StepStats:
         values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)
         if self.update is not None:
             values["train_tok_s"] = self.train_tokens / max(self.seconds["train"], 1e-9)
-            values |= asdict(self.update)
+            values |= self.update.values()
         return values if self.parity is None else values | {"parity": self.parity}

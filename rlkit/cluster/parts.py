@@ -53,14 +53,15 @@ def build_trainer(
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
     model = DeepseekV3.from_checkpoint(checkpoint, dtype)
+    balance = {"bias_update_speed": cfg.bias_update_speed, "balance_coef": cfg.balance_coef}
     if cfg.kind == "torch":
         from rlkit.train.torch import TorchStepper
 
-        return ModelTrainer(model, TorchStepper(model, cfg), keep_reference=keep_reference)
+        return ModelTrainer(model, TorchStepper(model, cfg), keep_reference=keep_reference, **balance)
     from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks  # takes seconds to import
 
     join_ranks(store, rank, cfg.num_ranks)
-    return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference)
+    return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference, **balance)
 
 
 def gate_inputs(cfg: RunConfig, task: Task) -> tuple[Sequence[Sequence[int]], float | None]:

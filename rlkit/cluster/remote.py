@@ -94,6 +94,7 @@ class RemoteTrainer:
             kl=sum(stat.kl for stat in stats),
             clip_fraction=sum(stat.clip_fraction for stat in stats),
             logprob_gap=max(stat.logprob_gap for stat in stats),
+            load=stats[0].load,  # counted over all ranks already
         )
 
     def with_reference(self, batch: Batch) -> Batch:

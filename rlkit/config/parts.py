@@ -115,6 +115,10 @@ class TrainerConfig:
     weight_decay: float
     beta2: float
     grad_clip: float
+    bias_update_speed: float
+    """How far the bias of every expert moves against its load after a step (V3 in pre-training: 0.001); 0 = frozen."""
+    balance_coef: float
+    """Weight of the sequence-wise balance loss (V3 in pre-training: 1e-4); 0 = none."""
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds and ZeRO stages."""
@@ -124,6 +128,8 @@ class TrainerConfig:
         at_least("trainer.max_tokens", self.max_tokens, 1)
         at_least("trainer.threads", self.threads, 0)
         at_least("trainer.weight_decay", self.weight_decay, 0)
+        at_least("trainer.bias_update_speed", self.bias_update_speed, 0)
+        at_least("trainer.balance_coef", self.balance_coef, 0)
         if self.grad_clip <= 0:
             raise ValueError(f"trainer.grad_clip={self.grad_clip} must be above 0; 1.0 is usual, 1e9 clips nothing")
         if not 0 < self.beta2 < 1:

@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rlkit.model.routing import RULES
+
 CONFIG = "config.json"
 # What our code computes and a config.json may contradict: key -> the only value we can honour.
 FIXED = {
-    "model_type": "deepseek_v3",
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
     "hidden_act": "silu",
     "attention_bias": False,
     "attention_dropout": 0.0,
     "moe_layer_freq": 1,
     "rope_interleave": True,
 }
+PUBLISHED = {"sigmoid": ("deepseek_v3", "DeepseekV3ForCausalLM"), "softmax": ("deepseek_v2", "DeepseekV2ForCausalLM")}
+"""Router rule -> model_type and architecture under which its checkpoints are published: each class has one rule."""
 GROUPED_ROWS = 8
 """Grouped matrix products want rows of 16 bytes: 8 numbers in bf16."""
 
@@ -85,6 +86,8 @@ class DeepseekV3Config:
     n_group: int = 8
     topk_group: int = 4
     """Groups of experts that one token may use."""
+    scoring_func: str = "sigmoid"
+    """The router's rule: "sigmoid", V3's with its bias, or "softmax", V2's; the rest of the model is the same."""
     first_k_dense_replace: int = 3
     """Layers before this one have a dense MLP."""
     routed_scaling_factor: float = 2.5
@@ -117,6 +120,7 @@ class DeepseekV3Config:
                 _check(none or (type(value) is int and value > 0), key, value, "give a positive whole number")
             elif kind == "float":
                 _check(isinstance(value, int | float) and value > 0, key, value, "give a positive number")
+        self._check_rule()
         self._check_experts()
         for key, size in (("hidden_size", self.hidden_size), ("moe_intermediate_size", self.moe_intermediate_size)):
             _check(size % GROUPED_ROWS == 0, key, size, f"give a multiple of {GROUPED_ROWS}")
@@ -142,9 +146,33 @@ class DeepseekV3Config:
         fix = f"the {self.topk_group} chosen groups (topk_group) hold only {reach} experts"
         _check(self.num_experts_per_tok <= reach, "num_experts_per_tok", self.num_experts_per_tok, fix)
 
+    def _check_rule(self) -> None:
+        rules = [rule for rule in RULES if rule in PUBLISHED]
+        _check(self.scoring_func in rules, "scoring_func", self.scoring_func, f"give one of {', '.join(rules)}")
+        if self.scoring_func != "softmax":
+            return
+        # transformers' V2 leaves the weights as they are, DeepSeek's code normalises them, vLLM also scales them then.
+        fix = "implementations of V2's softmax router differ there; set it to false"
+        _check(not self.norm_topk_prob, "norm_topk_prob", self.norm_topk_prob, fix)
+        fix = f"transformers' V2 wants a multiple of num_attention_heads={self.num_attention_heads}"
+        _check(self.hidden_size % self.num_attention_heads == 0, "hidden_size", self.hidden_size, fix)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer has routed experts."""
+        return self.first_k_dense_replace < self.num_hidden_layers
+
+    @property
+    def topk_method(self) -> str:
+        """The name that config.json gives to how experts are chosen."""
+        if self.scoring_func == "sigmoid":
+            return "noaux_tc"
+        return "group_limited_greedy" if self.topk_group < self.n_group else "greedy"
+
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> DeepseekV3Config:
         """Read the content of a config.json; ValueError where it asks for something that is not computed here."""
+        raw = _with_router(raw)
         for key, wanted in FIXED.items():
             _check(raw.get(key, wanted) == wanted, key, raw.get(key), f"only {wanted!r} is supported")
         heads = raw.get("num_attention_heads", cls.__dataclass_fields__["num_attention_heads"].default)
@@ -154,7 +182,13 @@ class DeepseekV3Config:
         fix = "a run does not start from FP8: `rlkit checkpoint convert IN OUT --dtype bf16` first"
         _check(quant is None, "quantization_config", quant, fix)
         known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
-        return cls(**known | _read_rope(raw))
+        config = cls(**known | _read_rope(raw))
+        method = raw.get("topk_method", config.topk_method)
+        same = method == config.topk_method or (method == "group_limited_greedy" and config.topk_method == "greedy")
+        fix = f"only {config.topk_method!r} is supported with scoring_func={config.scoring_func!r}, "
+        fix += f"n_group={config.n_group} and topk_group={config.topk_group}"
+        _check(same or not config.has_experts, "topk_method", method, fix)
+        return config
 
     @classmethod
     def from_folder(cls, path: str | Path) -> DeepseekV3Config:
@@ -172,8 +206,11 @@ class DeepseekV3Config:
         topk_method and scoring_func are there for vLLM, which builds no e_score_correction_bias without them.
         """
         yarn = {} if self.rope_scaling is None else asdict(self.rope_scaling)
+        model_type, architecture = PUBLISHED[self.scoring_func]
         return {
-            "architectures": ["DeepseekV3ForCausalLM"],
+            "architectures": [architecture],
+            "model_type": model_type,
+            "topk_method": self.topk_method,
             **FIXED,
             **asdict(self),
             "num_key_value_heads": self.num_attention_heads,
@@ -186,7 +223,7 @@ class DeepseekV3Config:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's config.json; ValueError if it is not there, is no JSON, or not DeepSeek-V3."""
+    """The content of a checkpoint's config.json; ValueError if it is not there, is no JSON, or not DeepSeek-V3 or V2."""
     file = folder / CONFIG
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
@@ -196,10 +233,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         raw = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
-    if not isinstance(raw, dict) or raw.get("model_type") != "deepseek_v3":
+    if not isinstance(raw, dict) or raw.get("model_type") not in _model_types():
         kind = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ValueError(f"{file}: model_type={kind!r}; only 'deepseek_v3' can be loaded")
+        raise ValueError(f"{file}: model_type={kind!r}; only {' and '.join(map(repr, _model_types()))} can be loaded")
     return raw
+
+
+def _model_types() -> dict[str, str]:
+    return {model_type: rule for rule, (model_type, _) in PUBLISHED.items()}
+
+
+def _with_router(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the router's rule spelt out, which transformers leaves to the class and V2-Lite to null groups."""
+    kind = raw.get("model_type", "deepseek_v3")
+    _check(kind in _model_types(), "model_type", kind, f"only {' and '.join(map(repr, _model_types()))} are supported")
+    rule = _model_types()[kind]
+    found = raw.get("scoring_func", rule)
+    _check(found == rule, "scoring_func", found, f"only {rule!r} is supported with model_type={kind!r}")
+    if rule == "sigmoid":
+        return {**raw, "scoring_func": rule}
+    defaults = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": False}
+    given = {key: value for key, value in raw.items() if value is not None or key not in defaults}
+    return {**defaults, **given, "scoring_func": rule}
 
 
 def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:

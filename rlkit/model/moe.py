@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlkit.model.config import DeepseekV3Config
-from rlkit.model.routing import Routing, choice_margins, choose_experts, gate_weights, router_scores
+from rlkit.model.routing import RULES, Routing, choice_margins, choose_experts, gate_weights, router_scores
 
 
 class _ScaledSwiGLU(torch.autograd.Function):
@@ -82,38 +82,44 @@ class MLP(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores every expert for every token and picks K of them; `e_score_correction_bias` balances the load."""
+    """Scores every expert for every token and picks K of them, by the rule that the config names.
 
-    e_score_correction_bias: Tensor
+    With V3's rule `e_score_correction_bias` balances the load; with V2's there is none.
+    """
+
+    e_score_correction_bias: Tensor | None
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.rule = config, RULES[config.scoring_func]
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        bias_E = torch.zeros(config.n_routed_experts) if self.rule.has_bias else None
+        self.register_buffer("e_score_correction_bias", bias_E)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
         """Move like any module, but keep the bias in fp32: it grows in steps of 0.001, which bf16 swallows."""
-        bias = self.e_score_correction_bias
+        exact = self.e_score_correction_bias
         super()._apply(fn, recurse)
-        if self.e_score_correction_bias.dtype != torch.float32:
-            self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
+        moved = self.e_score_correction_bias
+        if exact is not None and moved is not None and moved.dtype != torch.float32:
+            self.e_score_correction_bias = exact.to(moved.device)
         return self
 
     def forward(self, x_TD: Tensor) -> Routing:
         """Choose K experts for each of the tokens [T, D]."""
         cfg = self.config
-        scores_TE = router_scores(x_TD, self.weight)
-        bias_E = self.e_score_correction_bias
-        experts_TK = choose_experts(scores_TE, bias_E, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok)
+        scores_TE = router_scores(x_TD, self.weight, self.rule)
+        experts_TK = choose_experts(
+            scores_TE, self.e_score_correction_bias, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok, self.rule
+        )
         weights_TK = gate_weights(scores_TE, experts_TK, cfg.norm_topk_prob, cfg.routed_scaling_factor)
         return Routing(scores_TE=scores_TE, experts_TK=experts_TK, weights_TK=weights_TK)
 
     def margins(self, x_TD: Tensor) -> Tensor:
         """How close each token's choice of experts is to another one, [T]; see `choice_margins`."""
-        cfg, scores_TE = self.config, router_scores(x_TD, self.weight)
+        cfg, scores_TE = self.config, router_scores(x_TD, self.weight, self.rule)
         return choice_margins(
-            scores_TE, self.e_score_correction_bias, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok
+            scores_TE, self.e_score_correction_bias, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok, self.rule
         )
 
 

@@ -1,11 +1,13 @@
-"""Which experts a token goes to: sigmoid scores, node-limited groups, a bias that only steers the choice.
+"""Which experts a token goes to: scores, node-limited groups, a bias that only steers the choice.
 
-DeepSeek-V3, arXiv:2412.19437, section 2.1.2. Shapes: T tokens, E experts, K chosen per token.
+Two rules are built in, by the `scoring_func` of config.json: "sigmoid" is DeepSeek-V3's (arXiv:2412.19437, section
+2.1.2), "softmax" V2's (arXiv:2405.04434, section 2.2). Shapes: T tokens, E experts, K chosen per token, G groups.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,36 +26,115 @@ class Routing:
     """What their outputs count, in fp32."""
 
 
-def router_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-    """Affinities s = sigmoid(x W^T) in fp32 whatever the inputs' dtype, [T, E]: rounding here flips choices."""
-    return F.linear(x_TD.float(), weight_ED.float()).sigmoid()
+class RoutingRule(Protocol):
+    """What one way of routing decides; `RULES` holds them by name, and another one is an entry there.
+
+    A rule whose models have published checkpoints also needs their names, in `rlkit.model.config.PUBLISHED`.
+    """
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether an `e_score_correction_bias` steers the choice."""
+        ...
+
+    def scores(self, logits_TE: Tensor) -> Tensor:
+        """Affinities, 0 or more, of fp32 logits: [T, E]."""
+        ...
+
+    def group_scores(self, scores_TGE: Tensor) -> Tensor:
+        """What a group counts when groups are chosen, [T, G, E / G] -> [T, G]; must grow with each score."""
+        ...
+
+    def comparable(self, scores_TE: Tensor) -> Tensor:
+        """A growing function of the scores that fp32 rounding of the logits moves by about as much for every token."""
+        ...
 
 
-def choose_experts(scores_TE: Tensor, bias_E: Tensor, num_groups: int, num_chosen_groups: int, k: int) -> Tensor:
+class SigmoidRule:
+    """DeepSeek-V3, `noaux_tc`: s = sigmoid(x W^T); a group counts as its two highest s + bias together."""
+
+    has_bias = True
+
+    def scores(self, logits_TE: Tensor) -> Tensor:
+        """Each expert on its own, in 0..1."""
+        return logits_TE.sigmoid()
+
+    def group_scores(self, scores_TGE: Tensor) -> Tensor:
+        """The sum of the two highest."""
+        return scores_TGE.topk(2, dim=-1).values.sum(-1)
+
+    def comparable(self, scores_TE: Tensor) -> Tensor:
+        """The scores themselves: the slope of the sigmoid is at most 1/4."""
+        return scores_TE
+
+
+class SoftmaxRule:
+    """DeepSeek-V2, `greedy` and `group_limited_greedy`: s = softmax(x W^T), no bias; a group counts as its highest."""
+
+    has_bias = False
+
+    def scores(self, logits_TE: Tensor) -> Tensor:
+        """Shares of 1."""
+        return logits_TE.softmax(-1)
+
+    def group_scores(self, scores_TGE: Tensor) -> Tensor:
+        """The highest."""
+        return scores_TGE.max(dim=-1).values
+
+    def comparable(self, scores_TE: Tensor) -> Tensor:
+        """log s, which differs from the logits by a constant: with many experts all scores are small, and gaps too."""
+        return scores_TE.clamp_min(torch.finfo(scores_TE.dtype).tiny).log()
+
+
+RULES: dict[str, RoutingRule] = {"sigmoid": SigmoidRule(), "softmax": SoftmaxRule()}
+"""By the name that config.json gives as `scoring_func`."""
+
+
+def router_scores(x_TD: Tensor, weight_ED: Tensor, rule: RoutingRule = RULES["sigmoid"]) -> Tensor:
+    """Affinities s of x W^T in fp32 whatever the inputs' dtype, [T, E]: rounding here flips choices."""
+    return rule.scores(F.linear(x_TD.float(), weight_ED.float()))
+
+
+def choose_experts(
+    scores_TE: Tensor,
+    bias_E: Tensor | None,
+    num_groups: int,
+    num_chosen_groups: int,
+    k: int,
+    rule: RoutingRule = RULES["sigmoid"],
+) -> Tensor:
     """Indices of the k experts of each token, [T, K], by s + bias within the best groups.
 
-    A group's score is the sum of its two highest s + bias; experts outside the chosen groups cannot be picked.
+    Groups are ranked by the rule's `group_scores` of s + bias; experts outside the chosen groups cannot be picked.
     """
-    biased_TE = scores_TE.detach() + bias_E
+    biased_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
     if num_chosen_groups < num_groups:
         grouped = biased_TE.unflatten(-1, (num_groups, -1))
-        group_scores = grouped.topk(2, dim=-1).values.sum(-1)
+        group_scores = rule.group_scores(grouped)
         chosen = group_scores.topk(num_chosen_groups, dim=-1, sorted=False).indices
         outside = torch.ones_like(group_scores, dtype=torch.bool).scatter_(1, chosen, False)
         biased_TE = grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(1)
     return biased_TE.topk(k, dim=-1, sorted=False).indices
 
 
-def choice_margins(scores_TE: Tensor, bias_E: Tensor, num_groups: int, num_chosen_groups: int, k: int) -> Tensor:
-    """How much s + bias would have to move for each token to choose otherwise, [T].
+def choice_margins(
+    scores_TE: Tensor,
+    bias_E: Tensor | None,
+    num_groups: int,
+    num_chosen_groups: int,
+    k: int,
+    rule: RoutingRule = RULES["sigmoid"],
+) -> Tensor:
+    """How much s + bias would have to move for each token to choose otherwise, [T], in the rule's `comparable` units.
 
     The smaller of two gaps: last chosen group to first left out, and k-th expert to the next within the chosen groups.
     """
-    biased_TE = scores_TE.detach() + bias_E
+    compared_TE = rule.comparable(scores_TE.detach())
+    biased_TE = compared_TE if bias_E is None else compared_TE + bias_E
     margins_T = torch.full_like(biased_TE[:, 0], torch.inf)
     if num_chosen_groups < num_groups:
         grouped = biased_TE.unflatten(-1, (num_groups, -1))
-        ranked = grouped.topk(2, dim=-1).values.sum(-1).sort(dim=-1, descending=True)
+        ranked = rule.group_scores(grouped).sort(dim=-1, descending=True)
         margins_T = ranked.values[:, num_chosen_groups - 1] - ranked.values[:, num_chosen_groups]
         biased_TE = grouped.gather(1, ranked.indices[:, :num_chosen_groups, None].expand(-1, -1, grouped.shape[2]))
         biased_TE = biased_TE.flatten(1)

@@ -1,8 +1,9 @@
-"""What every block puts out, for finding the first one where two implementations part."""
+"""What a model does inside, watched from outside: the output of every block, and where every router sends its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.moe import Router
+from rlkit.model.routing import Routing
 
 
 def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
@@ -48,3 +50,26 @@ def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
         for hook in hooks:
             hook.remove()
     return outputs
+
+
+@contextmanager
+def recorded_routing(routers: Mapping[str, Router]) -> Iterator[dict[str, Routing]]:
+    """What each router decided in the one forward pass that runs inside the block, under its name.
+
+    The scores keep their gradient. What is computed again during backward comes after the block and is not recorded.
+    """
+    found: dict[str, Routing] = {}
+
+    def keep_as(name: str) -> Callable[[nn.Module, tuple[Any, ...], Routing], None]:
+        def keep(_module: nn.Module, _args: tuple[Any, ...], routing: Routing) -> None:
+            assert name not in found, f"{name} ran twice in one pass"
+            found[name] = routing
+
+        return keep
+
+    hooks = [router.register_forward_hook(keep_as(name)) for name, router in routers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.routing import RULES
 
 if TYPE_CHECKING:
     from rlkit.model.deepseek import DeepseekV3
@@ -81,7 +82,8 @@ def _layer_shapes(config: DeepseekV3Config, dense: bool) -> dict[str, tuple[int,
     rows["self_attn.o_proj.weight"] = (hidden, heads * config.v_head_dim)
     if not dense:
         rows["mlp.gate.weight"] = (config.n_routed_experts, hidden)
-        rows["mlp.gate.e_score_correction_bias"] = (config.n_routed_experts,)
+        if RULES[config.scoring_func].has_bias:
+            rows["mlp.gate.e_score_correction_bias"] = (config.n_routed_experts,)
     width = config.intermediate_size if dense else config.moe_intermediate_size * config.n_shared_experts
     mlp = "mlp" if dense else "mlp.shared_experts"
     rows |= {f"{mlp}.{part}_proj.weight": (width, hidden) for part in ("gate", "up")}

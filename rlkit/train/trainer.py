@@ -17,6 +17,7 @@ from rlkit.algo.losses import Loss
 from rlkit.model import DeepseekV3
 from rlkit.model.trace import trace
 from rlkit.model.weights import checkpoint_weights
+from rlkit.train.balance import ExpertBalance
 from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
 
 REFERENCE_FILE = "reference.pt"
@@ -86,21 +87,35 @@ class Stepper(Protocol):
 class ModelTrainer:
     """A `Trainer` over one model and one stepper; with several ranks each holds one and gets its share of a batch."""
 
-    def __init__(self, model: DeepseekV3, stepper: Stepper, *, keep_reference: bool) -> None:
-        """The stepper has put the model on its device; the reference goes there too."""
+    def __init__(
+        self,
+        model: DeepseekV3,
+        stepper: Stepper,
+        *,
+        keep_reference: bool,
+        bias_update_speed: float = 0.0,
+        balance_coef: float = 0.0,
+    ) -> None:
+        """The stepper has put the model on its device; the reference goes there too.
+
+        `bias_update_speed` and `balance_coef` as in `ExpertBalance`; 0 = off.
+        """
         self.model, self.stepper = model, stepper
         self.device = model.lm_head.weight.device
+        self.balance = ExpertBalance(model, bias_update_speed=bias_update_speed, balance_coef=balance_coef)
         self.reference = Policy(frozen_copy(model)) if keep_reference else None
 
     def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
-        """Take one optimiser step: sum the gradients of all packs, clip, step."""
+        """Take one optimiser step: sum the gradients of all packs, clip, step; then the routers' biases."""
+        self.balance.begin()
         totals = torch.zeros(4, dtype=torch.float64)
         gap = 0.0
         for pack in batch.packs:
             pack = to_device(pack, self.device)
-            output = self.stepper.module(pack, batch.temperature)
+            with self.balance.recording() as routings:
+                output = self.stepper.module(pack, batch.temperature)
             terms = loss(output.logprobs_T, pack)
-            self.stepper.backward(terms.loss)
+            self.stepper.backward(terms.loss + self.balance.count(routings, pack, batch.num_samples))
             entropy = (pack.weights_T * output.entropy_T).sum()
             totals += torch.stack([terms.loss.detach(), entropy, terms.kl, terms.clip_fraction]).double().cpu()
             if isinstance(pack, PolicyPack):
@@ -110,6 +125,7 @@ class ModelTrainer:
         require_finite(float(totals[0]), f"the loss is {float(totals[0])}, so no step was taken")
         grad_norm = self.stepper.step(lr)
         require_finite(grad_norm, f"the gradient norm is {grad_norm}, so the weights are lost")
+        load = self.balance.end()
         mean_loss, entropy, kl, clip_fraction = totals.tolist()
         return UpdateStats(
             loss=mean_loss,
@@ -118,6 +134,7 @@ class ModelTrainer:
             kl=kl,
             clip_fraction=clip_fraction,
             logprob_gap=gap,
+            load=load,
         )
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, TextIO
 
 from tqdm import tqdm
 
-from rlkit.watch.metrics import REASON, write_atomic
+from rlkit.watch.metrics import LOAD, REASON, write_atomic
 
 MAX_REASONS = 6
 """Verdicts that a row names, the most frequent first; the rest are summed as "other"."""
@@ -223,8 +223,9 @@ def step_header(stage: str) -> list[str]:
 def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:
     """One row of a stage's table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
 
-    Stages other than "grpo" and "sft" have no table: their row names every value. What the reward said of the rollouts
-    stands behind the last column: `correct 31 wrong 28 timeout 5`.
+    Stages other than "grpo" and "sft" have no table: their row names every value. Behind the last column stand, where
+    there are experts, the load of the busiest one over the mean, and what the reward said of the rollouts:
+    `load 1.31x  correct 31 wrong 28 timeout 5`.
     """
     columns = _TABLES.get(stage)
     if columns is None:
@@ -236,6 +237,7 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
         row += f"   skipped: in all {groups:.0f} groups every reward is equal, so there is nothing to learn"
     else:
         row += "".join(_cell(column, values) for column in columns)
+    row += f"  load {values[LOAD]:.2f}x" if LOAD in values else ""
     row += _reasons(values)
     return "\n".join([*step_header(stage), row]) if step % HEADER_EVERY == 1 else row
 

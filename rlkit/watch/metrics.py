@@ -20,6 +20,8 @@ EVAL = "eval"
 REASON = "reason/"
 PART = "part/"
 """Metrics of this prefix count rollouts by what the reward said of them: `reason/correct`, `reason/timeout`."""
+LOAD = "max_violation"
+"""Load of the busiest expert over the mean: of the worst layer, and of layer 3 as `max_violation/3`."""
 _FILE = "metrics.jsonl"
 _BOARD = "tensorboard"
 _RESERVED = frozenset({"stage", "step", "name", "elapsed_s"})

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rlkit.watch.console import read_warnings
@@ -23,7 +24,7 @@ from rlkit.watch.evaluations import (
     wilson,
     write_evaluation,
 )
-from rlkit.watch.metrics import EVAL, PART, REASON, read_metrics, write_atomic
+from rlkit.watch.metrics import EVAL, LOAD, PART, REASON, read_metrics, write_atomic
 from rlkit.watch.plots import RAW_LIMIT, Interval, Series, histogram, interval_plot, line_plot, stacked_plot
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
@@ -162,6 +163,7 @@ def _training_figures(lines: Lines) -> list[str]:
         _curve(lines, "Entropy", {"entropy": "entropy"}, "nats per token", "of the model, on the trained tokens"),
         _curve(lines, "Accuracy", {"accuracy": "accuracy"}, "share of the batch", percent=True),
         _curve(lines, "Gradient norm", {"grad_norm": "norm"}, "L2 norm", "before clipping", log=True),
+        *_load_figures(lines),
         _curve(lines, "Learning rate", {"lr": "lr"}, "per step"),
         _curve(lines, "Speed", {"tok_s": "training"}, "tokens per second"),
     ]
@@ -187,8 +189,25 @@ def _grpo_figures(lines: Lines) -> list[str]:
         _curve(flat, "Flat groups", {"flat_share": "flat"}, "share of groups", "all rewards equal", percent=True),
         _curve(lines, "Parity", gaps, "nats", "largest log-prob difference between engine and trainer", log=True),
         _curve(lines, "Gradient norm", {"grad_norm": "norm"}, "L2 norm", "before clipping", log=True),
+        *_load_figures(lines),
         _phases(lines),
         _curve(lines, "Speed", speed, "tokens per second"),
+    ]
+
+
+def _load_figures(lines: Lines) -> list[str]:
+    """How evenly the experts are used: the busiest one of each layer, or of the worst and the median of many layers."""
+    layers = list(dict.fromkeys(key for line in lines for key in line if key.startswith(f"{LOAD}/")))
+    if len(layers) <= _CURVES_LIMIT:
+        names, busiest = {key: f"layer {key.partition('/')[2]}" for key in layers}, lines
+    else:
+        names = {LOAD: "worst layer", "median": "median layer"}
+        busiest = [dict(line) | {"median": median(line[key] for key in layers)} for line in lines if layers[0] in line]
+    even = {"mean_violation": "mean violation", "load_entropy": "entropy"}
+    note = "means over the layers; even: violation 0, entropy 1"
+    return [
+        _curve(busiest, "Expert load", names, "busiest expert / mean", "tokens of the step; even: 1"),
+        _curve(lines, "Evenness of the load", even, "of the experts", note),
     ]
 
 

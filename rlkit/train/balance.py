@@ -1,0 +1,90 @@
+"""Keeping the experts evenly loaded: the load of an optimiser step, the loss that evens it, the step of the biases.
+
+The load is that of the training passes over the whole global batch. Log-probs, the reference, traces and evaluations
+are not training passes, and what backward computes again is not recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed, nn
+
+from rlkit.algo.balance import expert_load, load_numbers, sequence_balance_loss, updated_bias
+from rlkit.model.moe import Router
+from rlkit.model.routing import Routing
+from rlkit.model.trace import recorded_routing
+from rlkit.types import Pack
+
+
+class ExpertBalance:
+    """The routers of one rank's model over one optimiser step: `begin`, then each pack, then `end`."""
+
+    def __init__(self, model: nn.Module, *, bias_update_speed: float, balance_coef: float) -> None:
+        """`bias_update_speed` is the paper's gamma, `balance_coef` its alpha (arXiv:2412.19437, section 2.1.2)."""
+        self.routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
+        self.speed, self.coef = bias_update_speed, balance_coef
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a step: nothing has been counted."""
+        self._loads: dict[str, Tensor] = {
+            name: torch.zeros(len(router.weight), dtype=torch.int64, device=router.weight.device)
+            for name, router in self.routers.items()
+        }
+        self._loss = 0.0
+
+    @contextmanager
+    def recording(self) -> Iterator[Mapping[str, Routing]]:
+        """Watch the training pass over one pack."""
+        with recorded_routing(self.routers) as routings:
+            yield routings
+
+    def count(self, routings: Mapping[str, Routing], pack: Pack, num_samples: int) -> Tensor | float:
+        """Add a pack to the load; returns its part of the balance loss, which sums to that of the batch.
+
+        L = alpha / num_samples x sum over sequences and layers of sum_e f_e P_e, with `num_samples` those of the whole
+        global batch. A pack that trains nothing (see `rlkit.algo.packing.shard`) is not part of the batch: it counts 0.
+        """
+        if not bool((pack.weights_T != 0).any()):
+            return 0.0
+        loss: Tensor | float = 0.0
+        for name, routing in routings.items():
+            self._loads[name] += expert_load(routing.experts_TK, len(self._loads[name]))
+            if self.coef:
+                terms = sequence_balance_loss(routing.scores_TE, routing.experts_TK.shape[1], pack.lengths)
+                loss = loss + self.coef / num_samples * terms
+        self._loss += float(loss)
+        return loss
+
+    @torch.no_grad()
+    def end(self) -> dict[str, float]:
+        """Add the counts of all ranks, step every bias once, and return the numbers of the step; all ranks call it.
+
+        The counts are whole numbers, so all ranks get the same biases. {} for a model without experts.
+        """
+        if not self.routers:
+            return {}
+        loads_LE = _over_ranks(torch.stack(list(self._loads.values())))
+        numbers = load_numbers({_layer(name): row for name, row in zip(self.routers, loads_LE.cpu(), strict=True)})
+        if self.coef:
+            loss = torch.tensor(self._loss, dtype=torch.float64, device=loads_LE.device)
+            numbers["balance_loss"] = float(_over_ranks(loss))
+        for router, load_E in zip(self.routers.values(), loads_LE, strict=True):
+            bias_E = router.e_score_correction_bias
+            if self.speed and bias_E is not None:
+                bias_E.copy_(updated_bias(bias_E, load_E, self.speed))
+        return numbers
+
+
+def _over_ranks(values: Tensor) -> Tensor:
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def _layer(name: str) -> str:
+    """ "model.layers.3.mlp.gate" -> "3"."""
+    return next((part for part in name.split(".") if part.isdecimal()), name)

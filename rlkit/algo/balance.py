@@ -1,4 +1,4 @@
-"""How evenly experts are used: their load, the two ways in which DeepSeek-V3 evens it out, and numbers that describe it.
+"""How evenly experts are used: their load, the two ways in which DeepSeek-V3 evens it out, and numbers for it.
 
 arXiv:2412.19437, section 2.1.2; the bias: arXiv:2408.15664. Shapes: T tokens, E experts, K chosen per token.
 """

@@ -223,7 +223,7 @@ class DeepseekV3Config:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's config.json; ValueError if it is not there, is no JSON, or not DeepSeek-V3 or V2."""
+    """The content of a checkpoint's config.json; ValueError if it is missing, is no JSON, or not DeepSeek-V3 or V2."""
     file = folder / CONFIG
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")

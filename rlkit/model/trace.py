@@ -1,4 +1,4 @@
-"""What a model does inside, watched from outside: the output of every block, and where every router sends its tokens."""
+"""What a model does inside, watched from outside: the output of every block, and what every router decides."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class ExpertBalance:
             if self.coef:
                 terms = sequence_balance_loss(routing.scores_TE, routing.experts_TK.shape[1], pack.lengths)
                 loss = loss + self.coef / num_samples * terms
-        self._loss += float(loss)
+        self._loss += loss.item() if isinstance(loss, Tensor) else loss
         return loss
 
     @torch.no_grad()

@@ -47,6 +47,8 @@ CFG = TrainerConfig(
     weight_decay=0.1,
     beta2=0.95,
     grad_clip=1.0,
+    bias_update_speed=0.0,
+    balance_coef=0.0,
 )
 
 

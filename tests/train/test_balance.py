@@ -24,7 +24,8 @@ from rlkit.types import Batch
 from tests.train.test_trainer import ARCHITECTURE, CFG, demonstrations, difference, make_model, rollouts
 
 SPEED, COEF = 0.01, 0.3
-KINDS = ("torch", "deepspeed", "deepspeed bf16")
+SLOW = pytest.mark.slow
+KINDS = ("torch", pytest.param("deepspeed", marks=SLOW), pytest.param("deepspeed bf16", marks=SLOW))
 BIAS = "mlp.gate.e_score_correction_bias"
 
 
@@ -231,15 +232,16 @@ def skewed(step: int) -> Batch:
 
 @pytest.mark.slow
 def test_a_skewed_load_becomes_even_within_200_steps_and_not_with_the_bias_frozen() -> None:
+    """Two layers, one of them with experts, trained on the same texts."""
+
     def run(speed: float) -> list[float]:
         torch.manual_seed(0)
-        trainer = make_trainer(model=DeepseekV3(ARCHITECTURE), bias_update_speed=speed, balance_coef=0.0)
+        model = DeepseekV3(replace(ARCHITECTURE, num_hidden_layers=2))
+        trainer = make_trainer(model=model, bias_update_speed=speed, balance_coef=0.0)
         return [trainer.update(skewed(0), SftLoss(), 1e-4).load["max_violation"] for _ in range(200)]
 
     frozen, updated = run(0.0), run(0.002)
-    print(
-        f"max violation, worst layer: {updated[0]:.3f} -> {updated[-1]:.3f}; frozen {frozen[0]:.3f} -> {frozen[-1]:.3f}"
-    )
+    print(f"max violation: {updated[0]:.3f} -> {updated[-1]:.3f}; frozen {frozen[0]:.3f} -> {frozen[-1]:.3f}")
     assert frozen[0] == updated[0] > 1.5
     assert min(frozen) > 1.2 > max(updated[-10:])
 
@@ -255,7 +257,7 @@ def moved(kind: str = "torch") -> ModelTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["torch", pytest.param("deepspeed bf16", marks=SLOW)])
 def test_the_bias_survives_the_sync_to_an_engine(kind: str) -> None:
     trainer = moved(kind)
     engine = TorchEngine(make_model(seed=1), 1, lambda _tokens: "")
@@ -263,7 +265,6 @@ def test_the_bias_survives_the_sync_to_an_engine(kind: str) -> None:
     assert same(biases(engine.model), biases(trainer.model))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bias_survives_saving_loading_and_resuming(kind: str, tmp_path: Path) -> None:
     whole = moved(kind)

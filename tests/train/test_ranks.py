@@ -1,4 +1,4 @@
-"""Spreading a batch over ranks does not change its gradient: real DeepSpeed, one process per rank."""
+"""Spreading a batch over ranks changes neither its gradient nor the experts' load: real DeepSpeed, processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.train.test_trainer import make_model
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +35,17 @@ def step(folder: Path, world_size: int, zero_stage: int, few: str) -> dict[str, 
 
 
 @pytest.mark.parametrize(("zero_stage", "few"), [(1, "all"), (2, "all"), (1, "few")])
-def test_two_ranks_have_the_gradient_of_one(tmp_path: Path, zero_stage: int, few: str) -> None:
+def test_two_ranks_have_the_gradient_the_load_and_the_biases_of_one(tmp_path: Path, zero_stage: int, few: str) -> None:
     one, two = (step(tmp_path, world_size, zero_stage, few) for world_size in (1, 2))
     ours = torch.cat([two["moments"][name].flatten() for name in one["moments"]])
     theirs = torch.cat([moment.flatten() for moment in one["moments"].values()])
     assert theirs.norm() > 0
     assert float((ours - theirs).norm() / theirs.norm()) <= 1e-5
     assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    assert two["load"].keys() == one["load"].keys() >= {"max_violation", "balance_loss"}
+    assert two["load"] == pytest.approx(one["load"], rel=1e-6)
+    [alone], [first, second] = one["biases"], two["biases"]
+    assert torch.equal(first, alone) and torch.equal(second, alone), "bit for bit, on both ranks"
+    buffers = dict(make_model().named_buffers()).items()
+    before = torch.stack([buffer for name, buffer in buffers if name.endswith("e_score_correction_bias")])
+    assert ((alone - before).abs() > 0.009).any(dim=1).all(), "the biases of every layer moved"

@@ -56,6 +56,8 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str,
         ("checkpoint.every=-1", ["checkpoint.every=-1", "at least 0"]),
         ("algo.schedule.lr=-1", ["algo.schedule.lr=-1", "above 0"]),
         ("algo.sampling.temperature=-1", ["algo.sampling.temperature=-1", "at least 0"]),
+        ("trainer.bias_update_speed=-0.1", ["trainer.bias_update_speed=-0.1", "at least 0"]),
+        ("trainer.balance_coef=-1", ["trainer.balance_coef=-1", "at least 0"]),
         ("trainer.zero_stage=3", ["trainer.zero_stage=3", "use 1 or 2"]),
         ("algo.group_size=1", ["algo.group_size=1", "at least 2"]),
         ("algo.sampling.temperature=0", ["algo.sampling.temperature=0", "use 1.0"]),
@@ -67,6 +69,8 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str,
         ("algo.sampling.max_new_tokens=192", ["algo.sampling.max_new_tokens=192", "engine.max_model_len=192"]),
         ("engine.max_model_len=9999", ["engine.max_model_len=9999", "max_position_embeddings=4096"]),
         ("model.architecture.n_group=3", ["n_group=3", "n_routed_experts=8"]),
+        ("+model.architecture.scoring_func=tanh", ["scoring_func='tanh'", "sigmoid, softmax"]),
+        ("+model.architecture.scoring_func=softmax", ["norm_topk_prob=True", "set it to false"]),
         ("model.architecture.vocab_size=100", ["model.architecture.vocab_size=100", "too small"]),
     ],
 )
@@ -75,6 +79,26 @@ def test_bad_keys_and_values(
 ) -> None:
     printed = refusal(capsys, tmp_path, override)
     for word in words:
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.bias_update_speed=0.001", "first_k_dense_replace=4"], ["no layer with routed experts; set it to 0"]),
+        (["trainer.balance_coef=1e-4", "first_k_dense_replace=4"], ["no layer with routed experts; set it to 0"]),
+        (
+            ["trainer.bias_update_speed=0.001", "scoring_func=softmax", "norm_topk_prob=false"],
+            ["model.architecture has scoring_func=softmax, a router without a bias", "trainer.balance_coef above 0"],
+        ),
+    ],
+)
+def test_balancing_what_is_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    first, *shape = overrides
+    printed = refusal(capsys, tmp_path, first, *(f"++model.architecture.{override}" for override in shape))
+    for word in [first.split("=")[0] + "=", *words]:
         assert word in printed
 
 

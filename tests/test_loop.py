@@ -348,10 +348,13 @@ def test_the_reference_is_refreshed_on_schedule() -> None:
 
 
 def test_average_of_updates_by_hand() -> None:
-    one = UpdateStats(loss=1.0, grad_norm=2.0, entropy=3.0, kl=0.0, clip_fraction=0.5, logprob_gap=1e-6)
-    two = UpdateStats(loss=3.0, grad_norm=4.0, entropy=1.0, kl=0.2, clip_fraction=0.0, logprob_gap=0.7)
+    load = {"max_violation": 2.0, "max_violation/1": 2.0}
+    one = UpdateStats(loss=1.0, grad_norm=2.0, entropy=3.0, kl=0.0, clip_fraction=0.5, logprob_gap=1e-6, load=load)
+    load = {"max_violation": 1.5, "max_violation/1": 1.0}
+    two = UpdateStats(loss=3.0, grad_norm=4.0, entropy=1.0, kl=0.2, clip_fraction=0.0, logprob_gap=0.7, load=load)
     mean = average([one, two])
     assert (mean.loss, mean.grad_norm, mean.entropy, mean.kl, mean.clip_fraction) == (2.0, 3.0, 2.0, 0.1, 0.25)
+    assert mean.load == {"max_violation": 1.75, "max_violation/1": 1.5}
     assert mean.logprob_gap == 1e-6, "later minibatches are off-policy by design, so their gap says nothing"
 
 

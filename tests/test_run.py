@@ -26,6 +26,7 @@ from rlkit.watch import read_evaluations, read_metrics
 from tests.e2e.runs import LOCAL, TINY
 
 UPDATE = UpdateStats(loss=0.1, grad_norm=1.0, entropy=0.5, kl=0.0, clip_fraction=0.0, logprob_gap=1e-6)
+LOAD = {"max_violation": 1.5, "max_violation/1": 1.5, "mean_violation": 0.2, "load_entropy": 0.9}
 
 
 def configured(folder: Path, *overrides: str) -> tuple[SftThenGrpoRun, Task]:
@@ -88,6 +89,21 @@ def test_every_step_is_in_the_record_and_only_some_sft_steps_on_screen(
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 61))
     rows = [line for line in capsys.readouterr().out.splitlines() if "/100 " in line]
     assert [row.split()[0] for row in rows] == ["1/100", *(f"{step}/100" for step in range(5, 61, 5))]
+
+
+def test_the_load_of_the_experts_is_in_the_record_and_on_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, task = configured(tmp_path, "checkpoint.every=0")
+    with Run(cfg, task) as run, start(cfg, run) as parts:
+        run.record(1, 100, replace(sft_stats(1), load=LOAD), parts)
+        run.record(1, 3, replace(grpo_stats(learned=True), update=replace(UPDATE, load=LOAD)), parts)
+        run.record(2, 3, grpo_stats(learned=False), parts)
+    sft, grpo, skipped = read_metrics(tmp_path)
+    assert LOAD.items() <= sft.items() and LOAD.items() <= grpo.items()
+    assert "load" not in sft and "load" not in grpo and not LOAD.keys() & skipped.keys()
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed if "load 1.50x" in line] == ["1/100", "1/3"]
 
 
 def test_an_evaluation_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

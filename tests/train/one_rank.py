@@ -15,9 +15,14 @@ from deepspeed.utils import safe_get_full_optimizer_state
 from torch import distributed
 
 from rlkit.algo import GrpoLoss, shard
+from rlkit.model import DeepseekV3
 from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.trainer import ModelTrainer
 from tests.train.test_trainer import CFG, make_model, rollouts
+
+
+def bias_of(model: DeepseekV3) -> torch.Tensor:
+    return torch.stack([buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")])
 
 
 def main(store: str, rank: int, world_size: int, zero_stage: int, few: bool, out: str) -> None:
@@ -42,11 +47,12 @@ def main(store: str, rank: int, world_size: int, zero_stage: int, few: bool, out
         name: safe_get_full_optimizer_state(parameter, "exp_avg").clone()
         for name, parameter in model.named_parameters()
     }
-    bias = torch.stack([buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")])
+    bias = bias_of(model)
     biases = [torch.empty_like(bias) for _ in range(world_size)]
     distributed.all_gather(biases, bias)
     if rank == 0:
-        seen = {"grad_norm": stats.grad_norm, "loss": stats.loss, "load": dict(stats.load), "biases": biases}
+        seen = {"grad_norm": stats.grad_norm, "loss": stats.loss, "load": dict(stats.load)}
+        seen |= {"biases": biases, "before": bias_of(make_model())}
         torch.save({"moments": moments, **seen}, out)
     distributed.barrier()
     distributed.destroy_process_group()

@@ -212,6 +212,12 @@ def test_what_the_reward_said_stands_behind_the_row() -> None:
     assert step_line("grpo", 2, 9, flat | {"reason/no_code": 64}).endswith("nothing to learn  no_code 64")
 
 
+def test_the_load_of_the_busiest_expert_stands_before_them() -> None:
+    load = {"max_violation": 1.3149, "max_violation/1": 1.3149, "mean_violation": 0.1}
+    assert step_line("sft", 2, 9, SFT | load) == step_line("sft", 2, 9, SFT) + "  load 1.31x"
+    assert step_line("grpo", 2, 9, GRPO | load | {"reason/wrong": 3}).endswith("  load 1.31x  wrong 3")
+
+
 def test_of_many_verdicts_the_most_frequent_are_named() -> None:
     said = {f"reason/r{i}": i for i in range(1, 10)}
     assert step_line("grpo", 2, 9, GRPO | said).endswith("  r9 9 r8 8 r7 7 r6 6 r5 5 r4 4 other 6")

@@ -336,3 +336,33 @@ def test_an_old_report_stays_whole_while_a_new_one_is_written(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         write_report(tmp_path, "second")
     assert (tmp_path / "report.html").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("layers", "names"), [(3, ["layer 1", "layer 2", "layer 3"]), (9, ["worst layer", "median layer"])]
+)
+def test_the_load_of_the_experts_is_drawn_by_layer_or_for_many_layers_summed_up(
+    tmp_path: Path, layers: int, names: list[str]
+) -> None:
+    """Layer i has the load 1 + i / step; in the last step, 10, of 9 layers the worst has 1.9 and the median 1.5."""
+    with Metrics(tmp_path, tensorboard=False, resume_after=None) as metrics:
+        for step in range(1, 11):
+            load = {f"max_violation/{i}": 1 + i / step for i in range(1, layers + 1)}
+            load |= {"max_violation": 1 + layers / step, "mean_violation": 0.25, "load_entropy": 0.75}
+            metrics.write("sft", step, {"loss": 1.0} | load)
+            metrics.write("grpo", step, grpo(step) | load)
+        metrics.write("grpo", 11, {"reward": 1.0, "groups": 4, "flat_groups": 4})  # a skipped step has no load
+    shown = page(tmp_path)
+    assert [title for title in shown.all("h3") if "oad" in title] == [
+        "Expert load busiest expert / mean", "Evenness of the load of the experts",
+    ] * 2  # fmt: skip
+    drawn = [figure for figure in shown.all("figure") if figure.startswith("Expert load")]
+    for figure in drawn:
+        assert all(name in figure for name in names)
+        assert not any(name in figure for name in {"layer 1", "worst layer"} - set(names))
+    labels = (
+        [f"{name}{1 + int(name[-1]) / 10:.3g}" for name in names]
+        if layers == 3
+        else ["worst layer1.9", "median layer1.5"]
+    )
+    assert all(label in drawn[0] for label in labels)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from pydantic import TypeAdapter
+from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, PreTrainedModel
 from transformers import DeepseekV3Config as TheirConfig
-from transformers import DeepseekV3ForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlkit.compose import load_config
@@ -47,11 +47,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rope_theta": 50000.0, "routed_scaling_factor": 2.446, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
         "vocab_size": 163840,
     },
-    "deepseek_v2_lite": {  # without its model_type deepseek_v2, scoring_func softmax and topk_method greedy
-        **SHARED, **LITE, "bos_token_id": 100000, "eos_token_id": 100001, "intermediate_size": 10944,
+    "deepseek_v2_lite": {
+        **SHARED, **LITE, "aux_loss_alpha": 0.001, "bos_token_id": 100000, "eos_token_id": 100001,
+        "intermediate_size": 10944, "model_type": "deepseek_v2", "seq_aux": True,
         "max_position_embeddings": 163840, "norm_topk_prob": False, "rms_norm_eps": 1e-06,
         "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}, "rope_theta": 10000,
-        "routed_scaling_factor": 1.0, "vocab_size": 102400,
+        "routed_scaling_factor": 1.0, "scoring_func": "softmax", "topk_method": "greedy", "vocab_size": 102400,
     },
 }  # fmt: skip
 
@@ -61,8 +62,10 @@ def shipped(name: str) -> DeepseekV3Config:
     return TypeAdapter(DeepseekV3Config).validate_python(raw["architecture"])
 
 
-def on_meta(config: DeepseekV3Config) -> tuple[DeepseekV3, DeepseekV3ForCausalLM]:
+def on_meta(config: DeepseekV3Config) -> tuple[DeepseekV3, PreTrainedModel]:
     with torch.device("meta"):
+        if config.scoring_func == "softmax":
+            return DeepseekV3(config), DeepseekV2ForCausalLM(DeepseekV2Config(**config.to_hf()))
         return DeepseekV3(config), DeepseekV3ForCausalLM(TheirConfig(**config.to_hf()))
 
 

@@ -71,6 +71,20 @@ def test_reloading_the_same_weights_changes_no_bit(synced, trainer):
     assert synced.logprobs(SEQUENCES) == before
 
 
+def test_the_routers_bias_arrives_bit_for_bit(synced, trainer):
+    """It is fp32 in every engine; what the trainer's balancing added must not be rounded on the way."""
+
+    def held(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {name: t.detach().clone() for name, t in model.named_parameters() if name.endswith("correction_bias")}
+
+    sent = {name: tensor for name, tensor in trainer.weights() if name.endswith("correction_bias")}
+    (found,) = synced._engine.apply_model(held)
+    assert found.keys() == sent.keys() and len(sent) == 2
+    for name, tensor in sent.items():
+        assert found[name].dtype == torch.float32 and torch.equal(found[name], tensor)
+        assert not torch.equal(tensor, tensor.bfloat16().float())
+
+
 def test_sequences_of_one_and_two_tokens(synced, trainer):
     ours, theirs = synced.logprobs([(5,), (5, 6)]), trainer.logprobs([(5,), (5, 6)])
     assert ours[0] == theirs[0] == []

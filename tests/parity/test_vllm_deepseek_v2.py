@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,8 @@ def started(model: DeepseekV3, folder: Path) -> VllmEngine:
 
 
 @pytest.fixture(params=["greedy", "group_limited_yarn"])
-def config(request: pytest.FixtureRequest) -> Iterator[DeepseekV3Config]:
-    yield CONFIGS[request.param]
+def config(request: pytest.FixtureRequest) -> DeepseekV3Config:
+    return replace(CONFIGS[request.param], qk_rope_head_dim=16)  # vLLM's attention on the CPU wants heads of 32
 
 
 def test_logprobs_equal_ours_after_start_and_after_a_sync(config: DeepseekV3Config, tmp_path: Path) -> None:

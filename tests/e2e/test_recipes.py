@@ -34,6 +34,10 @@ def test_sft_then_grpo_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixt
         assert words in printed
     assert [line["step"] for line in lines(tmp_path, "sft")] == [1, 2, 3, 4]
     assert [line["step"] for line in lines(tmp_path, "grpo")] == [1, 2, 3, 4]
+    for stage in ("sft", "grpo"):
+        trained = [line for line in lines(tmp_path, stage) if "loss" in line]
+        assert all(line["max_violation"] == line["max_violation/1"] >= 1 for line in trained)
+    assert "  load " in printed
     assert [line["name"] for line in lines(tmp_path, "eval")] == ["before SFT", "after SFT", "after GRPO"]
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 

@@ -26,6 +26,7 @@ CONFIGS = [
     BASE,
     replace(BASE, q_lora_rank=24, n_group=2, v_head_dim=20),
     replace(BASE, rope_scaling=YARN, max_position_embeddings=32),
+    replace(BASE, scoring_func="softmax", norm_topk_prob=False, n_group=4, topk_group=2),
     *(random_config(seed) for seed in SEEDS),
 ]
 

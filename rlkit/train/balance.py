@@ -6,8 +6,8 @@ are not training passes, and what backward computes again is not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, distributed, nn
@@ -36,11 +36,9 @@ class ExpertBalance:
         }
         self._loss = 0.0
 
-    @contextmanager
-    def recording(self) -> Iterator[Mapping[str, Routing]]:
+    def recording(self) -> AbstractContextManager[Mapping[str, Routing]]:
         """Watch the training pass over one pack."""
-        with recorded_routing(self.routers) as routings:
-            yield routings
+        return recorded_routing(self.routers)
 
     def count(self, routings: Mapping[str, Routing], pack: Pack, num_samples: int) -> Tensor | float:
         """Add a pack to the load; returns its part of the balance loss, which sums to that of the batch.

@@ -7,7 +7,8 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu# asked only if the index
 TORCH := $(shell grep '^torch==' requirements/$(REQUIREMENTS).txt)
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --no-build-isolation --use-pep517
 NO_WHEEL := pycosat# C source only, and only the zebra puzzles of reasoning-gym need it: left out where there is no compiler
-pip_list = grep -v -e '^\#' -e '^$(NO_WHEEL)==' $(1) | xargs -P 2 -n 16 $(PIP)# two at a time: unpacking is bound by one core
+# Two at a time: unpacking is bound by one core.
+pip_list = @grep -v -e '^\#' -e '^$(NO_WHEEL)==' $(1) | xargs -P 2 -n 16 sh -c '$(PIP) "$$@" && echo "  $$\# packages, $$1 and others"' sh
 ARGS ?=
 TEST_JOBS ?= 2# test processes; some tests start a Ray cluster with vLLM and DeepSpeed, 3 GB
 
@@ -41,7 +42,7 @@ install-cuda: ## make .venv anew with the CUDA builds of torch and vLLM
 	$(MAKE) install REQUIREMENTS=cuda
 
 clean: ## remove .venv, caches and build products; outputs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info docs/example-plugin/build docs/example-plugin/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find rlkit rewards recipes configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.dev: $(VENV)/.stamp requirements/dev.txt

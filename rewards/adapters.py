@@ -54,7 +54,8 @@ def find_shape(named: set[str], conversational: bool) -> Shape:
     if len(found) > 1:
         raise RewardError(f"has both `{marks[0]}` and `{marks[1]}`; {WAYS}")
     if not found and named.isdisjoint(("prompts", "completion_ids")):
-        raise RewardError(f"has neither a parameter `completion` nor `completions`; {WAYS}")
+        wrapped = "; one that takes all by **kwargs is loaded with rewards.from_trl, from_verl or from_openrlhf"
+        raise RewardError(f"has neither a parameter `completion` nor `completions`; {WAYS}{wrapped}")
     shape = found[0] if found else TRL
     if conversational and shape is not TRL:
         raise RewardError(f"takes no setting 'conversational', which is for functions in TRL's shape; {WAYS}")

@@ -357,7 +357,7 @@ def _values(answer: Answer) -> list[float | None]:
 
 def _sample(row: Row, completion: str) -> Sample:
     prompt = str(row.get("prompt") or row.get("question") or row.get("text") or "")
-    return Sample(prompt, completion, completion_ids=tuple(completion.encode()), meta=row)
+    return Sample(prompt, completion, completion_ids=tuple(completion.encode()), meta=row, step=0)
 
 
 def _pairs(rows: Sequence[Row], form: str) -> list[tuple[Row, Row]]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -75,8 +76,11 @@ class RewardFunction:
         self.shape = self._shape()
         supplied = self.shape.supplied
         for key in self.settings:
-            if key in supplied or not (self.takes_any or key in self.named):
-                raise self._no_setting(key, self.named - supplied)
+            known = self.named - supplied
+            # With **columns any name is taken; one that is nearly that of a parameter is still a slip.
+            slip = key not in known and get_close_matches(key, known - self.settings.keys(), n=1, cutoff=0.8)
+            if key in supplied or slip or not (self.takes_any or key in known):
+                raise self._no_setting(key, known)
         if not is_class:
             self._check_types(parameters)
 
@@ -241,8 +245,10 @@ class RewardFunction:
                 raise RewardError(f"reward {self.name!r}: {parameter.name}={value!r} must be {words}")
 
     def _no_setting(self, key: str, known: set[str]) -> RewardError:
+        near = get_close_matches(key, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         return RewardError(
-            f"reward {self.name!r} takes no setting {key!r}; it takes {', '.join(sorted(known)) or 'none'}"
+            f"reward {self.name!r} takes no setting {key!r}{hint}; it takes {', '.join(sorted(known)) or 'none'}"
         )
 
     def _missing(self, missing: set[str], index: int, sample: Sample) -> RewardError:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
        rlkit reward test|score|verify-dataset ... [--help]
@@ -37,12 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(usage)
         return
     if words[0] != "run" or len(words) < 2:
-        raise SystemExit(f"error: {' '.join(words)!r} is not a command\n\n{usage}")
+        _refuse(f"{' '.join(words)!r} is not a command\n\n{usage}")
     recipe = words[1]
     if recipe not in RECIPES:
-        raise SystemExit(
-            f"error: recipe {recipe!r} is unknown{suggestion(recipe, list(RECIPES))}; there are {', '.join(RECIPES)}"
-        )
+        _refuse(f"recipe {recipe!r} is unknown{suggestion(recipe, list(RECIPES))}; there are {', '.join(RECIPES)}")
     import_module(f"recipes.{recipe}").main(words[2:])
 
 
@@ -50,5 +49,9 @@ def _command(name: str, words: Sequence[str]) -> None:
     try:
         import_module(f"rlkit.{name}_cli").main(words)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -209,7 +209,9 @@ def _verify(argv: Sequence[str]) -> bool:
     parser.add_argument("--keep", type=Path, help="write the rows that pass to this .jsonl file")
     args = parser.parse_intermixed_args(argv)
     rows = read(args.data, args.prompt_column, args.answer_column)
-    samples = [rewards.Sample(one.prompt, honest_completion(one.row, args.completion), meta=one.row) for one in rows]
+    samples = [
+        rewards.Sample(one.prompt, honest_completion(one.row, args.completion), meta=one.row, step=0) for one in rows
+    ]
     verdicts, seconds = _judge(args, samples, "verifying")
     print(summary(verdicts, seconds))
     failed = [index for index, verdict in enumerate(verdicts) if verdict.value is None or verdict.value < args.least]
@@ -239,7 +241,7 @@ def _parser(command: str, description: str, data: str = "") -> argparse.Argument
         parser.add_argument("data", metavar="DATA", help=f"{data}: a file, gsm8k, math or a hub id")
         _add_columns(parser)
     parser.add_argument("name", metavar="NAME", help="the reward: a name, package.module:function or file.py:function")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings of the reward")
+    parser.add_argument("settings", metavar="key=value", nargs="*", default=[], help="settings of the reward")
     return parser
 
 
@@ -259,7 +261,8 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, separator, _ = word.partition("=")
         if not separator or not key.isidentifier():
-            raise ValueError(f"{word!r} is not a setting; write key=value")
+            short = word.removeprefix("reward.kwargs.")
+            raise ValueError(f"{word!r} is not a setting; write {short if short != word else 'key=value'}")
         try:
             override = parser.parse_override(word)
         except HydraException as error:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import yaml
 
+from rewards import RewardError
 from rlkit.checkpoint import START, Position, newest_checkpoint, save_checkpoint
 from rlkit.compose import clear_errors, flat_keys, load_config, parse_command, to_yaml
 from rlkit.config import RunConfig
@@ -18,6 +19,7 @@ from rlkit.evaluate import evaluate
 from rlkit.loop import Parts
 from rlkit.model import DeepseekV3
 from rlkit.model.weights import load_weights
+from rlkit.parity import ParityError
 from rlkit.plan import show
 from rlkit.prepare import Task
 from rlkit.sft import SftStats
@@ -25,6 +27,7 @@ from rlkit.types import StepStats
 from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
 from rlkit.watch.console import Bar
 from rlkit.watch.metrics import write_atomic
+from rlkit.watch.verdicts import NoVerdictError
 
 R = TypeVar("R", bound=RunConfig)
 CONFIG_FILE = "config.yaml"
@@ -35,6 +38,8 @@ MAY_CHANGE = (
     *("reward.timeout", "reward.workers"),
 )
 """Keys that may differ when a run goes on; any other would make it another run."""
+SAY_ALL = (RewardError, NoVerdictError, ParityError)
+"""Errors of a run whose message names what failed and what to do; where they arose in rlkit helps nobody."""
 SFT_LINES = 20
 """Lines that an SFT stage prints; metrics.jsonl has every step."""
 
@@ -75,11 +80,22 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files and write the report, whatever happened."""
+        """Close the files and write the report, whatever happened.
+
+        What has a message that says all there is to do, and Ctrl-C, end the program with it and without a traceback.
+        """
         self.metrics.close()
         self.console.close()
         path = write_report(self.folder, f"rlkit: {self.cfg.recipe}")
         self.console.line(f"report: {path}")
+        if isinstance(error, SAY_ALL):
+            for note in getattr(error.__cause__, "__notes__", ()):
+                print(note, file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+            raise SystemExit(130) from None
 
     def restore(self, parts: Parts) -> None:
         """Bring trainer and engine to where the newest checkpoint was, and check that they agree."""

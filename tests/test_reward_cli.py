@@ -44,6 +44,29 @@ RECORDED = [
 ]
 
 
+def test_functions_that_ask_for_the_step_of_training_can_be_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TRL's `trainer_state` was missing outside a run, so `test` said that such a function is broken."""
+    plugin = tmp_path / "curriculum.py"
+    plugin.write_text(
+        "def curriculum(completions, answer, trainer_state, **columns):\n"
+        "    ends = [f'</think><answer>{gold}</answer>' for gold in answer]\n"
+        "    pairs = zip(completions, ends)\n"
+        "    right = [text.rstrip().endswith(end) and text.count('<answer>') == 1 for text, end in pairs]\n"
+        "    return [float(r) * (1 + trainer_state.global_step) for r in right]\n"
+    )
+    code = reward("test", f"{plugin}:curriculum")
+    assert code == 0, capsys.readouterr().out
+
+
+def test_a_setting_written_as_in_a_run_is_told_how_it_is_written_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reward("test", "number", "reward.kwargs.limit=80") == 2
+    assert "'reward.kwargs.limit=80' is not a setting; write limit=80" in capsys.readouterr().err
+    assert reward("score") == 2
+    assert capsys.readouterr().err.rstrip().endswith("the following arguments are required: DATA, NAME")
+
+
 def test_score_counts_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.jsonl"
     assert reward("score", write(tmp_path / "rows.jsonl", RECORDED), "number", "--output", str(out)) == 0

@@ -112,6 +112,8 @@ def _init_ray(cfg: RunConfig, num_actors: int, weight_bytes: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray runs its workers at niceness 15: beside any other busy program the run would all but stand still.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Its news that the new cluster wants a token, which nobody who runs a recipe has to do anything about.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if cfg.cluster.address:
         ray.init(address=cfg.cluster.address, runtime_env={"env_vars": ACTOR_ENV}, logging_level=logging.WARNING)
         return

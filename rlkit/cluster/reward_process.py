@@ -10,6 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -46,18 +47,20 @@ class Failed:
 def main(descriptor: int) -> None:
     """Serve on an inherited channel until its other end closes: `(name, kwargs)` first, then lists of samples."""
     channel = Connection(descriptor)
-    name, kwargs = channel.recv()
+    with suppress(EOFError, OSError):  # the driver is done, or gone
+        _serve(channel, *channel.recv())
+
+
+def _serve(channel: Connection, name: str, kwargs: Mapping[str, Any]) -> None:
     try:
         judge = rewards.load(name, **kwargs)
     except BaseException as error:  # also what sys.exit() in a module raises: a silent end would look like a crash
         channel.send(_failed(error))
         return
-    try:
+    with closing(judge):
         channel.send(Ready(one_by_one=judge.independent))
         while True:
             _judge(channel, judge, channel.recv())
-    except (EOFError, BrokenPipeError):  # the driver is done, or gone
-        judge.close()
 
 
 def _judge(channel: Connection, judge: rewards.RewardFunction, samples: Sequence[rewards.Sample]) -> None:

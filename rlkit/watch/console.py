@@ -65,8 +65,7 @@ class Console:
     def line(self, text: str) -> None:
         """Print a line, above the bar if one is live."""
         encoding = self._stream.encoding or "utf-8"
-        safe = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-        safe = safe.encode(encoding, errors="backslashreplace").decode(encoding)
+        safe = visible(text).encode(encoding, errors="backslashreplace").decode(encoding)
         if self._terminal:
             tqdm.write(safe, file=self._stream)
         else:
@@ -118,6 +117,11 @@ class Console:
     @contextmanager
     def _plain_bar(self, label: str, total: int, unit: str) -> Iterator[Bar]:
         yield _PlainBar(self, self._clock, label, total, unit)
+
+
+def visible(text: str) -> str:
+    """Text with its control characters written out (\\x00), all but tab and newline."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def read_warnings(folder: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rlkit.watch.console import read_warnings
+from rlkit.watch.console import read_warnings, visible
 from rlkit.watch.evaluations import (
     Evaluation,
     SampleText,
@@ -310,7 +310,7 @@ def _config(text: str) -> str:
 def _clip(text: str) -> str:
     """Text of the model, made harmless and bounded."""
     rest = len(text) - _TEXT_LIMIT
-    return escape(text[:_TEXT_LIMIT]) + (f" ... ({rest:,} more characters)" if rest > 0 else "")
+    return escape(visible(text[:_TEXT_LIMIT])) + (f" ... ({rest:,} more characters)" if rest > 0 else "")
 
 
 def _title(stage: str) -> str:

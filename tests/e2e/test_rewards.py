@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from recipes import grpo
-from rewards import RewardError
 from rlkit.watch import read_metrics
-from rlkit.watch.verdicts import NoVerdictError
 from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights
 
 # The evaluation before GRPO judges 20 completions and every step 16, so call 60 is in step 3. Processes come and go, so
@@ -61,8 +60,13 @@ def test_a_reward_that_raises_stops_the_run_and_the_corrected_one_goes_on(
     grpo.main(settings(whole, write(tmp_path / "fine.py", "pass"), "trouble"))
     plugin, folder = write(tmp_path / "plugin.py", "raise ZeroDivisionError('no such unit')"), tmp_path / "run"
     common = settings(folder, plugin, "trouble", "checkpoint.every=1")
-    with pytest.raises(RewardError, match=r"raised ZeroDivisionError: no such unit .*\[prompt 'chain_sum/"):
+    with pytest.raises(SystemExit) as leaving:
         grpo.main(common)
+    assert leaving.value.code == 1
+    trace, _, message = capsys.readouterr().err.rpartition("error: ")
+    assert re.search(r"raised ZeroDivisionError: no such unit .*\[prompt 'chain_sum/", message)
+    assert trace.count("Traceback") == 2, "of the function and of what rewards makes of it, in the reward's process"
+    assert f'File "{plugin}", line' in trace and "loop.py" not in trace
     assert [line["step"] for line in read_metrics(folder) if line["stage"] == "grpo"] == [1, 2]
     assert (folder / "report.html").exists()
     write(plugin, "pass")
@@ -86,12 +90,13 @@ def test_a_reward_that_hangs_once_costs_one_rollout(tmp_path: Path, capsys: pyte
     assert "1 rollouts had no verdict" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_reward_that_says_nothing_stops_the_run(tmp_path: Path) -> None:
+def test_a_reward_that_says_nothing_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Already in the evaluation before the first step: a run that cannot be judged is not worth its first hour."""
     plugin = write(tmp_path / "plugin.py", "pass")
     words = r"of 20 rollouts have no verdict \(no_verdict \d+\), and at most 5% may; let the reward return a number"
-    with pytest.raises(NoVerdictError, match=words):
+    with pytest.raises(SystemExit):
         grpo.main(settings(tmp_path / "run", plugin, "never"))
+    assert re.search(words, capsys.readouterr().err.splitlines()[-1])
 
 
 def test_reasons_are_in_the_record_and_in_the_step_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

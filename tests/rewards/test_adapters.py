@@ -251,7 +251,7 @@ def test_a_class_is_constructed_with_the_settings_and_closed() -> None:
     ("cls", "settings", "message"),
     [
         (AtMost, {}, r"needs most; set it in reward\.kwargs"),
-        (AtMost, {"most": 1, "mist": 2}, "takes no setting 'mist'; it takes most, unit"),
+        (AtMost, {"most": 1, "mist": 2}, "takes no setting 'mist' \\(did you mean 'most'\\?\\); it takes most, unit"),
         (AtMost, {"most": -1}, "cannot be made: most=-1 is below 0"),
         (AtMost, {"most": "1"}, "most='1' must be a whole number"),
         (AtMost, {"most": True}, "most=True must be a whole number"),

@@ -81,5 +81,8 @@ def test_the_commands_for_composites_are_read_as_meant() -> None:
     commands = [line for line in PAGE.splitlines() if line.startswith("reward=composite")]
     assert len(commands) == 2
     added, routed = (compose_dict("grpo", shlex.split(line))["reward"]["kwargs"] for line in commands)
-    assert added["rewards"][2] == {"fn": "mine.py:f", "kwargs": {"x": 1}} and added["rewards"][1]["weight"] == 0.1
+    assert (
+        added["rewards"][2] == {"fn": "brevity.py:brevity", "kwargs": {"limit": 80}}
+        and added["rewards"][1]["weight"] == 0.1
+    )
     assert routed["by"] == "task" and routed["rewards"]["python"] == [{"fn": "code"}, {"fn": "format", "weight": 0.1}]

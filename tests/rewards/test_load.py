@@ -232,7 +232,16 @@ def test_a_failing_function_is_an_error_that_names_it_never_a_zero(fn: Callable[
         (lambda text: 1.0, {}, r"neither a parameter `completion` nor `completions`; write `def f"),
         (lambda *args, **kwargs: 1.0, {}, r"neither a parameter"),
         (lambda completion, completions: 1.0, {}, r"has both"),
-        (lambda completion, weight=1: 1.0, {"wieght": 2}, r"takes no setting 'wieght'; it takes weight"),
+        (
+            lambda completion, weight=1: 1.0,
+            {"wieght": 2},
+            r"takes no setting 'wieght' \(did you mean 'weight'\?\); it takes weight",
+        ),
+        (
+            lambda completion, weight=1, **columns: 1.0,
+            {"wieght": 2},
+            r"takes no setting 'wieght' \(did you mean 'weight'",
+        ),
         (lambda completion, **columns: 1.0, {"completion": "x"}, r"takes no setting 'completion'"),
         (lambda prompts, completions: [1.0], {"k": 1}, r"takes no setting 'k'; it takes none"),
     ],

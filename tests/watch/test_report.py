@@ -216,6 +216,13 @@ def test_verdicts_are_counted_by_what_the_reward_said(tmp_path: Path) -> None:
     assert rows == ["verdictbefore SFTafter SFT", "correct25.0 %100.0 %", "wrong50.0 %0.0 %", "unparsable25.0 %0.0 %"]
 
 
+def test_control_characters_of_a_sample_are_written_out(tmp_path: Path) -> None:
+    evaluate(tmp_path, "before SFT", [sample("q", False, completion="a\x00b\x1b[2Jc\td")])
+    write_report(tmp_path, "run")
+    html = (tmp_path / "report.html").read_text()
+    assert "a\\x00b\\x1b[2Jc\td" in html and not {"\x00", "\x1b"} & set(html)
+
+
 def test_parts_of_the_reward_are_curves(tmp_path: Path) -> None:
     with Metrics(tmp_path, tensorboard=False, resume_after=None) as metrics:
         for step in (1, 2):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.moe import Router
+
+if TYPE_CHECKING:
+    from rlkit.model.deepseek import DeepseekV3
 
 
 def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:

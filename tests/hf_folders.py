@@ -19,6 +19,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils import logging
 
 from rlkit.data.tokenizer import train_tokenizer
 
@@ -74,6 +75,8 @@ def make(kind: str, **changes: Any) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """Weights, config.json and tokenizer, as save_pretrained writes them."""
+    logging.disable_progress_bar()  # tests read what is printed
     model.save_pretrained(folder)
+    logging.enable_progress_bar()
     tokenizer().save_pretrained(folder)
     return folder

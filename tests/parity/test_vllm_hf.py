@@ -60,7 +60,9 @@ def test_parity_after_load_and_after_reloads(engine: VllmEngine, folder: Path) -
         fresh = engine.logprobs(sequences)
         assert fresh != stale
         stale = fresh
-    print(f"{model.architecture.config.model_type}: vLLM and trainer differ by {max(gaps):.1e} nats after load and syncs")
+    print(
+        f"{model.architecture.config.model_type}: vLLM and trainer differ by {max(gaps):.1e} nats after load and syncs"
+    )
 
     add_lora(model, rank=4, alpha=8, targets="all-linear", seed=0)
     for name, parameter in model.named_parameters():

@@ -5,8 +5,8 @@ Samples of a pack are laid in batches of similar length with padding behind each
 attention never looks at padding from a real token, so no mask is made: memory grows with the tokens, of which at most a
 quarter are padding, and sdpa can take its fast causal kernels on CPU and GPU.
 Dropout and other noise of training are off: the model stays in evaluation mode, and gradients flow all the same.
-What is not covered: logits that are not hidden states times one matrix, code shipped with a checkpoint, quantisation,
-ties of a router's choice in the parity gate.
+What is not covered: logits that are not hidden states times one matrix, code shipped with a checkpoint, quantisation.
+Routers that are neither DeepSeek-V3's nor a plain softmax top-k have no margins: the parity gate cannot excuse ties.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from rlkit.model.base import CausalLM
 from rlkit.model.hf_folder import HfArchitecture, checked
 from rlkit.model.lora import merged
 from rlkit.model.ragged import lay_out
+from rlkit.model.routing import choice_margins
 
 HEAD = "lm_head.weight"
 BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
 """What vLLM's models have under the same names."""
+GATE = re.compile(r"model\.layers\.\d+\.mlp\.gate")
 LAYER = re.compile(r"(.*?\.\d+)\.")
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Relative error within which two ways to the same logits agree."""
@@ -162,22 +164,42 @@ class HfModel(CausalLM):
 
     @torch.no_grad()
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Outputs [T, D] of every block for one sequence, in order, as in `rlkit.model.trace`; no router's margins."""
+        """Outputs [T, D] of every block for one sequence, in order, and routers' margins, as in `rlkit.model.trace`."""
         outputs: dict[str, Tensor] = {}
         hooks = []
         for name, module in self.inner.named_modules():
-            if BLOCK.fullmatch(name):
+            router = GATE.fullmatch(name) is not None
+            if not router and not BLOCK.fullmatch(name):
+                continue
 
-                def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+            def keep(module: nn.Module, _args: Any, output: Any, name: str = name, router: bool = router) -> None:
+                if not router:
                     outputs[name] = (output[0] if isinstance(output, tuple) else output).flatten(0, -2)
+                elif (margins_T := self._margins(module, output)) is not None:
+                    outputs[name] = margins_T.unsqueeze(-1)
 
-                hooks.append(module.register_forward_hook(keep))
+            hooks.append(module.register_forward_hook(keep))
         try:
             self.hidden(torch.tensor(tokens, device=self.lm_head.weight.device))
         finally:
             for hook in hooks:
                 hook.remove()
         return outputs
+
+    def _margins(self, router: nn.Module, output: Any) -> Tensor | None:
+        """How close each token's choice of experts is to another one, [T]; None for a rule that is not known here."""
+        if not isinstance(output, tuple) or len(output) != 3:
+            return None
+        logits_TE, _, experts_TK = output
+        config = self.inner.config.get_text_config(decoder=True).to_dict()
+        groups, chosen = config.get("n_group") or 1, config.get("topk_group") or 1
+        bias_E = dict(router.named_buffers()).get("e_score_correction_bias")
+        if bias_E is not None:
+            return choice_margins(logits_TE.float().sigmoid(), bias_E, groups, chosen, experts_TK.shape[-1])
+        if groups > 1:
+            return None
+        scores_TE = logits_TE.float().softmax(-1)
+        return choice_margins(scores_TE, torch.zeros_like(scores_TE[0]), 1, 1, experts_TK.shape[-1])
 
     @torch.no_grad()
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from rlkit.model import DeepseekV3
 from rlkit.model.hf import HfModel
 from tests.hf_folders import make, save
 
 KINDS = ["qwen2", "llama", "mistral", "deepseek"]
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 3, 4, 5, 6], [9, 9, 3], [4], [7, 6, 5, 4, 3, 2, 11, 12], [8, 8, 8]]
 LENGTHS = [len(sequence) for sequence in SEQUENCES]
+load = HfModel.from_checkpoint
 PACK = torch.tensor([token for sequence in SEQUENCES for token in sequence])
 
 
@@ -123,13 +125,37 @@ def test_weights_that_do_not_fit_are_refused(model: HfModel) -> None:
 
 
 def test_blocks_are_named_as_in_our_model_and_in_order(model: HfModel, theirs: PreTrainedModel) -> None:
-    outputs = model.trace(SEQUENCES[0])
+    outputs = {name: tensor for name, tensor in model.trace(SEQUENCES[0]).items() if not name.endswith(".gate")}
     blocks = [f"model.layers.{i}.{part}" for i in (0, 1) for part in ("self_attn", "mlp")]
     assert list(outputs) == [*blocks, "model.norm"]
     expected_TD = theirs.base_model(torch.tensor(SEQUENCES[:1])).last_hidden_state[0]
     torch.testing.assert_close(outputs["model.norm"], expected_TD, rtol=1e-5, atol=1e-5)
     assert all(output_TD.shape == (11, 64) for output_TD in outputs.values())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_margins_of_deepseeks_router_are_those_of_our_class(tmp_path: Path) -> None:
+    folder = save(make("deepseek"), tmp_path)
+    ours, theirs = (loaded.trace(PACK.tolist()) for loaded in (DeepseekV3.from_checkpoint(folder), load(folder)))
+    name = "model.layers.1.mlp.gate"
+    assert ours[name].shape == theirs[name].shape == (len(PACK), 1)
+    torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=1e-5)
+
+
+def test_margins_of_a_softmax_router(tmp_path: Path) -> None:
+    """The gap between the second and the third probability of four, in float64."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+    config = Qwen3MoeConfig(vocab_size=64, num_key_value_heads=2, initializer_range=0.2, **sizes, **experts)
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    seen: list[torch.Tensor] = []
+    gate = model.inner.get_submodule("model.layers.0.mlp.gate")
+    gate.register_forward_pre_hook(lambda _gate, args: seen.append(args[0].flatten(0, -2).double()))
+    margins_T = model.trace(PACK.tolist())["model.layers.0.mlp.gate"].flatten()
+    ranked_TE = (seen[0] @ gate.weight.double().T).softmax(-1).sort(-1, descending=True).values
+    torch.testing.assert_close(margins_T.double(), ranked_TE[:, 1] - ranked_TE[:, 2], rtol=1e-4, atol=1e-6)
 
 
 def test_there_is_no_dropout_in_training(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def read_json(folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{file}: model_type is missing, it holds {raw!r}; copy the file again")
+        raise ValueError(f"{file}: model_type={raw!r}, but there should be keys and values; copy the file again")
     return raw
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from rlkit.compose import to_yaml
 from rlkit.config import GrpoRun, RunConfig, SftRun
-from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.model import DeepseekV3
+from rlkit.model.hf_folder import HfArchitecture
+from rlkit.model.load import Architecture, empty_model, read_architecture
+from rlkit.model.lora import choose_targets, count_parameters
 from rlkit.model.moe import Experts
 from rlkit.prepare import Task, prepare
 
@@ -35,16 +40,23 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
     if task is not None:
         architecture = task.architecture
     elif cfg.model.path:
-        architecture = DeepseekV3Config.from_folder(cfg.model.path)
+        architecture = read_architecture(Path(cfg.model.path), cfg.model.architecture)
     else:
+        assert cfg.model.architecture is not None, "ModelConfig refuses this"
         architecture = cfg.model.architecture
     total, active = parameters(architecture)
     numbers = cache_numbers(architecture)
     size = architecture.num_hidden_layers * numbers * BYTES[cfg.engine.dtype]
     rows = [
         ("parameters", f"{total:,}, of which {active:,} work on each token"),
-        ("latent cache", f"{numbers} numbers per token and layer, {size:,} bytes per token in {cfg.engine.dtype}"),
+        (
+            cache_name(architecture),
+            f"{numbers} numbers per token and layer, {size:,} bytes per token in {cfg.engine.dtype}",
+        ),
     ]
+    trained = lora_parameters(cfg, architecture)
+    if trained != 0:
+        rows.append(("LoRA", f"{trained:,} parameters are trained, {trained / total:.2%} as many as there are"))
     if isinstance(cfg, SftRun):
         shown = cfg.sft.steps * cfg.sft.batch_size
         size = len(task.demonstrations) if task else cfg.data.train_size
@@ -60,11 +72,13 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
         rows.append(
             ("prompts", f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}")
         )
-    return rows + _memory(cfg, architecture, total)
+    return rows + _memory(cfg, architecture, total, trained or total)
 
 
-def parameters(architecture: DeepseekV3Config) -> tuple[int, int]:
+def parameters(architecture: Architecture) -> tuple[int, int]:
     """All parameters, and those that one token passes through: its experts, its own row of the embedding, all else."""
+    if isinstance(architecture, HfArchitecture):
+        return architecture.num_parameters, architecture.active_parameters()
     with torch.device("meta"):
         model = DeepseekV3(architecture)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -75,8 +89,26 @@ def parameters(architecture: DeepseekV3Config) -> tuple[int, int]:
     return total, round(total - idle * routed) - table
 
 
-def cache_numbers(architecture: DeepseekV3Config) -> int:
-    """What decoding keeps of each token in each layer: its latent and its rotary key (arXiv:2412.19437, 2.1.1)."""
+def lora_parameters(cfg: RunConfig, architecture: Architecture) -> int:
+    """Parameters of all adapters; 0 without LoRA. ValueError for a target that is not there."""
+    if cfg.trainer.lora is None:
+        return 0
+    model = empty_model(architecture)
+    return count_parameters(model, cfg.trainer.lora.rank, choose_targets(model, cfg.trainer.lora.targets))
+
+
+def cache_name(architecture: Architecture) -> str:
+    """What the cache of a model holds, in words."""
+    return "KV cache" if isinstance(architecture, HfArchitecture) else "latent cache"
+
+
+def cache_numbers(architecture: Architecture) -> int:
+    """What decoding keeps of each token in each layer: its latent and its rotary key (arXiv:2412.19437, 2.1.1).
+
+    Of models with plain attention: keys and values of all their heads.
+    """
+    if isinstance(architecture, HfArchitecture):
+        return architecture.cache_numbers()
     return architecture.kv_lora_rank + architecture.qk_rope_head_dim
 
 
@@ -98,15 +130,20 @@ def _grpo(cfg: GrpoRun, task: Task | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _memory(cfg: RunConfig, architecture: DeepseekV3Config, total: int) -> list[tuple[str, str]]:
+def _memory(cfg: RunConfig, architecture: Architecture, total: int, trained: int) -> list[tuple[str, str]]:
     """Bytes that can be computed: weights, gradients, AdamW, KV cache. Activations and the runtimes are not in it."""
     trainer, engine, ranks = BYTES[cfg.trainer.dtype], BYTES[cfg.engine.dtype], cfg.trainer.num_ranks
     reference = trainer if isinstance(cfg, GrpoRun) and cfg.algo.loss.kl_coef > 0 else 0
     # ZeRO shards fp32 master weights and both moments over the ranks; weights and fp32 gradients are whole.
-    per_rank = total * (trainer + 4 + reference + 12 / ranks)
+    # Below LoRA the weights are frozen, and the reference has its own adapters only.
+    copies = trained if cfg.trainer.lora else total
+    per_rank = total * trainer + copies * reference + trained * (4 + 12 / ranks)
     per_token = architecture.num_hidden_layers * cache_numbers(architecture) * engine
     cache = per_token * cfg.engine.max_model_len * cfg.engine.max_num_seqs
     return [
         ("trainer memory", f"{per_rank / GIB:.3f} GiB a rank for weights, gradients, AdamW and reference"),
-        ("engine memory", f"{total * engine / GIB:.3f} GiB of weights; full latent cache {cache / GIB:.3f} GiB"),
+        (
+            "engine memory",
+            f"{total * engine / GIB:.3f} GiB of weights; full {cache_name(architecture)} {cache / GIB:.3f} GiB",
+        ),
     ]

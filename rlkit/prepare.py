@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 import rewards
 from rlkit.config import AlgoConfig, GrpoRun, RewardConfig, RunConfig, SftRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
-from rlkit.data.tokenizer import train_tokenizer
+from rlkit.data.tokenizer import load_tokenizer, train_tokenizer
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.checkpoint import checkpoint_files
+from rlkit.model.config import CONFIG
+from rlkit.model.hf_folder import HfArchitecture
+from rlkit.model.load import Architecture, empty_model, read_architecture
+from rlkit.model.lora import choose_targets
 from rlkit.model.routing import RULES
 from rlkit.model.weights import published_names
 from rlkit.types import Prompt
@@ -37,7 +41,7 @@ class Task:
     """The same rows with the completions to imitate; empty in a recipe without SFT."""
     held_out: tuple[Prompt, ...]
     tokenizer: PreTrainedTokenizerBase
-    architecture: DeepseekV3Config
+    architecture: Architecture
     checkpoint: Path | None
     """Where the model comes from; None = random weights."""
 
@@ -53,10 +57,15 @@ def prepare(cfg: RunConfig) -> Task:
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
-        architecture = DeepseekV3Config.from_folder(checkpoint)
-        _check_names(checkpoint, architecture)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        architecture = read_architecture(checkpoint, cfg.model.architecture)
+        if isinstance(architecture, HfArchitecture):
+            architecture.check_files()
+        else:
+            _check_names(checkpoint, architecture)
+        tokenizer = load_tokenizer(checkpoint)
+        _check_vocabulary(checkpoint, tokenizer, architecture)
     else:
+        assert cfg.model.architecture is not None, "ModelConfig refuses this"
         texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
         tokenizer = train_tokenizer(texts, cfg.model.architecture.vocab_size)
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -65,6 +74,8 @@ def prepare(cfg: RunConfig) -> Task:
         )
     _check_fit(cfg, architecture)
     _check_balance(cfg, architecture)
+    if cfg.trainer.lora is not None:
+        choose_targets(empty_model(architecture), cfg.trainer.lora.targets)
     room = cfg.engine.max_model_len - longest_completion(cfg)
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
     held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
@@ -106,6 +117,7 @@ def initial_checkpoint(cfg: RunConfig, task: Task) -> Path:
     """The folder that trainer and engine load from; a new model is made there, from `seed`, on first call."""
     if task.checkpoint is not None:
         return task.checkpoint
+    assert isinstance(task.architecture, DeepseekV3Config), "only ours starts from random weights"
     folder = cfg.output_dir / INITIAL
     if not folder.exists():
         unfinished = folder.with_suffix(".tmp")
@@ -131,9 +143,27 @@ def _check_names(checkpoint: Path, architecture: DeepseekV3Config) -> None:
             )
 
 
-def _check_fit(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
+def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
+    """Refuse a tokenizer with ids that the model lacks, or whose end token does not end the model's completions."""
+    if len(tokenizer) > architecture.vocab_size:
+        raise ValueError(
+            f"model.path={checkpoint}: its tokenizer has {len(tokenizer)} tokens, its config.json a vocab_size of "
+            f"{architecture.vocab_size}; use the tokenizer that belongs to the model"
+        )
+    end = [architecture.eos_token_id] if isinstance(architecture, DeepseekV3Config) else sorted(architecture.end_tokens)
+    if tokenizer.eos_token_id not in end:
+        raise ValueError(
+            f"model.path={checkpoint}: its tokenizer ends texts with {tokenizer.eos_token!r} (id "
+            f"{tokenizer.eos_token_id}), but its config.json says eos_token_id {end}; add the id there"
+        )
+
+
+def _check_fit(cfg: RunConfig, architecture: Architecture) -> None:
     """Refuse a model that the engine cannot run, in words; the engine itself would fail deep inside."""
-    if cfg.engine.kind == "vllm" and not torch.cuda.is_available():
+    ours = isinstance(architecture, DeepseekV3Config)
+    if cfg.engine.kind == "vllm" and not ours:
+        _check_vllm(architecture)
+    if cfg.engine.kind == "vllm" and ours and not torch.cuda.is_available():
         for key in ("hidden_size", "moe_intermediate_size"):
             size = getattr(architecture, key)
             if size % VLLM_CPU_MULTIPLE:
@@ -148,18 +178,34 @@ def _check_fit(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
         )
 
 
-def _check_balance(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
+def _check_balance(cfg: RunConfig, architecture: Architecture) -> None:
     """Refuse to balance what is not there."""
     trainer, where = cfg.trainer, f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
+    asked = {"bias_update_speed": trainer.bias_update_speed, "balance_coef": trainer.balance_coef}
+    key, value = next(((key, value) for key, value in asked.items() if value), ("", 0.0))
+    if not value:
+        return
+    if isinstance(architecture, HfArchitecture):
+        raise ValueError(f"trainer.{key}={value}: model=hf leaves the routers of transformers as they are; set it to 0")
     if not architecture.has_experts:
-        for key, value in (
-            ("bias_update_speed", trainer.bias_update_speed),
-            ("balance_coef", trainer.balance_coef),
-        ):
-            if value:
-                raise ValueError(f"trainer.{key}={value}: {where} has no layer with routed experts; set it to 0")
-    elif trainer.bias_update_speed and not RULES[architecture.scoring_func].has_bias:
+        raise ValueError(f"trainer.{key}={value}: {where} has no layer with routed experts; set it to 0")
+    if trainer.bias_update_speed and not RULES[architecture.scoring_func].has_bias:
         raise ValueError(
             f"trainer.bias_update_speed={trainer.bias_update_speed}: {where} has scoring_func="
             f"{architecture.scoring_func}, a router without a bias; set it to 0, and trainer.balance_coef above 0"
+        )
+
+
+def _check_vllm(architecture: HfArchitecture) -> None:
+    """vLLM builds DeepSeek's router with its bias only when config.json says these words, which transformers drops."""
+    file = architecture.folder / CONFIG
+    if architecture.raw["model_type"] == "deepseek_v3" and architecture.raw.get("topk_method") != "noaux_tc":
+        raise ValueError(
+            f"{file}: topk_method={architecture.raw.get('topk_method')!r}, without which vLLM does not load the "
+            'router\'s bias; write "topk_method": "noaux_tc", "scoring_func": "sigmoid" into it, or use engine=torch'
+        )
+    if not (architecture.folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{architecture.folder}: tokenizer.json is missing, and engine=vllm decodes with it; save the tokenizer of "
+            "transformers there (tokenizer.save_pretrained), or use engine=torch"
         )

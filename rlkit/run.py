@@ -17,11 +17,11 @@ from rlkit.compose import clear_errors, flat_keys, load_config, parse_command, t
 from rlkit.config import RunConfig
 from rlkit.evaluate import evaluate
 from rlkit.loop import Parts
-from rlkit.model import DeepseekV3
-from rlkit.model.weights import load_weights
+from rlkit.model.load import write_model
+from rlkit.model.lora import write_adapter
 from rlkit.parity import ParityError
 from rlkit.plan import show
-from rlkit.prepare import Task
+from rlkit.prepare import Task, initial_checkpoint
 from rlkit.sft import SftStats
 from rlkit.types import StepStats
 from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
@@ -33,6 +33,8 @@ R = TypeVar("R", bound=RunConfig)
 CONFIG_FILE = "config.yaml"
 MODEL = "model"
 """Folder of the trained model, inside the output folder."""
+ADAPTER = "adapter"
+"""Folder of LoRA's matrices, inside that of the model, where they are merged in."""
 MAY_CHANGE = (
     *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
     *("reward.timeout", "reward.workers"),
@@ -157,12 +159,13 @@ class Run:
         )
 
     def export(self, parts: Parts, folder: str = MODEL) -> None:
-        """Write the policy as a checkpoint that transformers, vLLM and `model.path` load."""
-        model = DeepseekV3(self.task.architecture)
-        load_weights(model, parts.trainer.weights())
+        """Write the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
         path = self.folder / folder
-        model.save_checkpoint(path, dtype=self.cfg.trainer.dtype)
+        write_model(self.task.architecture, parts.trainer.weights(), path, self.cfg.trainer.dtype)
         self.task.tokenizer.save_pretrained(path)
+        if (lora := self.cfg.trainer.lora) is not None:
+            base = initial_checkpoint(self.cfg, self.task).absolute()
+            write_adapter(path / ADAPTER, parts.trainer.adapter(), rank=lora.rank, alpha=lora.alpha, base=base)
         self.console.line(f"model: {path}")
 
     def _find(self) -> tuple[Path, Position] | None:

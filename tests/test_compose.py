@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
 from rlkit.compose import RECIPES, ConfigError, compose_dict, flat_keys, load_config, parse, parse_command, to_yaml
-from rlkit.config import GrpoRun, SftThenGrpoRun
+from rlkit.config import GrpoRun, LoraConfig, SftThenGrpoRun
 
 
 def declared(cls: Any, prefix: str = "") -> set[str]:
     """Every key that a configuration class allows, down to its leaves."""
     keys = set()
     for field in fields(cls):
-        kind = get_type_hints(cls)[field.name]
-        keys |= declared(kind, f"{prefix}{field.name}.") if is_dataclass(kind) else {f"{prefix}{field.name}"}
+        hint, name = get_type_hints(cls)[field.name], f"{prefix}{field.name}"
+        kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
+        groups = [kind for kind in kinds if is_dataclass(kind)]
+        keys |= set().union(*(declared(group, f"{name}.") for group in groups))
+        if not is_dataclass(hint):  # a leaf, or a group that may be null
+            keys.add(name)
     return keys
 
 
@@ -25,8 +29,9 @@ def test_the_files_set_no_key_that_the_classes_do_not_have(recipe: str) -> None:
     opened = ("data.tasks", "reward.kwargs")
     written = {next((o for o in opened if key.startswith(o)), key) for key, _ in flat_keys(compose_dict(recipe))}
     assert written <= known
-    # what the files leave out is the architecture's own defaults, never a knob of the run
-    assert {key for key in known - written if not key.startswith("model.architecture.")} == set()
+    # what the files leave out is the architecture's own defaults and groups that are null, never a knob of the run
+    left_out = ("model.architecture", "trainer.lora.")
+    assert {key for key in known - written if not key.startswith(left_out)} == set()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -94,3 +99,18 @@ def test_help_shows_the_groups_and_their_files(capsys: pytest.CaptureFixture[str
     printed = " ".join(capsys.readouterr().out.split())
     assert "configs/grpo.yaml" in printed
     assert "engine={torch,vllm}" in printed.replace(" ", "")
+
+
+def test_adapters_are_one_key_with_defaults() -> None:
+    assert load_config("grpo", GrpoRun).trainer.lora is None
+    assert load_config("grpo", GrpoRun, ["trainer.lora={}"]).trainer.lora == LoraConfig(rank=16, alpha=32)
+    given = "trainer.lora={rank: 4, alpha: 8.5, targets: [q_proj, v_proj]}"
+    cfg = load_config("grpo", GrpoRun, [given])
+    assert cfg.trainer.lora == LoraConfig(rank=4, alpha=8.5, targets=("q_proj", "v_proj"))
+    assert parse(GrpoRun, yaml.safe_load(to_yaml(cfg))) == cfg
+
+
+def test_a_model_of_transformers_has_no_architecture() -> None:
+    cfg = load_config("grpo", GrpoRun, ["model=hf", "model.path=somewhere"])
+    assert cfg.model.architecture is None
+    assert parse(GrpoRun, yaml.safe_load(to_yaml(cfg))) == cfg

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from rlkit.algo.losses import Loss
 from rlkit.cluster.parts import build_engine, build_trainer
 from rlkit.config import EngineConfig, TrainerConfig
+from rlkit.model import DeepseekV3Config
 from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats, Weights
 
 BUCKET_BYTES = 2**28
@@ -49,8 +50,8 @@ class RemoteWeights:
 class EngineActor:
     """One engine in a process of its own; needs a second thread, which answers `finished` while the first samples."""
 
-    def __init__(self, cfg: EngineConfig, checkpoint: Path) -> None:
-        self.engine = build_engine(cfg, checkpoint)
+    def __init__(self, cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Config | None) -> None:
+        self.engine = build_engine(cfg, checkpoint, architecture)
 
     def ready(self) -> bool:
         """Returns when the engine is up."""
@@ -90,11 +91,27 @@ class TrainerActor:
         self.store: distributed.Store = distributed.TCPStore(host, 0, world_size, True, wait_for_workers=False)
         return host, self.store.port
 
-    def start(self, cfg: TrainerConfig, checkpoint: Path, keep_reference: bool, store: tuple[str, int]) -> None:
+    def start(
+        self,
+        cfg: TrainerConfig,
+        checkpoint: Path,
+        architecture: DeepseekV3Config | None,
+        keep_reference: bool,
+        seed: int,
+        store: tuple[str, int],
+    ) -> None:
         """Join the other ranks and load the model."""
         if self.rank:
             self.store = distributed.TCPStore(*store, cfg.num_ranks, False)
-        self.trainer = build_trainer(cfg, checkpoint, keep_reference=keep_reference, store=self.store, rank=self.rank)
+        self.trainer = build_trainer(
+            cfg,
+            checkpoint,
+            architecture,
+            keep_reference=keep_reference,
+            seed=seed,
+            store=self.store,
+            rank=self.rank,
+        )
 
     def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
         """`Trainer.update` on this rank's share."""
@@ -115,6 +132,10 @@ class TrainerActor:
     def publish(self) -> RemoteWeights:
         """Put all weights into the object store, bucket by bucket."""
         return RemoteWeights(tuple(ray.put(bucket) for bucket in buckets(self.trainer.weights(), BUCKET_BYTES)))
+
+    def adapter(self) -> Mapping[str, Tensor]:
+        """`Trainer.adapter`."""
+        return self.trainer.adapter()
 
     def begin_stage(self) -> None:
         """`Trainer.begin_stage`."""

@@ -56,13 +56,16 @@ def _in_process(
     cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool
 ) -> Iterator[tuple[Engine, Trainer, Any]]:
     store = distributed.HashStore()
-    trainer = build_trainer(cfg.trainer, checkpoint, keep_reference=keep_reference, store=store, rank=0)
+    architecture = cfg.model.architecture
+    trainer = build_trainer(
+        cfg.trainer, checkpoint, architecture, keep_reference=keep_reference, seed=cfg.seed, store=store, rank=0
+    )
     sequences, tolerance = gate_inputs(cfg, run.task)
 
     def gate(engine: Engine, trainer: Trainer) -> float:
         return check_parity(engine, trainer, sequences, tolerance)
 
-    yield build_engine(cfg.engine, checkpoint), trainer, gate
+    yield build_engine(cfg.engine, checkpoint, architecture), trainer, gate
 
 
 @contextmanager
@@ -80,11 +83,14 @@ def _on_ray(cfg: RunConfig, run: Run, checkpoint: Path, keep_reference: bool) ->
         options = {"num_cpus": 1, "num_gpus": gpu_share(int(ray.cluster_resources().get("GPU", 0)), num_actors)}
         remote: Any = ray.remote  # its overloads do not know options
         new_engine = remote(EngineActor).options(max_concurrency=2, **options)
-        engines = [new_engine.remote(cfg.engine, checkpoint) for _ in range(cfg.engine.num_engines)]
+        engines = [
+            new_engine.remote(cfg.engine, checkpoint, cfg.model.architecture) for _ in range(cfg.engine.num_engines)
+        ]
         new_rank = remote(TrainerActor).options(**options)
         ranks = [new_rank.remote(rank) for rank in range(cfg.trainer.num_ranks)]
         store = ray.get(ranks[0].host_store.remote(cfg.trainer.num_ranks))
-        starting = [actor.start.remote(cfg.trainer, checkpoint, keep_reference, store) for actor in ranks]
+        loading = (cfg.trainer, checkpoint, cfg.model.architecture, keep_reference, cfg.seed, store)
+        starting = [actor.start.remote(*loading) for actor in ranks]
         ray.get([*starting, *(actor.ready.remote() for actor in engines)])
         sequences, tolerance = gate_inputs(cfg, run.task)
 

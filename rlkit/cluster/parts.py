@@ -12,14 +12,16 @@ from transformers import AutoTokenizer
 
 from rlkit.config import EngineConfig, RunConfig, TrainerConfig
 from rlkit.engine.base import Engine
-from rlkit.model import DeepseekV3
+from rlkit.model import DeepseekV3Config
+from rlkit.model.load import load_model
+from rlkit.model.lora import add_lora
 from rlkit.parity import LENGTH, NUM_SEQUENCES, gate_sequences
 from rlkit.prepare import Task
 from rlkit.train.trainer import ModelTrainer
 
 
-def build_engine(cfg: EngineConfig, checkpoint: Path) -> Engine:
-    """The sampler that the configuration asks for, in this process."""
+def build_engine(cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Config | None) -> Engine:
+    """The sampler that the configuration asks for, in this process; `architecture` as for `load_model`."""
     threads = cfg.threads or cores_per(cfg.num_engines)
     if cfg.kind == "vllm":
         from rlkit.engine.vllm import VllmEngine  # vLLM takes seconds to import and is not needed everywhere
@@ -36,23 +38,32 @@ def build_engine(cfg: EngineConfig, checkpoint: Path) -> Engine:
     from rlkit.engine.torch import TorchEngine
 
     torch.set_num_threads(threads)
-    model = DeepseekV3.from_checkpoint(checkpoint)
+    model = load_model(checkpoint, torch.float32, architecture)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    assert model.config.eos_token_id is not None
+    assert model.end_tokens()
 
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    return TorchEngine(model, model.config.eos_token_id, decode, cfg.max_num_seqs)
+    return TorchEngine(model, model.end_tokens(), decode, cfg.max_num_seqs)
 
 
 def build_trainer(
-    cfg: TrainerConfig, checkpoint: Path, *, keep_reference: bool, store: distributed.Store, rank: int
+    cfg: TrainerConfig,
+    checkpoint: Path,
+    architecture: DeepseekV3Config | None,
+    *,
+    keep_reference: bool,
+    seed: int,
+    store: distributed.Store,
+    rank: int,
 ) -> ModelTrainer:
-    """One rank of the trainer, in this process; the ranks meet in `store`."""
+    """One rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
-    model = DeepseekV3.from_checkpoint(checkpoint, dtype)
+    model = load_model(checkpoint, dtype, architecture)
+    if cfg.lora is not None:
+        add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, seed=seed)
     balance = {"bias_update_speed": cfg.bias_update_speed, "balance_coef": cfg.balance_coef}
     if cfg.kind == "torch":
         from rlkit.train.torch import TorchStepper

@@ -115,6 +115,10 @@ class RemoteTrainer:
         """Rank 0's weights, in the object store."""
         return ray.get(self.actors[0].publish.remote())
 
+    def adapter(self) -> Mapping[str, Tensor]:
+        """LoRA's matrices from rank 0."""
+        return ray.get(self.actors[0].adapter.remote())
+
     def begin_stage(self) -> None:
         """Forget the moments and refresh the reference on every rank."""
         ray.get([actor.begin_stage.remote() for actor in self.actors])

@@ -14,9 +14,18 @@ class ModelConfig:
     """The policy: a checkpoint, or a new model with random weights and a tokenizer trained on the task's text."""
 
     path: str
-    """Folder of a DeepSeek-V3 checkpoint with its tokenizer; "" = new random weights."""
-    architecture: DeepseekV3Config
-    """Shape of a new model; its vocab_size bounds the tokenizer that is trained. Not read when `path` is given."""
+    """Folder of a checkpoint with its tokenizer; "" = new random weights."""
+    architecture: DeepseekV3Config | None
+    """Shape of a new DeepSeek-V3; its vocab_size bounds the tokenizer that is trained. With a `path` the folder says
+    the shape, and null means that transformers' own class for the folder is used instead of ours."""
+
+    def __post_init__(self) -> None:
+        """Refuse a model of transformers without a folder."""
+        if self.architecture is None and not self.path:
+            raise ValueError(
+                "model.path='' but model=hf starts from a checkpoint; set model.path=FOLDER, one that save_pretrained "
+                "or a download made"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +110,23 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters instead of all weights, as peft has them."""
+
+    rank: int = 16
+    alpha: float = 32
+    """The product of the two matrices is scaled by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Names of linear layers, such as [q_proj, v_proj]; "all-linear" = every one but head, router and experts."""
+
+    def __post_init__(self) -> None:
+        """Refuse adapters that do nothing."""
+        at_least("trainer.lora.rank", self.rank, 1)
+        if self.alpha <= 0:
+            raise ValueError(f"trainer.lora.alpha={self.alpha} must be above 0; twice the rank is usual")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """The learner and its AdamW."""
 
@@ -119,6 +145,8 @@ class TrainerConfig:
     """How far the bias of every expert moves against its load after a step (V3 in pre-training: 0.001); 0 = frozen."""
     balance_coef: float
     """Weight of the sequence-wise balance loss (V3 in pre-training: 1e-4); 0 = none."""
+    lora: LoraConfig | None = None
+    """null = all weights are trained."""
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds and ZeRO stages."""

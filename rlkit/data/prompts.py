@@ -59,6 +59,8 @@ def to_demonstrations(
 ) -> tuple[Demonstration, ...]:
     """Write `<think>solution</think><answer>gold</answer>` and the end token after each prompt.
 
+    The marks are text: one token each where the tokenizer has them as tokens, several otherwise.
+
     A row shows its solution if hash(seed, row id) < think_share; the others have an empty think. Prompts are exactly
     those of `to_prompts`: the completion is encoded on its own, so no token spans the boundary. Raises ValueError for a
     tokenizer without a chat template or end token, and for a demonstration longer than `max_tokens`.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 MARKS = ("<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
@@ -59,3 +60,29 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; `<think>` and `<answer>` may be tokens of it, or plain text in several tokens.
+
+    ValueError if there is none, if it has no chat template or end token, and if it drops a mark when it decodes, since
+    rewards read them.
+    """
+    fix = "copy the model's tokenizer there (tokenizer.save_pretrained)"
+    if not any(folder.glob("tokenizer*")):  # transformers makes up an empty one
+        raise ValueError(f"model.path={folder}: there is no tokenizer; {fix}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {fix} ({error})") from error
+    if not tokenizer.chat_template:
+        fix = "add chat_template.jinja, or use an instruction-tuned model's tokenizer"
+        raise ValueError(f"model.path={folder}: its tokenizer has no chat template; {fix}")
+    if tokenizer.eos_token is None:
+        raise ValueError(f"model.path={folder}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
+    for mark in MARKS[2:]:
+        ids = tokenizer(f"a{mark}b", add_special_tokens=False)["input_ids"]
+        if mark not in str(tokenizer.decode(ids, skip_special_tokens=True)):
+            fix = 'if it is a special token, give it "special": false in tokenizer.json'
+            raise ValueError(f"model.path={folder}: its tokenizer drops {mark} when it decodes; {fix}")
+    return tokenizer

@@ -5,7 +5,7 @@ What is not covered: several devices, continuous batching (a wave of rollouts ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -14,10 +14,7 @@ from torch import Tensor
 
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.engine.base import rollout_seed
-from rlkit.model import DeepseekV3
-from rlkit.model.decode import decode_step, prefill
-from rlkit.model.trace import trace
-from rlkit.model.weights import load_weights
+from rlkit.model.base import CausalLM
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 
 COMPACT_BELOW = 0.75
@@ -43,13 +40,20 @@ class TorchEngine:
     """
 
     def __init__(
-        self, model: DeepseekV3, eos_token_id: int, decode: Callable[[Sequence[int]], str], max_batch: int = 256
+        self,
+        model: CausalLM,
+        eos_token_id: int | Collection[int],
+        decode: Callable[[Sequence[int]], str],
+        max_batch: int = 256,
     ) -> None:
-        """`decode` turns completion ids (end token left out) into text; ValueError if `max_batch` is not positive."""
+        """`eos_token_id` is one id or several; `decode` turns completion ids (end token left out) into text.
+
+        ValueError if `max_batch` is not positive.
+        """
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: give at least 1")
         self.model = deepcopy(model).requires_grad_(False).eval()
-        self.eos_token_id = eos_token_id
+        self.end_tokens = frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
         self.decode = decode
         self.max_batch = max_batch
         self.version = 0
@@ -79,7 +83,7 @@ class TorchEngine:
 
     def load(self, weights: Weights, version: int) -> None:
         """Replace all weights; rollouts made from now on carry `version`. ValueError if they do not fit the model."""
-        load_weights(self.model, weights)
+        self.model.load_weights(weights)
         self.version = version
 
     @torch.no_grad()
@@ -98,13 +102,13 @@ class TorchEngine:
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Run one sequence and return the output [T, D] of every block under its name, in order."""
-        return trace(self.model, tokens)
+        return self.model.trace(tokens)
 
     @torch.no_grad()
     def _write(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:
         """Run one batch of drafts to their ends; yields the prompt of each as it ends."""
         used = sorted({draft.prompt for draft in drafts})
-        logits_BV, cache = prefill(self.model, [prompts[i].tokens for i in used])
+        logits_BV, cache = self.model.prefill([prompts[i].tokens for i in used])
         row = {prompt: r for r, prompt in enumerate(used)}
         index_B = torch.tensor([row[draft.prompt] for draft in drafts])
         longest = max(len(prompts[i].tokens) for i in used)
@@ -117,7 +121,7 @@ class TorchEngine:
                 if not draft.stopped:
                     draft.tokens.append(token)
                     draft.logprobs.append(logprob)
-                    draft.stopped = token == self.eos_token_id
+                    draft.stopped = token in self.end_tokens
                     if draft.stopped or step == sampling.max_new_tokens - 1:
                         self._finished += 1
                         yield draft.prompt
@@ -129,7 +133,7 @@ class TorchEngine:
                 batch, rows_B, tokens_B = [batch[i] for i in running], rows_B[keep], tokens_B[keep]
                 room = int(cache.lengths_B[keep].max()) + sampling.max_new_tokens - step
                 cache = cache.rows(keep, room)
-            logits_BV, cache = decode_step(self.model, tokens_B, cache)
+            logits_BV, cache = self.model.decode_step(tokens_B, cache)
 
     def _finish(self, draft: _Draft) -> Rollout:
         text = draft.tokens[:-1] if draft.stopped else draft.tokens

@@ -222,8 +222,8 @@ class DeepseekV3Config:
         }
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's config.json; ValueError if it is missing, is no JSON, or not DeepSeek-V3 or V2."""
+def read_json(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's config.json, of whatever model; ValueError if it is not there or is no JSON."""
     file = folder / CONFIG
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
@@ -233,9 +233,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         raw = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
-    if not isinstance(raw, dict) or raw.get("model_type") not in _model_types():
-        kind = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ValueError(f"{file}: model_type={kind!r}; only {' and '.join(map(repr, _model_types()))} can be loaded")
+    if not isinstance(raw, dict):
+        raise ValueError(f"{file}: model_type={raw!r}, but there should be keys and values; copy the file again")
+    return raw
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's config.json; ValueError if it is missing, is no JSON, or not DeepSeek-V3 or V2."""
+    raw = read_json(folder)
+    if raw.get("model_type") not in _model_types():
+        kinds = " and ".join(map(repr, _model_types()))
+        fix = f"only {kinds} can be loaded by our own class; model=hf loads others through transformers"
+        raise ValueError(f"{folder / CONFIG}: model_type={raw.get('model_type')!r}; {fix}")
     return raw
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.ragged import lay_out
+
+if TYPE_CHECKING:
+    from rlkit.model.deepseek import DeepseekV3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

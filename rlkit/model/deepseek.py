@@ -6,20 +6,23 @@ What is not covered: multi-token prediction, FP8, experts spread over ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rlkit.model.attention import MLA
+from rlkit.model.base import CausalLM
 from rlkit.model.checkpoint import Checkpoint, write_checkpoint
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.decode import LatentCache, decode_step, prefill
 from rlkit.model.moe import MLP, Experts, MoE, Router
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged, lay_out
 from rlkit.model.rope import rotations
 from rlkit.model.shards import MAX_SHARD_BYTES
+from rlkit.model.trace import trace
 from rlkit.model.weights import checkpoint_weights, load_weights, published_names
 
 
@@ -73,7 +76,7 @@ class Backbone(nn.Module):
         return self.norm(x_TD)
 
 
-class DeepseekV3(nn.Module):
+class DeepseekV3(CausalLM):
     """A causal language model; weights are drawn from normal(0, initializer_range) with torch's global generator."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
@@ -141,6 +144,34 @@ class DeepseekV3(nn.Module):
         """
         write_checkpoint(self, path, dtype, max_shard_bytes)
 
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a completion; empty if config.json names none."""
+        return frozenset() if self.config.eos_token_id is None else frozenset([self.config.eos_token_id])
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
+        """Run the prompts once; see `rlkit.model.decode.prefill`."""
+        return prefill(self, prompts)
+
+    def decode_step(self, tokens_B: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
+        """Feed one token per sample; see `rlkit.model.decode.decode_step`."""
+        return decode_step(self, tokens_B, cache)
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Outputs of every block for one sequence; see `rlkit.model.trace`."""
+        return trace(self, tokens)
+
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its published name, as a view without gradient."""
+        """Every weight under its published name, without gradient; LoRA merged in."""
         return checkpoint_weights(self)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy published tensors into the model; ValueError if one is missing, unknown, doubled or of another shape."""
+        load_weights(self, weights)
+
+    def published(self) -> Mapping[str, tuple[int, ...]]:
+        """Published name and shape of every weight."""
+        return {name: place.shape for name, place in published_names(self.config).items()}
+
+    def core(self) -> nn.Module:
+        """This module: its submodules have the published names."""
+        return self

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.moe import Router
 from rlkit.model.routing import Routing
+
+if TYPE_CHECKING:
+    from rlkit.model.deepseek import DeepseekV3
 
 
 def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.lora import merged
 from rlkit.model.routing import RULES
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def _expert_places(prefix: str, config: DeepseekV3Config) -> Iterator[tuple[str,
 
 
 def checkpoint_weights(model: DeepseekV3) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its published name, as a view without gradient."""
-    ours = model.state_dict()
+    """Every weight under its published name, as a view without gradient; where LoRA changes it, merged and new."""
+    ours = merged(model)
     for name, place in published_names(model.config).items():
         yield name, place.view(ours[place.name])
     if model.config.tie_word_embeddings:  # vLLM reads the head from the checkpoint even when it is tied

@@ -35,6 +35,10 @@ class Trainer(Protocol):
         """All weights of the policy under their checkpoint names."""
         ...
 
+    def adapter(self) -> Mapping[str, Tensor]:
+        """LoRA's matrices under the keys of peft's files; empty when all weights are trained."""
+        ...
+
     def begin_stage(self) -> None:
         """Start a new stage of training: forget the optimiser's moments; the policy becomes the reference."""
         ...

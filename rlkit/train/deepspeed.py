@@ -21,8 +21,8 @@ from deepspeed.ops import __compatible_ops__
 from torch import Tensor, distributed
 
 from rlkit.config import TrainerConfig
-from rlkit.model import DeepseekV3
-from rlkit.train.trainer import Policy
+from rlkit.model.base import CausalLM
+from rlkit.train.trainer import Policy, frozen_names
 
 TAG = "deepspeed"
 
@@ -44,9 +44,12 @@ def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
 class DeepSpeedStepper:
     """A `Stepper` on ZeRO-1 or 2; `join_ranks` comes first."""
 
-    def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
+    def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
-        self.module, optimizer, _, _ = deepspeed.initialize(model=Policy(model), config=_settings(cfg))
+        trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.module, optimizer, _, _ = deepspeed.initialize(
+            model=Policy(model), model_parameters=trained, config=_settings(cfg)
+        )
         self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
         # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
         for name, value in biases.items():
@@ -73,11 +76,12 @@ class DeepSpeedStepper:
 
     def save(self, folder: Path) -> None:
         """Write weights and optimiser state; all ranks call it."""
-        self.module.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        self.module.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
         """Restore weights and optimiser state, bit for bit; all ranks call it, with the number of ranks that saved."""
-        loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG)
+        strict = not frozen_names(self.module)
+        loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
         if loaded is None:
             raise ValueError(f"{folder} is not a DeepSpeed checkpoint; remove it or set resume=never")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlkit.config import TrainerConfig
-from rlkit.model import DeepseekV3
-from rlkit.train.trainer import Policy
+from rlkit.model.base import CausalLM
+from rlkit.train.trainer import Policy, frozen_names, without
 
 STATE_FILE = "torch_trainer.pt"
 
@@ -17,11 +17,14 @@ STATE_FILE = "torch_trainer.pt"
 class TorchStepper:
     """A `Stepper` in one process."""
 
-    def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
+    def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         self.module = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"))
         self.grad_clip = cfg.grad_clip
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=0.0, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=0.0,
+            betas=(0.9, cfg.beta2),
+            weight_decay=cfg.weight_decay,
         )
 
     def backward(self, loss: Tensor) -> None:
@@ -43,11 +46,11 @@ class TorchStepper:
 
     def save(self, folder: Path) -> None:
         """Write weights and optimiser state."""
-        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"module": without(frozen_names(self.module), self.module), "optimizer": self.optimizer.state_dict()}
         torch.save(state, folder / STATE_FILE)
 
     def load(self, folder: Path) -> None:
         """Restore weights and optimiser state, bit for bit."""
         state = torch.load(folder / STATE_FILE)
-        self.module.load_state_dict(state["module"])
+        self.module.load_state_dict(state["module"], strict=not frozen_names(self.module))
         self.optimizer.load_state_dict(state["optimizer"])

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import Loss
-from rlkit.model import DeepseekV3
-from rlkit.model.trace import trace
-from rlkit.model.weights import checkpoint_weights
+from rlkit.model.base import CausalLM
+from rlkit.model.lora import adapter_weights
 from rlkit.train.balance import ExpertBalance
 from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
 
@@ -36,7 +35,7 @@ class PolicyOutput:
 class Policy(nn.Module):
     """The model, asked for the log-probs of the trained tokens of a pack only."""
 
-    def __init__(self, model: DeepseekV3) -> None:
+    def __init__(self, model: CausalLM) -> None:
         super().__init__()
         self.model = model
 
@@ -89,7 +88,7 @@ class ModelTrainer:
 
     def __init__(
         self,
-        model: DeepseekV3,
+        model: CausalLM,
         stepper: Stepper,
         *,
         keep_reference: bool,
@@ -162,11 +161,15 @@ class ModelTrainer:
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Run one sequence and return the output of every block under its checkpoint name."""
-        return trace(self.model, tokens)
+        return self.model.trace(tokens)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights of the policy under their checkpoint names."""
-        return checkpoint_weights(self.model)
+        """All weights of the policy under their checkpoint names; LoRA merged in."""
+        return self.model.checkpoint_weights()
+
+    def adapter(self) -> Mapping[str, Tensor]:
+        """LoRA's matrices under the keys of peft's files; empty when all weights are trained."""
+        return adapter_weights(self.model)
 
     def begin_stage(self) -> None:
         """Forget the optimiser's moments; the policy becomes the reference."""
@@ -183,19 +186,33 @@ class ModelTrainer:
         self.stepper.save(folder)
         torch.save(torch.get_rng_state(), folder / f"rng-{_rank()}.pt")
         if self.reference is not None and _rank() == 0:
-            torch.save(self.reference.model.state_dict(), folder / REFERENCE_FILE)
+            torch.save(without(frozen_names(self.model), self.reference.model), folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit."""
         self.stepper.load(folder)
         torch.set_rng_state(torch.load(folder / f"rng-{_rank()}.pt"))
         if self.reference is not None:
-            self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE))
+            # What is frozen is not in the file: it came with the model that this trainer was made from.
+            strict = not frozen_names(self.model)
+            self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE), strict=strict)
 
 
-def frozen_copy(model: DeepseekV3) -> DeepseekV3:
-    """A copy of the model that takes no gradient."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+def frozen_copy(model: CausalLM) -> CausalLM:
+    """A copy of the model that takes no gradient; parameters that are not trained (below LoRA) are shared with it."""
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Parameters that are not trained: everything below LoRA's adapters, and nothing without LoRA."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
+
+
+def without(names: set[str], module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module but for these names."""
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in names}
 
 
 def require_finite(value: float, what: str) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlkit.data.tokenizer import MARKS, MIN_VOCAB_SIZE, SPECIAL_TOKENS, train_tokenizer
+from rlkit.data.tokenizer import MARKS, MIN_VOCAB_SIZE, SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 
 TEXTS = [f"How much is {a} + {a * 7}? {a}+{a * 7}={a * 8}" for a in range(200)]
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -100,3 +101,51 @@ def test_a_saved_tokenizer_loads_with_the_same_ids(tmp_path: Path) -> None:
 def test_training_is_deterministic() -> None:
     once, again = (train_tokenizer(iter(TEXTS), 300).backend_tokenizer.to_str() for _ in range(2))
     assert once == again == TOKENIZER.backend_tokenizer.to_str()
+
+
+def without_marks() -> PreTrainedTokenizerFast:
+    """Another model's tokenizer: byte-level BPE to which <think> and <answer> are text like any other."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    template = "{%- for message in messages -%}{{- message.content -}}{%- endfor -%}"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=template)
+
+
+def test_marks_may_be_plain_text(tmp_path: Path) -> None:
+    without_marks().save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    completion = COMPLETION.removesuffix("<eos>")
+    ids = loaded(f"{completion}<end>", add_special_tokens=False)["input_ids"]
+    assert loaded.decode(ids, skip_special_tokens=True) == completion
+    assert len(loaded("<think>", add_special_tokens=False)["input_ids"]) > 1
+
+
+def test_our_own_tokenizer_loads(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_tokenizers_that_will_not_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no tokenizer; copy the model's tokenizer there"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"its tokenizer cannot be read; copy the model's tokenizer there"):
+        load_tokenizer(tmp_path / "broken")
+    for missing, words in (("chat_template", "has no chat template; add"), ("eos_token", "has no end token; set eos")):
+        tokenizer = without_marks()
+        setattr(tokenizer, missing, None)
+        tokenizer.save_pretrained(tmp_path / missing)
+        with pytest.raises(ValueError, match=words):
+            load_tokenizer(tmp_path / missing)
+    tokenizer = without_marks()
+    tokenizer.add_tokens([AddedToken("</think>", special=True)], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "special")
+    with pytest.raises(ValueError, match='drops </think> when it decodes; if it is a special token, give it "special"'):
+        load_tokenizer(tmp_path / "special")

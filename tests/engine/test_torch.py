@@ -11,12 +11,13 @@ import torch
 from torch.testing import assert_close
 from transformers import DeepseekV3ForCausalLM
 
-from rlkit.engine import torch as engine_module
 from rlkit.engine.base import Engine, rollout_seed
 from rlkit.engine.torch import TorchEngine, draw
 from rlkit.model import DeepseekV3
+from rlkit.model.hf import HfModel
 from rlkit.model.weights import checkpoint_weights
 from rlkit.types import Group, Prompt, Sampling
+from tests.hf_folders import make, save
 from tests.model.tiny import BASE, seeded
 
 EOS = 1
@@ -207,8 +208,8 @@ def test_each_prompt_is_run_once(max_batch: int, runs: list[int], monkeypatch: p
         seen.append(len(prompts))
         return original(model, prompts)
 
-    original = engine_module.prefill
-    monkeypatch.setattr(engine_module, "prefill", counted)
+    original = DeepseekV3.prefill
+    monkeypatch.setattr(DeepseekV3, "prefill", counted)
     drawn(an_engine(max_batch=max_batch), PROMPTS, 4, SAMPLING)
     assert seen == runs
 
@@ -216,3 +217,35 @@ def test_each_prompt_is_run_once(max_batch: int, runs: list[int], monkeypatch: p
 def test_refuses_a_batch_of_none() -> None:
     with pytest.raises(ValueError, match="max_batch=0: give at least 1"):
         an_engine(max_batch=0)
+
+
+def test_a_model_of_transformers_takes_the_tokens_that_its_own_generate_takes(tmp_path: Path) -> None:
+    """Greedy, against transformers' generate, one prompt at a time; prompts of different lengths share a batch here."""
+    reference = make("llama")
+    engine = TorchEngine(HfModel.from_checkpoint(save(reference, tmp_path)), EOS, spell)
+    sampling = replace(SAMPLING, temperature=0.0)
+    for asked, group in zip(PROMPTS, drawn(engine, PROMPTS, 2, sampling), strict=True):
+        ids = torch.tensor([asked.tokens])
+        mask = torch.ones_like(ids)
+        made = reference.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=12, pad_token_id=2)
+        for rollout in group.rollouts:
+            assert list(rollout.tokens) == made[0, len(asked.tokens) :].tolist()
+
+
+def test_log_probs_and_seeds_hold_for_a_model_of_transformers(tmp_path: Path) -> None:
+    model = HfModel.from_checkpoint(save(make("qwen2"), tmp_path))
+    whole, halves = (TorchEngine(model, EOS, spell, max_batch) for max_batch in (256, 2))
+    for one, two in zip(drawn(whole, PROMPTS, 3, SAMPLING), drawn(halves, PROMPTS, 3, SAMPLING), strict=True):
+        assert [rollout.tokens for rollout in one.rollouts] == [rollout.tokens for rollout in two.rollouts]
+        assert len({rollout.tokens for rollout in one.rollouts}) > 1
+        for rollout in one.rollouts:
+            [scored] = whole.logprobs([(*one.prompt.tokens, *rollout.tokens)])
+            assert rollout.logprobs == pytest.approx(scored[len(one.prompt.tokens) - 1 :], abs=1e-4)
+
+
+def test_any_of_several_end_tokens_ends_a_completion() -> None:
+    engine = TorchEngine(seeded(CONFIG), {EOS, 3, 9}, spell)
+    rollouts = [rollout for group in engine.generate(PROMPTS, 16, SAMPLING) for rollout in group.rollouts]
+    ended = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
+    assert {rollout.tokens[-1] for rollout in ended} == {EOS, 3, 9}
+    assert not any({EOS, 3, 9} & {*rollout.tokens[:-1]} for rollout in rollouts)

@@ -1,0 +1,53 @@
+"""Two kinds of model behind one interface: our DeepSeek-V3, and what transformers makes of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rlkit.model.base import CausalLM
+from rlkit.model.config import DeepseekV3Config
+from rlkit.model.deepseek import DeepseekV3
+from rlkit.model.hf import HfModel
+from rlkit.model.hf_folder import HfArchitecture
+
+Architecture = DeepseekV3Config | HfArchitecture
+"""What is known of a model before it is loaded; both have vocab_size, num_hidden_layers, max_position_embeddings."""
+
+
+def read_architecture(path: Path, architecture: DeepseekV3Config | None) -> Architecture:
+    """What config.json in `path` says; `architecture` None = for transformers' own class. ValueError if unreadable."""
+    return HfArchitecture.from_folder(path) if architecture is None else DeepseekV3Config.from_folder(path)
+
+
+def load_model(path: Path, dtype: torch.dtype, architecture: DeepseekV3Config | None) -> CausalLM:
+    """The model in `path` on the CPU, in `dtype`; `architecture` None = transformers' own class for it, else ours.
+
+    ValueError, with file and tensor, for a folder that is missing, incomplete, not finite or of another architecture.
+    """
+    return HfModel.from_checkpoint(path, dtype) if architecture is None else DeepseekV3.from_checkpoint(path, dtype)
+
+
+def empty_model(architecture: Architecture) -> CausalLM:
+    """The model on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        if isinstance(architecture, HfArchitecture):
+            return HfModel(AutoModelForCausalLM.from_config(architecture.config), architecture)
+        return DeepseekV3(architecture)
+
+
+def write_model(architecture: Architecture, weights: Iterable[tuple[str, Tensor]], path: Path, dtype: str) -> None:
+    """Write published weights as a checkpoint that transformers and vLLM load; it appears whole or not at all.
+
+    `dtype` is "bf16" or "fp32". ValueError for weights that are not those of the architecture.
+    """
+    if isinstance(architecture, HfArchitecture):
+        architecture.write(path, weights, dtype)
+        return
+    model = DeepseekV3(architecture)
+    model.load_weights(weights)
+    model.save_checkpoint(path, dtype=dtype)

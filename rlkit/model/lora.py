@@ -1,0 +1,139 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685, section 4.1) on either kind of model, through peft.
+
+    y = W x + (alpha / r) B A x,  A [r, in], B [out, r];  W is frozen, A starts random and B at 0
+
+Engines never see an adapter: they get the merged weight W + (alpha / r) B A.
+What is not covered: routed experts (stacked 3-d parameters here and in transformers), the router, embeddings and head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rlkit.model.base import CausalLM
+
+ALL = "all-linear"
+NAME = "default"
+"""Of the adapter inside a model; peft leaves it out of files."""
+BASE = ".base_layer."
+"""Where peft puts what it wraps."""
+PREFIX = "base_model.model."
+"""Of every key in an adapter file."""
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def choose_targets(model: CausalLM, targets: str | Sequence[str]) -> list[str]:
+    """Names of the linear layers that get an adapter, as peft matches them: the last part, such as q_proj.
+
+    Left out is the head, and every name that the projections of routed experts have too: peft 0.21 reads gate_proj of
+    such a model as that of the stacked experts, also where only the shared expert or a dense layer is meant. ValueError
+    for a name that no layer has.
+    """
+    experts = {name.split(".")[-2] for name in model.published() if ".experts." in name}
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.core().named_modules()
+        if isinstance(module, nn.Linear) and module is not model.lm_head
+    }
+    allowed = sorted(linear - experts)
+    if targets == ALL:
+        return allowed
+    chosen = [targets] if isinstance(targets, str) else list(targets)
+    wrong = [name for name in chosen if name not in allowed]
+    if wrong or not chosen:
+        why = " (peft would take it for the routed experts)" if set(wrong) & experts else ""
+        raise ValueError(
+            f"trainer.lora.targets={targets!r}: {f'{wrong[0]} cannot be a target{why}' if wrong else 'it is empty'}; "
+            f"give {ALL} or some of {', '.join(allowed)}"
+        )
+    return chosen
+
+
+def count_parameters(model: CausalLM, rank: int, targets: Sequence[str]) -> int:
+    """Numbers in A and B of all adapters: r (in + out) for each layer."""
+    layers = (module for name, module in model.core().named_modules() if name.rpartition(".")[2] in targets)
+    return sum(
+        rank * (layer.in_features + layer.out_features)
+        for layer in layers
+        if isinstance(layer, nn.Linear) and layer is not model.lm_head
+    )
+
+
+def add_lora(model: CausalLM, *, rank: int, alpha: float, targets: str | Sequence[str], seed: int) -> None:
+    """Freeze the model and put adapters into it; they depend on `seed` alone. ValueError as in `choose_targets`."""
+    from peft import inject_adapter_in_model  # takes seconds to import
+
+    config = _peft_config(rank, alpha, choose_targets(model, targets))
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.core(), adapter_name=NAME)
+
+
+def adapter_weights(model: CausalLM) -> dict[str, Tensor]:
+    """A and B of every adapter under the keys of peft's files, on the CPU; empty without LoRA."""
+    return {
+        PREFIX + name.replace(f".{NAME}.", "."): tensor.detach().to("cpu", copy=True)
+        for name, tensor in model.core().state_dict().items()
+        if _is_adapter(name)
+    }
+
+
+def write_adapter(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: float, base: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, as `peft.PeftModel.from_pretrained` reads them.
+
+    `base` is the checkpoint that the adapter belongs to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _peft_config(rank, alpha, sorted({key.split(".")[-3] for key in weights}))
+    config.base_model_name_or_path = str(base)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(dict(weights), folder / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def merged(module: nn.Module) -> Mapping[str, Tensor]:
+    """`module.state_dict()` as it would be without adapters: W + (alpha / r) B A, computed when it is asked for.
+
+    The product is taken in fp32 and the sum rounded once, to W's dtype. W itself does not change.
+    """
+    state = module.state_dict()
+    return _Merged(module, state) if any(map(_is_adapter, state)) else state
+
+
+class _Merged(Mapping[str, Tensor]):
+    def __init__(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        self.module, self.state = module, state
+        self.names = {name.replace(BASE, "."): name for name in state if not _is_adapter(name)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self.names[name]
+        layer = stored.removesuffix(f"{BASE}weight")
+        if layer == stored:
+            return self.state[stored]
+        a, b = (self.state[f"{layer}.lora_{matrix}.{NAME}.weight"].float() for matrix in "AB")
+        wrapper: Any = self.module.get_submodule(layer)
+        weight = self.state[stored]
+        return torch.addmm(weight.float(), b, a, alpha=wrapper.scaling[NAME]).to(weight.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _peft_config(rank: int, alpha: float, targets: Sequence[str]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, task_type="CAUSAL_LM")  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -110,7 +109,7 @@ class Run:
 
     def record(self, step: int, total: int, stats: StepStats | SftStats, parts: Parts) -> None:
         """Print a step's line, append its numbers, take a checkpoint when one is due."""
-        stage, values = ("grpo", stats.values()) if isinstance(stats, StepStats) else ("sft", asdict(stats))
+        stage, values = "grpo" if isinstance(stats, StepStats) else "sft", stats.values()
         if stage == "grpo" or step % max(1, total // SFT_LINES) == 0 or step == 1:
             self.console.step(stage, step, total, values)
         self.metrics.write(stage, step, values)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from rlkit.algo import SftLoss, pack_demonstrations
+from rlkit.algo import MtpTerm, SftLoss, pack_demonstrations
 from rlkit.config import SftConfig
 from rlkit.data.prompts import Demonstration, rows_for_step
 from rlkit.train.base import Trainer
@@ -17,13 +17,19 @@ class SftStats:
     """What one SFT step measured."""
 
     loss: float
-    """Cross entropy of the completion tokens, in nats."""
+    """Cross entropy of the completion tokens, in nats; without the term of multi-token prediction."""
     entropy: float
     grad_norm: float
     lr: float
     tokens: int
     """Prompt and completion tokens of the batch."""
     tok_s: float
+    mtp_loss: float | None
+    """As in `UpdateStats`."""
+
+    def values(self) -> dict[str, float]:
+        """Names and numbers, as the step line and metrics.jsonl show them."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def finetune(
@@ -36,7 +42,7 @@ def finetune(
         shown = [(demonstrations[row].prompt.tokens, demonstrations[row].completion) for row in rows]
         batch = pack_demonstrations(shown, max_tokens=max_tokens)
         lr = cfg.schedule.at(step, cfg.steps)
-        update = trainer.update(batch, SftLoss(), lr)
+        update = trainer.update(batch, SftLoss(), lr, MtpTerm(weight=cfg.mtp_weight, detached=False))
         yield (
             step,
             SftStats(
@@ -46,5 +52,6 @@ def finetune(
                 lr=lr,
                 tokens=batch.num_tokens,
                 tok_s=batch.num_tokens / (time.perf_counter() - began),
+                mtp_loss=update.mtp_loss,
             ),
         )

@@ -156,6 +156,8 @@ class UpdateStats:
     kl: float
     clip_fraction: float
     logprob_gap: float
+    mtp_loss: float | None = None
+    """Cross entropy of multi-token prediction, the mean over its depths, before lambda; None where it did not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +182,8 @@ class StepStats:
     """Median time that the reward worked on a rollout."""
     reward_p99_s: float
     groups: int
+    drafts: tuple[int, int]
+    """Tokens that speculative decoding proposed, and those of them that were accepted; (0, 0) where it is off."""
     flat_groups: int
     """Groups whose rewards are all equal: they teach nothing and are dropped."""
     sample_tokens: int
@@ -202,5 +206,7 @@ class StepStats:
         values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)
         if self.update is not None:
             values["train_tok_s"] = self.train_tokens / max(self.seconds["train"], 1e-9)
-            values |= asdict(self.update)
+            values |= {name: value for name, value in asdict(self.update).items() if value is not None}
+        if self.drafts[0]:
+            values["drafts_accepted"] = self.drafts[1] / self.drafts[0]
         return values if self.parity is None else values | {"parity": self.parity}

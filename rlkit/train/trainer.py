@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.algo.logprobs import chunked_logprobs
-from rlkit.algo.losses import Loss
+from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.model import DeepseekV3
+from rlkit.model.mtp import mtp_hidden
 from rlkit.model.trace import trace
 from rlkit.model.weights import checkpoint_weights
 from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
@@ -24,12 +25,14 @@ REFERENCE_FILE = "reference.pt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOutput:
-    """What the policy says of a pack; every tensor is 0 where the pack's weight is 0."""
+    """What the policy says of a pack; every [T] is 0 where the pack's weight is 0."""
 
     logprobs_T: Tensor
     """log p of each token under the model at the batch's temperature, in nats."""
     entropy_T: Tensor
     """Of the distribution that the token is drawn from, in nats; carries no gradient."""
+    mtp_loss: Tensor | None
+    """This pack's part of 1 / D sum_k L^k, in nats (see `MtpTerm`); None where multi-token prediction did not run."""
 
 
 class Policy(nn.Module):
@@ -39,7 +42,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pack: Pack, temperature: float) -> PolicyOutput:
+    def forward(self, pack: Pack, temperature: float, mtp: MtpTerm = NO_MTP) -> PolicyOutput:
         """One pass over a pack."""
         trained_M = pack.weights_T.nonzero().squeeze(-1)
         hidden_TD = self.model.hidden(pack.tokens_T, pack.lengths)
@@ -51,7 +54,31 @@ class Policy(nn.Module):
         return PolicyOutput(
             logprobs_T=zeros_T.index_put((trained_M,), logprobs_M),
             entropy_T=zeros_T.detach().index_put((trained_M,), entropy_M),
+            mtp_loss=self._mtp_loss(pack, hidden_TD, mtp.detached) if mtp.weight and self._depth() else None,
         )
+
+    def _depth(self) -> int:
+        return self.model.config.num_nextn_predict_layers
+
+    def _mtp_loss(self, pack: Pack, hidden_TD: Tensor, detached: bool) -> Tensor:
+        backbone, head_VD = self.model.model, self.model.lm_head.weight
+        if detached:
+            hidden_TD, head_VD = hidden_TD.detach(), head_VD.detach()
+
+        def embed(tokens_M: Tensor) -> Tensor:
+            embedded_MD = backbone.embed_tokens(tokens_M)
+            return embedded_MD.detach() if detached else embedded_MD
+
+        total = torch.zeros((), device=hidden_TD.device)
+        for module, places_M, hidden_MD in mtp_hidden(backbone, pack.tokens_T, pack.lengths, hidden_TD, embed):
+            if not len(places_M):  # as above: the module still needs a path to its weights
+                total = total + 0.0 * sum(parameter.float().sum() for parameter in module.parameters())
+                continue
+            trained = pack.weights_T[places_M] != 0
+            places_M, hidden_MD = places_M[trained], hidden_MD[trained]
+            logprobs_M, _ = chunked_logprobs(hidden_MD, head_VD, pack.tokens_T[places_M])
+            total = total - (pack.weights_T[places_M] * logprobs_M).sum()
+        return total / self._depth()
 
 
 class Stepper(Protocol):
@@ -92,15 +119,20 @@ class ModelTrainer:
         self.device = model.lm_head.weight.device
         self.reference = Policy(frozen_copy(model)) if keep_reference else None
 
-    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> UpdateStats:
         """Take one optimiser step: sum the gradients of all packs, clip, step."""
         totals = torch.zeros(4, dtype=torch.float64)
+        mtp_loss: float | None = None
         gap = 0.0
         for pack in batch.packs:
             pack = to_device(pack, self.device)
-            output = self.stepper.module(pack, batch.temperature)
+            output = self.stepper.module(pack, batch.temperature, mtp)
             terms = loss(output.logprobs_T, pack)
-            self.stepper.backward(terms.loss)
+            if output.mtp_loss is None:
+                self.stepper.backward(terms.loss)
+            else:
+                self.stepper.backward(terms.loss + mtp.weight * output.mtp_loss)
+                mtp_loss = (mtp_loss or 0.0) + float(output.mtp_loss.detach())
             entropy = (pack.weights_T * output.entropy_T).sum()
             totals += torch.stack([terms.loss.detach(), entropy, terms.kl, terms.clip_fraction]).double().cpu()
             if isinstance(pack, PolicyPack):
@@ -108,6 +140,7 @@ class ModelTrainer:
                 gaps_T = (output.logprobs_T.detach() - pack.old_logprobs_T).abs()[trained_T]
                 gap = max(gap, float(gaps_T.max()) if gaps_T.numel() else 0.0)
         require_finite(float(totals[0]), f"the loss is {float(totals[0])}, so no step was taken")
+        require_finite(mtp_loss or 0.0, f"the loss of multi-token prediction is {mtp_loss}, so no step was taken")
         grad_norm = self.stepper.step(lr)
         require_finite(grad_norm, f"the gradient norm is {grad_norm}, so the weights are lost")
         mean_loss, entropy, kl, clip_fraction = totals.tolist()
@@ -118,6 +151,7 @@ class ModelTrainer:
             kl=kl,
             clip_fraction=clip_fraction,
             logprob_gap=gap,
+            mtp_loss=mtp_loss,
         )
 
     @torch.no_grad()

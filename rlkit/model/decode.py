@@ -41,6 +41,12 @@ def prefill(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor
 
     ValueError for an empty prompt.
     """
+    hidden_TD, cache = read_prompts(model, prompts)
+    return model.lm_head(hidden_TD[cache.lengths_B.cumsum(0) - 1]), cache
+
+
+def read_prompts(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
+    """Run the prompts once: hidden states after the final norm, prompts end to end [T, D], and a full cache."""
     backbone, device = model.model, model.lm_head.weight.device
     lengths = tuple(len(prompt) for prompt in prompts)
     ragged = lay_out(lengths, device)
@@ -56,8 +62,7 @@ def prefill(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor
         cache_BSW[sample_T, ragged.positions_T] = rows_TW
         layers.append(cache_BSW)
         x_TD = layer(x_TD, rotations_T, ragged)
-    logits_BV = model.lm_head(backbone.norm(x_TD[lengths_B.cumsum(0) - 1]))
-    return logits_BV, LatentCache(layers=tuple(layers), lengths_B=lengths_B)
+    return backbone.norm(x_TD), LatentCache(layers=tuple(layers), lengths_B=lengths_B)
 
 
 def decode_step(model: DeepseekV3, tokens_B: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:

@@ -204,9 +204,9 @@ class StepStats:
         values |= {"reward_p50_s": self.reward_p50_s, "reward_p99_s": self.reward_p99_s}
         values |= {f"{phase}_s": seconds for phase, seconds in self.seconds.items()}
         values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)
+        if self.drafts[0]:
+            values["drafts_accepted"] = self.drafts[1] / self.drafts[0]
         if self.update is not None:
             values["train_tok_s"] = self.train_tokens / max(self.seconds["train"], 1e-9)
             values |= {name: value for name, value in asdict(self.update).items() if value is not None}
-        if self.drafts[0]:
-            values["drafts_accepted"] = self.drafts[1] / self.drafts[0]
         return values if self.parity is None else values | {"parity": self.parity}

@@ -32,6 +32,7 @@ def build_engine(cfg: EngineConfig, checkpoint: Path) -> Engine:
             kv_cache_gib=cfg.memory,
             gpu_memory_utilization=cfg.memory,
             threads=threads,
+            speculative_tokens=cfg.speculative_tokens,
         )
     from rlkit.engine.torch import TorchEngine
 
@@ -43,7 +44,7 @@ def build_engine(cfg: EngineConfig, checkpoint: Path) -> Engine:
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    return TorchEngine(model, model.config.eos_token_id, decode, cfg.max_num_seqs)
+    return TorchEngine(model, model.config.eos_token_id, decode, cfg.max_num_seqs, cfg.speculative_tokens)
 
 
 def build_trainer(

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 
 from rlkit.config import TrainerConfig
 from rlkit.model import DeepseekV3
-from rlkit.train.trainer import Policy
+from rlkit.train.trainer import Policy, parameter_groups
 
 TAG = "deepspeed"
 
@@ -46,7 +46,9 @@ class DeepSpeedStepper:
 
     def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
-        self.module, optimizer, _, _ = deepspeed.initialize(model=Policy(model), config=_settings(cfg))
+        self.module, optimizer, _, _ = deepspeed.initialize(
+            model=Policy(model), model_parameters=parameter_groups(model), config=_settings(cfg)
+        )
         self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
         # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
         for name, value in biases.items():
@@ -58,10 +60,10 @@ class DeepSpeedStepper:
         # DeepSpeed averages over the ranks, and the weights of a batch already sum to 1 over all of them.
         self.module.backward(loss * self.world_size)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, mtp_lr: float) -> float:
         """Clip, update the weights, clear the gradients; returns the norm before clipping."""
-        for group in self.zero.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self.zero.param_groups, (lr, mtp_lr), strict=False):  # there may be no second
+            group["lr"] = rate
         self.module.step()
         norm = self.module.get_global_grad_norm()
         assert norm is not None

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,11 @@ class Stepper(Protocol):
         """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""
         ...
 
-    def step(self, lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping."""
+    def step(self, lr: float, mtp_lr: float) -> float:
+        """Clip, update the weights, clear the gradients; returns the norm before clipping.
+
+        `mtp_lr` is for the MTP modules; 0 leaves them as they are, whatever moments and weight decay say.
+        """
         ...
 
     def forget(self) -> None:
@@ -141,7 +144,7 @@ class ModelTrainer:
                 gap = max(gap, float(gaps_T.max()) if gaps_T.numel() else 0.0)
         require_finite(float(totals[0]), f"the loss is {float(totals[0])}, so no step was taken")
         require_finite(mtp_loss or 0.0, f"the loss of multi-token prediction is {mtp_loss}, so no step was taken")
-        grad_norm = self.stepper.step(lr)
+        grad_norm = self.stepper.step(lr, 0.0 if mtp_loss is None else lr)
         require_finite(grad_norm, f"the gradient norm is {grad_norm}, so the weights are lost")
         mean_loss, entropy, kl, clip_fraction = totals.tolist()
         return UpdateStats(
@@ -208,6 +211,14 @@ class ModelTrainer:
         torch.set_rng_state(torch.load(folder / f"rng-{_rank()}.pt"))
         if self.reference is not None:
             self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE))
+
+
+def parameter_groups(model: DeepseekV3) -> list[dict[str, Any]]:
+    """For an optimiser: the parameters of the main model, then in a group of their own those of MTP modules, if any."""
+    apart = [parameter for module in model.model.mtp_modules() for parameter in module.parameters()]
+    ids = {id(parameter) for parameter in apart}
+    groups = [[parameter for parameter in model.parameters() if id(parameter) not in ids], apart]
+    return [{"params": group} for group in groups if group]
 
 
 def frozen_copy(model: DeepseekV3) -> DeepseekV3:

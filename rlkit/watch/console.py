@@ -223,8 +223,9 @@ def step_header(stage: str) -> list[str]:
 def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:
     """One row of a stage's table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
 
-    Stages other than "grpo" and "sft" have no table: their row names every value. What the reward said of the rollouts
-    stands behind the last column: `correct 31 wrong 28 timeout 5`.
+    Stages other than "grpo" and "sft" have no table: their row names every value. Behind the last column stand the loss
+    of multi-token prediction and the share of drafts accepted, where there are any, and what the reward said of the
+    rollouts: `mtp 1.204  drafts 81%  correct 31 wrong 28 timeout 5`.
     """
     columns = _TABLES.get(stage)
     if columns is None:
@@ -236,6 +237,8 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
         row += f"   skipped: in all {groups:.0f} groups every reward is equal, so there is nothing to learn"
     else:
         row += "".join(_cell(column, values) for column in columns)
+    row += f"  mtp {values['mtp_loss']:.3f}" if "mtp_loss" in values else ""
+    row += f"  drafts {values['drafts_accepted']:.0%}" if "drafts_accepted" in values else ""
     row += _reasons(values)
     return "\n".join([*step_header(stage), row]) if step % HEADER_EVERY == 1 else row
 

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from rlkit.engine.speculative import accept
 from rlkit.engine.torch import TorchEngine
 from rlkit.model import DeepseekV3, drafting
+from rlkit.model.ragged import lay_out
 from rlkit.types import Group, Prompt, Rollout, Sampling
 from tests.engine.test_torch import CONFIG, EOS, PROMPTS, SAMPLING, drawn, spell
 from tests.model.tiny import seeded
@@ -79,7 +80,7 @@ def test_drafts_from_the_target_itself_always_stand() -> None:
 def test_whatever_the_drafts_the_tokens_are_the_targets(seed: int) -> None:
     """Two drafts over 5 tokens, q and p unrelated; the third place is reached only where both stand."""
     random = torch.Generator().manual_seed(seed)
-    size, count = 5, 200_000
+    size, count = 5, 100_000
 
     def table(*shape: int) -> Tensor:
         return (2 * torch.randn(*shape, size, generator=random, dtype=torch.float64)).softmax(-1)
@@ -93,7 +94,7 @@ def test_whatever_the_drafts_the_tokens_are_the_targets(seed: int) -> None:
     accepted, following = accept(drafts, drafted, target, uniforms)
     tokens = torch.cat([drafts, following.unsqueeze(1)], dim=1).scatter(1, accepted.unsqueeze(1), following.unsqueeze(1))
     share = torch.minimum(p0, q0).sum()
-    assert_close((accepted > 0).double().mean(), share, atol=0.005, rtol=0, msg="acceptance is 1 - TV(p, q)")
+    assert_close((accepted > 0).double().mean(), share, atol=0.01, rtol=0, msg="acceptance is 1 - TV(p, q)")
     assert fits(torch.bincount(tokens[:, 0], minlength=size).tolist(), (count * p0).tolist())
     second = tokens[accepted > 0]
     assert fits(torch.bincount(second[:, 0] * size + second[:, 1], minlength=size**2).tolist(),
@@ -144,8 +145,6 @@ def test_drafts_are_the_modules_and_checks_are_the_models() -> None:
 
 def layer_output(model: DeepseekV3, joined_TD: Tensor) -> Tensor:
     """h^1 of rows that have been joined already."""
-    from rlkit.model.ragged import lay_out
-
     (module,) = model.model.mtp_modules()
     ragged = lay_out((len(joined_TD),), joined_TD.device)
     return module.shared_head.norm(module(joined_TD, model.model.rotations(ragged.positions_T), ragged))
@@ -165,21 +164,21 @@ def test_greedy_output_is_the_one_without(extra: int, max_batch: int) -> None:
     assert 0 <= accepted < proposed
 
 
+@torch.no_grad()
 def exact(model: DeepseekV3, prompt: Sequence[int], sampling: Sampling) -> dict[tuple[int, ...], float]:
-    """The probability of every completion, from full forward passes."""
-    size, found = model.config.vocab_size, {}
-    for tokens in itertools.product(range(size), repeat=sampling.max_new_tokens):
-        tokens = tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
-        if tokens not in found:
-            with torch.no_grad():
-                logits = model(torch.tensor([*prompt, *tokens]))[len(prompt) - 1 : -1].double() / sampling.temperature
-            table = logits.softmax(-1)
-            if sampling.top_p < 1:
-                best, order = table.sort(-1, descending=True)
-                outside = torch.zeros_like(table, dtype=torch.bool).scatter(-1, order, best.cumsum(-1) - best >= sampling.top_p)
-                table = table.masked_fill(outside, 0.0)
-                table = table / table.sum(-1, keepdim=True)
-            found[tokens] = float(table.gather(1, torch.tensor(tokens)[:, None]).prod())
+    """The probability of every completion, from one full forward pass over all of them."""
+    every = list(itertools.product(range(model.config.vocab_size), repeat=sampling.max_new_tokens))
+    logits = model(torch.tensor([[*prompt, *tokens] for tokens in every]))[:, len(prompt) - 1 : -1]
+    table = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        best, order = table.sort(-1, descending=True)
+        outside = best.cumsum(-1) - best >= sampling.top_p
+        table = table.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
+        table = table / table.sum(-1, keepdim=True)
+    found = {}
+    for tokens, own in zip(every, table.gather(2, torch.tensor(every).unsqueeze(2)).squeeze(2), strict=True):
+        size = tokens.index(EOS) + 1 if EOS in tokens else len(tokens)
+        found[tokens[:size]] = float(own[:size].prod())
     assert sum(found.values()) == pytest.approx(1.0)
     return found
 

@@ -53,20 +53,34 @@ def drawn(engine: TorchEngine | VllmEngine, sampling: Sampling, n: int = 1) -> l
     return sorted(engine.generate(PROMPTS, n, sampling), key=lambda group: group.prompt.id)
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["plain", "drafts"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    seeded(CONFIG).save_checkpoint(folder, dtype="fp32")
+def save(model: DeepseekV3, folder: Path, dtype: str = "fp32") -> None:
+    model.save_checkpoint(folder, dtype=dtype)
     names = {f"w{i}": i for i in range(CONFIG.vocab_size)}
     Tokenizer(models.WordLevel(names, unk_token="w0")).save(str(folder / "tokenizer.json"))
-    engine = VllmEngine(folder, max_model_len=128, kv_cache_gib=0.1, threads=1, speculative_tokens=request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save(seeded(CONFIG), folder)
+    engine = VllmEngine(folder, max_model_len=128, kv_cache_gib=0.1, threads=1, speculative_tokens=2)
     yield engine
     engine.close()
 
 
-def test_the_main_model_agrees_after_start_and_after_reloads_without_a_warning(
-    engine: VllmEngine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_drafts_the_modules_are_passed_by(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(seeded(CONFIG), tmp_path)
+    plain = VllmEngine(tmp_path, max_model_len=128, kv_cache_gib=0.1, threads=1)
+    agrees_after_start_and_reloads(plain, caplog)
+    assert plain.drafts() == (0, 0)
+    plain.close()
+
+
+def test_with_drafts_the_main_model_says_the_same(engine: VllmEngine, caplog: pytest.LogCaptureFixture) -> None:
+    agrees_after_start_and_reloads(engine, caplog)
+
+
+def agrees_after_start_and_reloads(engine: VllmEngine, caplog: pytest.LogCaptureFixture) -> None:
     for version, model in enumerate((seeded(CONFIG), seeded(CONFIG, 1), seeded(CONFIG, 2))):
         if version:
             vllm = logging.getLogger("vllm")
@@ -76,7 +90,8 @@ def test_the_main_model_agrees_after_start_and_after_reloads_without_a_warning(
         assert check_parity(engine, ours(model), SEQUENCES, 1e-4) < 1e-4
         tokens = [[rollout.tokens for rollout in group.rollouts] for group in drawn(engine, GREEDY)]
         assert tokens == [[rollout.tokens for rollout in group.rollouts] for group in drawn(ours(model), GREEDY)]
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    said = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
+    assert said <= {"RotaryEmbedding: Failed to load weights"}, "that one comes with any model: it has none to load"
 
 
 def test_a_reload_reaches_the_module_that_drafts(engine: VllmEngine) -> None:
@@ -86,19 +101,16 @@ def test_a_reload_reaches_the_module_that_drafts(engine: VllmEngine) -> None:
         here = ours(oracle(seed), speculative_tokens=2)
         assert [g.rollouts[0].tokens for g in found] == [g.rollouts[0].tokens for g in drawn(here, GREEDY)]
         proposed, accepted = engine.drafts()
-        if engine._speculative:
-            assert accepted / proposed > 0.95 and here.drafts()[0] == here.drafts()[1] > 0
-        else:
-            assert (proposed, accepted) == (0, 0)
+        assert accepted / proposed > 0.95 and here.drafts()[0] == here.drafts()[1] > 0
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.3, 1.0), (1.0, 1.0), (1.0, 0.8)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.3, 1.0), (1.0, 0.8)])
 def test_sampled_tokens_and_log_probs_are_the_models(engine: VllmEngine, temperature: float, top_p: float) -> None:
     """Log-probs of every token to 1e-4, and the second token, the first that may have been drafted, by chi-square."""
     model = seeded(CONFIG)
     engine.load(checkpoint_weights(model), 9)
-    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=6, seed=3)
-    [group] = engine.generate(PROMPTS[:1], 1500, sampling)
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=4, seed=3)
+    [group] = engine.generate(PROMPTS[:1], 1000, sampling)
     size, vocabulary = len(PROMPTS[0].tokens), CONFIG.vocab_size
     observed, expected = torch.zeros(vocabulary), torch.zeros(vocabulary)
     tables: dict[tuple[int, ...], torch.Tensor] = {}
@@ -132,9 +144,7 @@ def table(logits_TV: torch.Tensor, temperature: float, top_p: float) -> torch.Te
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_drafts_on_a_gpu(tmp_path: Path) -> None:
     """bf16, as GPUs run it: most greedy drafts of the oracle are accepted, before and after a reload."""
-    oracle(3).save_checkpoint(tmp_path)
-    names = {f"w{i}": i for i in range(CONFIG.vocab_size)}
-    Tokenizer(models.WordLevel(names, unk_token="w0")).save(str(tmp_path / "tokenizer.json"))
+    save(oracle(3), tmp_path, "bf16")
     engine = VllmEngine(tmp_path, dtype="bfloat16", max_model_len=128, threads=1, speculative_tokens=1)
     for seed in (3, 4):
         engine.load(((name, tensor.cuda().bfloat16()) for name, tensor in checkpoint_weights(oracle(seed))), seed)

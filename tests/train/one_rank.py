@@ -35,6 +35,9 @@ def main(store: str, rank: int, world_size: int, zero_stage: int, kind: str, out
     share = trainer.with_reference(shard(batch, world_size)[rank])
     mtp = MtpTerm(weight=0.3, detached=False) if kind.startswith("mtp") else NO_MTP
     stats = trainer.update(share, SftLoss() if mtp.weight else GrpoLoss(kl_coef=0.05), 1e-3, mtp)
+    # DeepSpeed has linked the moments after the step of its first group, when the second, of MTP, had none yet.
+    trainer.stepper.zero._hp_optimizer_states_linked = False  # type: ignore[attr-defined]
+    trainer.stepper.zero._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]
     # After one step of Adam the first moment is (1 - beta1) times the gradient of the whole batch.
     moments = {
         name: safe_get_full_optimizer_state(parameter, "exp_avg").clone()

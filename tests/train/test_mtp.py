@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,6 +167,23 @@ def test_deepspeed_equals_torch() -> None:
     for name, tensor in ours.model.state_dict().items():
         if not name.endswith("e_score_correction_bias"):
             assert difference(tensor, expected[name]) <= 1e-4, name
+
+
+@pytest.mark.slow
+def test_saved_state_continues_bit_for_bit(tmp_path: Path) -> None:
+    """DeepSpeed holds the modules in a group of their own; both come back."""
+    def steps(each: ModelTrainer, numbers: range) -> None:
+        for step in numbers:
+            each.update(demonstrations(step), SftLoss(), 1e-2, SFT)
+
+    whole, first, second = trainer("deepspeed"), trainer("deepspeed"), trainer("deepspeed")
+    steps(whole, range(4))
+    steps(first, range(2))
+    first.save(tmp_path)
+    second.load(tmp_path)
+    steps(second, range(2, 4))
+    found = second.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in whole.model.state_dict().items())
 
 
 def test_an_empty_pack_changes_nothing_and_still_has_a_path_to_the_modules() -> None:

@@ -128,7 +128,8 @@ def _check_fit(cfg: RunConfig, architecture: DeepseekV3Config) -> None:
     if drafted and not modules:
         raise ValueError(
             f"engine.speculative_tokens={drafted}: the model has no module that could draft them "
-            "(num_nextn_predict_layers=0); set it to 0, or model.architecture.num_nextn_predict_layers=1 for a new model"
+            "(num_nextn_predict_layers=0); set it to 0, or for a new model "
+            "model.architecture.num_nextn_predict_layers to 1"
         )
     if drafted and cfg.engine.kind == "vllm" and drafted > modules and drafted % modules:
         raise ValueError(

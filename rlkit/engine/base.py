@@ -23,7 +23,7 @@ class Engine(Protocol):
         ...
 
     def drafts(self) -> tuple[int, int]:
-        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) without speculative decoding."""
+        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) if it does not draft."""
         ...
 
     def load(self, weights: Weights, version: int) -> None:

@@ -1,4 +1,4 @@
-"""Speculative sampling (arXiv:2211.17192, section 2.3): keep drafted tokens so that the target's distribution stays exact.
+"""Speculative sampling (arXiv:2211.17192, section 2.3): drafts are kept so that the target's distribution stays exact.
 
 Shapes: N drafts of each of B samples, M = N + 1 tokens that one pass of the target can yield.
 """
@@ -16,9 +16,9 @@ def accept(
 ) -> tuple[Tensor, Tensor]:
     """How many drafts of each sample stand, [B], and the token that follows them, [B].
 
-    Draft x_i, drawn from q_i, stands with probability min(1, p_i(x_i) / q_i(x_i)). At the first that does not, the token
-    is drawn from norm(max(p_i - q_i, 0)) instead; where all stand, one more is drawn from p_N. Either way every token is
-    distributed as p. Greedy decoding is the case where all p and q are 0 or 1.
+    Draft x_i, drawn from q_i, stands with probability min(1, p_i(x_i) / q_i(x_i)). At the first that does not, the
+    token is drawn from norm(max(p_i - q_i, 0)) instead; where all stand, one more is drawn from p_N. Either way every
+    token is distributed as p. Greedy decoding is the case where all p and q are 0 or 1.
 
     Args:
         drafts_BN: the drafted tokens.

@@ -98,7 +98,7 @@ class TorchEngine:
         return self._finished
 
     def drafts(self) -> tuple[int, int]:
-        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) without speculative decoding."""
+        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) if it does not draft."""
         return self._drafts
 
     def load(self, weights: Weights, version: int) -> None:
@@ -149,9 +149,7 @@ class TorchEngine:
             logits_BV, cache = decode_step(self.model, tokens_B, cache)
 
     @torch.no_grad()
-    def _write_drafted(
-        self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling
-    ) -> Iterator[int]:
+    def _write_drafted(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:
         """`_write` with speculative decoding: each pass of the model yields 1 to 1 + speculative_tokens tokens.
 
         Place i of a rollout has three random numbers of its own: to draft it, to accept the draft, to draw it anew.
@@ -206,9 +204,7 @@ class TorchEngine:
         tokens_BM = tokens_BM.scatter(1, accepted_B.unsqueeze(1), next_B.unsqueeze(1))
         return tokens_BM, logprobs_BMV.gather(2, tokens_BM.unsqueeze(2)).squeeze(2), accepted_B, keep_first
 
-    def _append(
-        self, draft: _Draft, tokens: Sequence[int], logprobs: Sequence[float], sampling: Sampling
-    ) -> bool:
+    def _append(self, draft: _Draft, tokens: Sequence[int], logprobs: Sequence[float], sampling: Sampling) -> bool:
         """Write tokens behind a rollout up to where it ends; True if it ended with one of them."""
         if draft.ends(sampling):
             return False

@@ -342,9 +342,7 @@ def _forget_packed_experts(model: nn.Module) -> None:
         method.moe_kernel = None
 
 
-def _per_token(
-    x_B: Tensor, ends_B: Tensor, num_tokens: int, replace_from: float = 0, replace_to: float = 0
-) -> Tensor:
+def _per_token(x_B: Tensor, ends_B: Tensor, num_tokens: int, replace_from: float = 0, replace_to: float = 0) -> Tensor:
     """vLLM's `expand_batch_to_tokens`: the value of each request once for each of its tokens."""
     x_B = torch.where(x_B == replace_from, replace_to, x_B).to(x_B.dtype)
     return x_B.repeat_interleave(ends_B.diff(prepend=ends_B.new_zeros(1)), output_size=num_tokens)

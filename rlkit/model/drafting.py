@@ -1,7 +1,7 @@
 """Drafting with the first module for multi-token prediction, and checking the drafts in one pass of the main model.
 
-As in DeepSeek-V3 and vLLM, further drafts come from the same module, fed with its own hidden states (h^1 in place of h^0).
-Its cache of latents is filled with the main model's hidden states as soon as there are any.
+As in vLLM, further drafts come from the same module, fed with its own hidden states (h^1 in place of h^0). Its cache of
+latents is filled from the main model's hidden states as soon as there are any.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): a module of depth k predicts k tokens further on.
+"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): the module of depth k looks k tokens further.
 
-    x_t = M_k [RMSNorm(Emb(token_{t+k})) ; RMSNorm(h^{k-1}_t)],  h^k = norm_k(Block_k(x)),  p_k(token_{t+k+1}) = head(h^k_t)
+    x_t = M_k [RMSNorm(Emb(token_{t+k})) ; RMSNorm(h^{k-1}_t)],  h^k = norm_k(Block_k(x)),  p_k(token_{t+k+1}) = head(h^k)
 
-Embedding and head are the main model's. Where the paper is silent or the published weights differ, this is what vLLM runs
-them with: the embedding comes first in the concatenation (the paper's equation 21 has it second), h^0 is the hidden state
-after the main model's final norm, and h^k the one after the module's own (`shared_head.norm`). Token t keeps position t.
-vLLM also sets the embedding at position 0 to zero, which neither the paper nor DeepSeek's README_WEIGHTS says; we do not.
+Embedding and head are the main model's. Where the paper is silent or the published weights differ, this is what vLLM
+runs them with: the embedding comes first in the concatenation (the paper's equation 21 has it second), h^0 is the hidden
+state after the main model's final norm, and h^k the one after the module's own (`shared_head.norm`). Token t keeps
+position t. vLLM also zeroes the embedding at position 0, which the paper does not say; we do not.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def mtp_hidden(
     lengths: Sequence[int],
     hidden_TD: Tensor,
     embed: Callable[[Tensor], Tensor],
-) -> Iterator[tuple[MtpModule, Tensor, Tensor]]:
-    """Depth by depth: the module, the places in the pack of the tokens it predicts [M], their hidden states h^k [M, D].
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Depth by depth: the places in the pack of the tokens that are predicted [M], and their hidden states h^k [M, D].
 
     In a sample of L tokens depth k predicts the last L - k - 1: a token needs k + 1 before it. Samples do not see each
     other. M is 0 where no sample is long enough.
@@ -78,10 +78,12 @@ def mtp_hidden(
     rows_M, hidden_MD = torch.arange(len(tokens_T), device=tokens_T.device), hidden_TD
     for depth, module in enumerate(backbone.mtp_modules(), start=1):
         kept = left_M > depth + 1
+        shorter, count = [length - depth - 1 for length in lengths if length > depth + 1], int(kept.sum())
+        if not shorter:
+            # One row that predicts nothing: ranks must have the same graph, whose order ZeRO reduces gradients in.
+            shorter, kept = [1], torch.arange(len(kept), device=kept.device) == 0
         rows_M, left_M, hidden_MD = rows_M[kept], left_M[kept], hidden_MD[kept]
-        shorter = [length - depth - 1 for length in lengths if length > depth + 1]
-        if shorter:
-            ragged = lay_out(shorter, tokens_T.device)
-            rotations_M = backbone.rotations(ragged.positions_T)
-            hidden_MD = module.predict(embed(tokens_T[rows_M + depth]), hidden_MD, rotations_M, ragged)
-        yield module, rows_M + depth + 1, hidden_MD
+        next_M = tokens_T[(rows_M + depth).clamp(max=len(tokens_T) - 1)]
+        ragged = lay_out(shorter, tokens_T.device)
+        hidden_MD = module.predict(embed(next_M), hidden_MD, backbone.rotations(ragged.positions_T), ragged)
+        yield (rows_M + depth + 1)[:count], hidden_MD[:count]

@@ -46,8 +46,9 @@ class DeepSpeedStepper:
 
     def __init__(self, model: DeepseekV3, cfg: TrainerConfig) -> None:
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
+        groups: Any = parameter_groups(model)  # which it declares as a module
         self.module, optimizer, _, _ = deepspeed.initialize(
-            model=Policy(model), model_parameters=parameter_groups(model), config=_settings(cfg)
+            model=Policy(model), model_parameters=groups, config=_settings(cfg)
         )
         self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
         # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.

@@ -70,10 +70,7 @@ class Policy(nn.Module):
             return embedded_MD.detach() if detached else embedded_MD
 
         total = torch.zeros((), device=hidden_TD.device)
-        for module, places_M, hidden_MD in mtp_hidden(backbone, pack.tokens_T, pack.lengths, hidden_TD, embed):
-            if not len(places_M):  # as above: the module still needs a path to its weights
-                total = total + 0.0 * sum(parameter.float().sum() for parameter in module.parameters())
-                continue
+        for places_M, hidden_MD in mtp_hidden(backbone, pack.tokens_T, pack.lengths, hidden_TD, embed):
             trained = pack.weights_T[places_M] != 0
             places_M, hidden_MD = places_M[trained], hidden_MD[trained]
             logprobs_M, _ = chunked_logprobs(hidden_MD, head_VD, pack.tokens_T[places_M])

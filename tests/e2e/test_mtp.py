@@ -13,7 +13,7 @@ from recipes import sft_then_grpo
 from rlkit.engine.torch import TorchEngine
 from rlkit.model import DeepseekV3, drafting
 from rlkit.types import Prompt, Sampling
-from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY, finish
+from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY
 
 MTP = ["model.architecture.num_nextn_predict_layers=1", "engine.speculative_tokens=1", "algo.mtp_weight=0.1"]
 LEARNS = [word for word in TINY if not word.startswith(("sft.", "algo.steps", "data.train_size"))]
@@ -36,7 +36,9 @@ def test_drafts_are_accepted_once_the_module_has_learned(
     sft_then_grpo.main([*LEARNS, *LOCAL, *MTP, f"reward={plugin}:spread", f"output_dir={run}"])
     printed, demonstrated, sampled = capsys.readouterr().out, lines(run, "sft"), lines(run, "grpo")
     assert demonstrated[-1]["mtp_loss"] < demonstrated[0]["mtp_loss"] / 2
-    assert [line["parity"] <= 1e-4 for line in sampled] == [line["logprob_gap"] <= 1e-4 for line in sampled] == [True] * 2
+    assert (
+        [line["parity"] <= 1e-4 for line in sampled] == [line["logprob_gap"] <= 1e-4 for line in sampled] == [True] * 2
+    )
     print([round(line["drafts_accepted"], 3) for line in sampled], "of the drafts accepted in GRPO")
     assert all(line["drafts_accepted"] > 0.5 and line["mtp_loss"] > 0 for line in sampled)
     assert "  mtp " in printed and "  drafts " in printed

@@ -54,7 +54,9 @@ def test_a_draft_is_accepted_by_hand() -> None:
     ).double()  # fmt: skip
     accepted, following = accept(drafts, drafted, target, uniforms)
     assert accepted.tolist() == [1, 0, 1, 1, 0]
-    assert following.tolist() == [0, 1, 1, 0, 1], "after an accepted draft from (.7, .3), else from norm((p - q)+) = (0, 1)"
+    assert following.tolist() == [0, 1, 1, 0, 1], (
+        "after an accepted draft from (.7, .3), else from norm((p - q)+) = (0, 1)"
+    )
 
 
 def test_greedy_is_the_case_of_sure_things() -> None:
@@ -92,17 +94,22 @@ def test_whatever_the_drafts_the_tokens_are_the_targets(seed: int) -> None:
     target = torch.stack([p0.expand(count, -1), p1[x0], p2[x0, x1]], dim=1)
     uniforms = torch.rand(count, 3, 2, generator=random, dtype=torch.float64)
     accepted, following = accept(drafts, drafted, target, uniforms)
-    tokens = torch.cat([drafts, following.unsqueeze(1)], dim=1).scatter(1, accepted.unsqueeze(1), following.unsqueeze(1))
+    tokens = torch.cat([drafts, following.unsqueeze(1)], dim=1).scatter(
+        1, accepted.unsqueeze(1), following.unsqueeze(1)
+    )
     share = torch.minimum(p0, q0).sum()
     assert_close((accepted > 0).double().mean(), share, atol=0.01, rtol=0, msg="acceptance is 1 - TV(p, q)")
-    assert fits(torch.bincount(tokens[:, 0], minlength=size).tolist(), (count * p0).tolist())
-    second = tokens[accepted > 0]
-    assert fits(torch.bincount(second[:, 0] * size + second[:, 1], minlength=size**2).tolist(),
-                (torch.bincount(second[:, 0], minlength=size).unsqueeze(1) * p1).flatten().tolist())  # fmt: skip
-    third = tokens[accepted > 1]
-    pairs = third[:, 0] * size + third[:, 1]
-    assert fits(torch.bincount(pairs * size + third[:, 2], minlength=size**3).tolist(),
-                (torch.bincount(pairs, minlength=size**2).unsqueeze(1) * p2.flatten(0, 1)).flatten().tolist())  # fmt: skip
+    pairs = tokens[:, 0] * size + tokens[:, 1]
+    triples = pairs * size + tokens[:, 2]
+    reached = (accepted > 0, accepted > 1)
+    firsts = torch.bincount(tokens[reached[0], 0], minlength=size)
+    both = torch.bincount(pairs[reached[1]], minlength=size**2)
+    for found, places, expected in (
+        (tokens[:, 0], size, count * p0),
+        (pairs[reached[0]], size**2, firsts.unsqueeze(1) * p1),
+        (triples[reached[1]], size**3, both.unsqueeze(1) * p2.flatten(0, 1)),
+    ):
+        assert fits(torch.bincount(found, minlength=places).tolist(), expected.flatten().tolist())
 
 
 @torch.no_grad()

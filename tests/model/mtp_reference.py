@@ -43,7 +43,7 @@ class Reference(nn.Module):
         return self.extra[f"{depth - 1} {name}.weight".replace(".", "_")]
 
     def hidden(self, tokens: Sequence[int]) -> list[Tensor]:
-        """h^0, h^1, ... of one sample, after the final norm of the main model or of the module; h^k has k rows fewer."""
+        """h^0, h^1, ... of one sample, after the final norm of the main model or the module; h^k has k rows fewer."""
         ids, eps = torch.tensor(tokens), self.config.rms_norm_eps
         found = [self.main.model(ids.unsqueeze(0)).last_hidden_state[0]]
         for depth, block in enumerate(self.blocks, start=1):

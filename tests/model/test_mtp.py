@@ -32,10 +32,12 @@ def modules_output(model: DeepseekV3, samples: list[list[int]]) -> list[tuple[Te
     """Places and hidden states of every depth, for samples packed end to end."""
     tokens, lengths = torch.tensor([token for sample in samples for token in sample]), [len(s) for s in samples]
     found = mtp_hidden(model.model, tokens, lengths, model.hidden(tokens, lengths), model.model.embed_tokens)
-    return [(places, hidden.detach()) for _, places, hidden in found]
+    return [(places, hidden.detach()) for places, hidden in found]
 
 
-@pytest.mark.parametrize("config", [CONFIG, DENSE, replace(BASE, num_nextn_predict_layers=1)], ids=["moe", "dense", "1"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, DENSE, replace(BASE, num_nextn_predict_layers=1)], ids=["moe", "dense", "1"]
+)
 def test_hidden_states_equal_transformers_layers(config: DeepseekV3Config) -> None:
     """Every row that predicts something, of every depth; samples of one and two tokens predict nothing."""
     model = seeded(config)

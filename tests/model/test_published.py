@@ -91,7 +91,7 @@ def test_names_and_shapes_are_theirs_in_memory_and_on_disk(name: str) -> None:
 
 
 def test_the_671b_checkpoint_has_the_tensors_of_the_published_index() -> None:
-    """61 x (7 attention + 2 norms), 3 dense x 3, 58 x (router 2, shared 3, 256 experts x 3), 3; one more layer for MTP."""
+    """61 x (7 attention + 2 norms), 3 dense x 3, 58 x (router 2, shared 3, 256 experts x 3), 3; and a layer for MTP."""
     with torch.device("meta"):
         names = [name for name, _ in checkpoint_weights(DeepseekV3(shipped("deepseek_v3_671b")))]
     mtp = {name for name in names if name.startswith("model.layers.61.")}
@@ -120,7 +120,7 @@ def test_totals_are_those_of_the_papers() -> None:
 
 
 def test_the_module_of_671b_by_hand() -> None:
-    """arXiv:2412.19437, section 4.2, for the sizes; README_WEIGHTS says 11.5 B, and 14 B with both copies, rounded up."""
+    """arXiv:2412.19437, section 4.2, for the sizes; README_WEIGHTS says 11.5 B, and 14 B with both copies."""
     attention = 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
     experts = 7168 * 256 + 257 * 3 * 7168 * 2048
     norms, projection, copies = 2 * 7168 + 3 * 7168, 2 * 7168 * 7168, 2 * 129280 * 7168

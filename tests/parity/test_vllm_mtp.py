@@ -21,7 +21,13 @@ from tests.model.tiny import BASE, seeded
 
 pytestmark = pytest.mark.slow
 CONFIG = replace(
-    BASE, num_nextn_predict_layers=1, q_lora_rank=32, n_group=2, qk_rope_head_dim=16, v_head_dim=16, initializer_range=0.2
+    BASE,
+    num_nextn_predict_layers=1,
+    q_lora_rank=32,
+    n_group=2,
+    qk_rope_head_dim=16,
+    v_head_dim=16,
+    initializer_range=0.2,
 )
 PROMPTS = [Prompt(id=f"p{i}", tokens=tuple(range(5 + i, 13 + 3 * i)), text="", meta={}) for i in range(8)]
 SEQUENCES = gate_sequences(CONFIG.vocab_size, 6, 48, seed=0, prompts=[prompt.tokens for prompt in PROMPTS])

@@ -73,7 +73,12 @@ def test_main_plus_lambda_mtp_equals_a_float64_reference(weight: float, max_toke
     print(f"L + lambda / D sum L^k: {main + weight * mtp:.8f} here, {expected:.8f} in float64")
     assert main + weight * mtp == pytest.approx(expected, rel=1e-6)
     theirs = {name: p.grad for name, p in reference.main.named_parameters()}
-    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.experts.down_proj", "model.norm.weight"):
+    for name in (
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.1.mlp.experts.down_proj",
+        "model.norm.weight",
+    ):
         assert relative(ours[name].double(), theirs[name]) <= 1e-5, name
     for depth in (1, 2):
         for name in ("enorm", "hnorm", "eh_proj", "shared_head.norm"):
@@ -172,6 +177,7 @@ def test_deepspeed_equals_torch() -> None:
 @pytest.mark.slow
 def test_saved_state_continues_bit_for_bit(tmp_path: Path) -> None:
     """DeepSpeed holds the modules in a group of their own; both come back."""
+
     def steps(each: ModelTrainer, numbers: range) -> None:
         for step in numbers:
             each.update(demonstrations(step), SftLoss(), 1e-2, SFT)

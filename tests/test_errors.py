@@ -162,6 +162,12 @@ def test_model_path_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tm
     assert "config.json" in printed
 
 
+def test_drafts_that_vllm_cannot_share_out_over_two_modules(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    overrides = ["model.architecture.num_nextn_predict_layers=2", "engine.speculative_tokens=3"]
+    printed = refusal(capsys, tmp_path, "cluster=ray", "engine=vllm", *overrides)
+    assert "engine.speculative_tokens=3: vLLM takes at most num_nextn_predict_layers=2 or a multiple" in printed
+
+
 def test_a_checkpoint_with_a_tensor_missing_or_cut_short(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sft.main([*LOCAL, f"output_dir={tmp_path}/sft", "sft.steps=0", "evaluation.sampling.max_new_tokens=2"])
     file = tmp_path / "sft" / "model" / "model.safetensors"

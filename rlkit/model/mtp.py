@@ -1,11 +1,11 @@
 """Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): the module of depth k looks k tokens further.
 
-    x_t = M_k [RMSNorm(Emb(token_{t+k})) ; RMSNorm(h^{k-1}_t)],  h^k = norm_k(Block_k(x)),  p_k(token_{t+k+1}) = head(h^k)
+    x_t = M_k [RMSNorm(Emb(token_{t+k})) ; RMSNorm(h^{k-1}_t)], h^k = norm_k(Block_k(x)), p_k(token_{t+k+1}) = head(h^k)
 
 Embedding and head are the main model's. Where the paper is silent or the published weights differ, this is what vLLM
-runs them with: the embedding comes first in the concatenation (the paper's equation 21 has it second), h^0 is the hidden
-state after the main model's final norm, and h^k the one after the module's own (`shared_head.norm`). Token t keeps
-position t. vLLM also zeroes the embedding at position 0, which the paper does not say; we do not.
+runs them with: the embedding comes first in the concatenation (the paper's equation 21 has it second), h^0 is the
+hidden state after the main model's final norm, and h^k the one after the module's own (`shared_head.norm`). Token t
+keeps position t. vLLM also zeroes the embedding at position 0, which the paper does not say; we do not.
 """
 
 from __future__ import annotations

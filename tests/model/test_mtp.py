@@ -19,6 +19,7 @@ from rlkit.model.mtp import mtp_hidden
 from rlkit.model.verify import checkpoint_faults, compare_checkpoints
 from rlkit.model.weights import checkpoint_weights, load_weights, published_names
 from rlkit.plan import mtp_parameters
+from rlkit.prepare import _check_names
 from tests.model.mtp_reference import Reference
 from tests.model.tiny import BASE, relative, seeded
 
@@ -115,6 +116,17 @@ def test_a_copy_that_differs_is_named(name: str, tmp_path: Path) -> None:
     assert [fault.tensor for fault in checkpoint_faults(tmp_path)] == [name]
     with pytest.raises(ValueError, match=f"model.safetensors: {name}: not equal to {main}"):
         DeepseekV3.from_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_without_the_copies_is_whole(tmp_path: Path) -> None:
+    model = seeded(CONFIG)
+    model.save_checkpoint(tmp_path, dtype="fp32")
+    file = tmp_path / "model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if name not in COPIES}, file, metadata={"format": "pt"})
+    assert not list(checkpoint_faults(tmp_path))
+    _check_names(tmp_path, CONFIG)
+    states = DeepseekV3.from_checkpoint(tmp_path).state_dict()
+    assert all(torch.equal(tensor, states[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

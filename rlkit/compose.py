@@ -34,6 +34,8 @@ RECIPES: dict[str, type[RunConfig]] = {
 OPEN_DICTS = ("reward.kwargs", "data.tasks")
 """Below these any key may be set, and `data.tasks={...}` replaces the whole: they belong to the reward function and to
 the reasoning-gym tasks."""
+NOT_ALL_LISTED = (*OPEN_DICTS, "model.architecture")
+"""Here keys that the YAML leaves at their default can be set as well; what an architecture does not have is refused."""
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
 """`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
 group is taken and this key set to the value."""
@@ -147,7 +149,7 @@ def _normalised(override: str) -> list[str]:
             f"{bare}={value} is unknown; there are {', '.join(options)}{suggestion(value, options)}"
             + (f", or set {open_key} to a file" if open_key else "")
         )
-    return [f"++{bare}={value}"] if bare.startswith(tuple(f"{name}." for name in OPEN_DICTS)) else [override]
+    return [f"++{bare}={value}"] if bare.startswith(tuple(f"{name}." for name in NOT_ALL_LISTED)) else [override]
 
 
 def _explain(message: str, recipe: str) -> str:

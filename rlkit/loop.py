@@ -13,7 +13,7 @@ from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from rlkit.algo import group_advantages, pack_rollouts
+from rlkit.algo import MtpTerm, group_advantages, pack_rollouts
 from rlkit.config import AlgoConfig
 from rlkit.data.prompts import rows_for_step
 from rlkit.engine.base import Engine, rollout_seed
@@ -83,7 +83,7 @@ def grpo_step(step: int, prompts: Sequence[Prompt], parts: Parts, cfg: AlgoConfi
     with clock("score"):
         scored = collect(judged, prompts)
     kept = [group for group in scored if not is_flat(group)]
-    stats = describe(scored, num_flat=len(scored) - len(kept), seconds=clock.seconds)
+    stats = describe(scored, len(scored) - len(kept), parts.engine.drafts(), clock.seconds)
     if not kept:
         return stats  # nothing to compare, nothing to learn: the weights stay, so the engine is up to date
 
@@ -99,7 +99,8 @@ def grpo_step(step: int, prompts: Sequence[Prompt], parts: Parts, cfg: AlgoConfi
         )
         batches = [parts.trainer.with_reference(batch) for batch in batches]
         lr = cfg.schedule.at(step, cfg.steps)
-        updates = [parts.trainer.update(batch, cfg.loss, lr) for batch in batches]
+        mtp = MtpTerm(weight=cfg.mtp_weight, detached=True)  # the policy's own gradient stays what it is
+        updates = [parts.trainer.update(batch, cfg.loss, lr, mtp) for batch in batches]
     with clock("sync"):
         parity = parts.sync(step)
     return replace(
@@ -150,6 +151,7 @@ def verdict_or_nan(score: Score) -> float:
 def average(updates: Sequence[UpdateStats]) -> UpdateStats:
     """The mean of the optimiser steps of one GRPO step; the gap is that of the first, the only one on-policy."""
     count = len(updates)
+    mtp_losses = [update.mtp_loss for update in updates if update.mtp_loss is not None]
     return UpdateStats(
         loss=sum(update.loss for update in updates) / count,
         grad_norm=sum(update.grad_norm for update in updates) / count,
@@ -158,10 +160,13 @@ def average(updates: Sequence[UpdateStats]) -> UpdateStats:
         clip_fraction=sum(update.clip_fraction for update in updates) / count,
         logprob_gap=updates[0].logprob_gap,
         load={key: sum(update.load[key] for update in updates) / count for key in updates[0].load},
+        mtp_loss=sum(mtp_losses) / count if mtp_losses else None,
     )
 
 
-def describe(scored: Sequence[ScoredGroup], *, num_flat: int, seconds: dict[str, float]) -> StepStats:
+def describe(
+    scored: Sequence[ScoredGroup], num_flat: int, drafts: tuple[int, int], seconds: dict[str, float]
+) -> StepStats:
     """The numbers of a step that are known before learning."""
     rollouts = [rollout for group in scored for rollout in group.rollouts]
     scores = [score for group in scored for score in group.scores]
@@ -180,6 +185,7 @@ def describe(scored: Sequence[ScoredGroup], *, num_flat: int, seconds: dict[str,
         reward_p50_s=seconds_sorted[len(scores) // 2],
         reward_p99_s=seconds_sorted[len(scores) * 99 // 100],
         groups=len(scored),
+        drafts=drafts,
         flat_groups=num_flat,
         sample_tokens=num_tokens,
         train_tokens=0,

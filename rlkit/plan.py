@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from rlkit.compose import to_yaml
 from rlkit.config import GrpoRun, RunConfig, SftRun
-from rlkit.model import DeepseekV3
+from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.hf_folder import HfArchitecture
 from rlkit.model.load import Architecture, empty_model, read_architecture
 from rlkit.model.lora import choose_targets, count_parameters
@@ -45,10 +46,14 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
         assert cfg.model.architecture is not None, "ModelConfig refuses this"
         architecture = cfg.model.architecture
     total, active = parameters(architecture)
+    extra = mtp_parameters(architecture)
     numbers = cache_numbers(architecture)
     size = architecture.num_hidden_layers * numbers * BYTES[cfg.engine.dtype]
     rows = [
-        ("parameters", f"{total:,}, of which {active:,} work on each token"),
+        (
+            "parameters",
+            f"{total:,}, of which {active:,} work on each token" + (f"; plus {extra:,} in MTP" if extra else ""),
+        ),
         (
             cache_name(architecture),
             f"{numbers} numbers per token and layer, {size:,} bytes per token in {cfg.engine.dtype}",
@@ -72,21 +77,30 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
         rows.append(
             ("prompts", f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}")
         )
-    return rows + _memory(cfg, architecture, total, trained or total)
+    return rows + _memory(cfg, architecture, total + extra, trained or total + extra)
 
 
 def parameters(architecture: Architecture) -> tuple[int, int]:
-    """All parameters, and those that one token passes through: its experts, its own row of the embedding, all else."""
+    """All parameters, and those that one token passes through: its experts, its own row of the embedding, all else.
+
+    Modules for multi-token prediction are not in either, as in the paper; see `mtp_parameters`.
+    """
     if isinstance(architecture, HfArchitecture):
         return architecture.num_parameters, architecture.active_parameters()
     with torch.device("meta"):
-        model = DeepseekV3(architecture)
+        model = DeepseekV3(replace(architecture, num_nextn_predict_layers=0))
     total = sum(parameter.numel() for parameter in model.parameters())
     idle = 1 - architecture.num_experts_per_tok / architecture.n_routed_experts
     experts = [module for module in model.modules() if isinstance(module, Experts)]
     routed = sum(parameter.numel() for module in experts for parameter in module.parameters())
     table = 0 if architecture.tie_word_embeddings else model.model.embed_tokens.weight[1:].numel()
     return total, round(total - idle * routed) - table
+
+
+def mtp_parameters(architecture: Architecture) -> int:
+    """Parameters of the modules for multi-token prediction, without embedding and head, which are the main model's."""
+    modules = empty_model(architecture).mtp_modules() if isinstance(architecture, DeepseekV3Config) else ()
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def lora_parameters(cfg: RunConfig, architecture: Architecture) -> int:

@@ -134,7 +134,8 @@ def initial_checkpoint(cfg: RunConfig, task: Task) -> Path:
 def _check_names(checkpoint: Path, architecture: DeepseekV3Config) -> None:
     """Read the headers of the weight files: every tensor of the architecture must be there."""
     found, wanted = checkpoint_files(checkpoint), published_names(architecture)
-    for what, names in (("is missing", wanted.keys() - found.keys()), ("is not known", found.keys() - wanted.keys())):
+    missing = {name for name, place in wanted.items() if not place.copy} - found.keys()
+    for what, names in (("is missing", missing), ("is not known", found.keys() - wanted.keys())):
         if names:
             name = min(names)
             raise ValueError(
@@ -171,6 +172,19 @@ def _check_fit(cfg: RunConfig, architecture: Architecture) -> None:
                     f"model.architecture.{key}={size}: vLLM's experts on the CPU need a multiple of "
                     f"{VLLM_CPU_MULTIPLE}; change it, or use engine=torch"
                 )
+    drafted = cfg.engine.speculative_tokens
+    modules = architecture.num_nextn_predict_layers if isinstance(architecture, DeepseekV3Config) else 0
+    if drafted and not modules:
+        raise ValueError(
+            f"engine.speculative_tokens={drafted}: the model has no module that could draft them "
+            "(num_nextn_predict_layers=0); set it to 0, or for a new model "
+            "model.architecture.num_nextn_predict_layers to 1"
+        )
+    if drafted and cfg.engine.kind == "vllm" and drafted > modules and drafted % modules:
+        raise ValueError(
+            f"engine.speculative_tokens={drafted}: vLLM takes at most num_nextn_predict_layers={modules} or a multiple "
+            "of it; change it, or use engine=torch"
+        )
     if cfg.engine.max_model_len > architecture.max_position_embeddings:
         raise ValueError(
             f"engine.max_model_len={cfg.engine.max_model_len} is more than the model's max_position_embeddings="

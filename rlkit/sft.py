@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlkit.algo import SftLoss, pack_demonstrations
+from rlkit.algo import MtpTerm, SftLoss, pack_demonstrations
 from rlkit.config import SftConfig
 from rlkit.data.prompts import Demonstration, rows_for_step
 from rlkit.train.base import Trainer
@@ -18,7 +18,7 @@ class SftStats:
     """What one SFT step measured."""
 
     loss: float
-    """Cross entropy of the completion tokens, in nats."""
+    """Cross entropy of the completion tokens, in nats; without the term of multi-token prediction."""
     entropy: float
     grad_norm: float
     lr: float
@@ -27,10 +27,12 @@ class SftStats:
     tok_s: float
     load: Mapping[str, float] = field(default_factory=dict)
     """As in `UpdateStats`."""
+    mtp_loss: float | None = None
+    """As in `UpdateStats`."""
 
     def values(self) -> dict[str, float]:
         """Flat names and numbers, as the step line and metrics.jsonl show them."""
-        values: dict[str, Any] = asdict(self)
+        values: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
         return values | values.pop("load")
 
 
@@ -44,7 +46,7 @@ def finetune(
         shown = [(demonstrations[row].prompt.tokens, demonstrations[row].completion) for row in rows]
         batch = pack_demonstrations(shown, max_tokens=max_tokens)
         lr = cfg.schedule.at(step, cfg.steps)
-        update = trainer.update(batch, SftLoss(), lr)
+        update = trainer.update(batch, SftLoss(), lr, MtpTerm(weight=cfg.mtp_weight, detached=False))
         yield (
             step,
             SftStats(
@@ -55,5 +57,6 @@ def finetune(
                 tokens=batch.num_tokens,
                 tok_s=batch.num_tokens / (time.perf_counter() - began),
                 load=update.load,
+                mtp_loss=update.mtp_loss,
             ),
         )

@@ -174,10 +174,12 @@ class UpdateStats:
     load: Mapping[str, float] = field(default_factory=dict)
     """How evenly the experts were used (see `rlkit.algo.balance.load_numbers`), and the balance loss if it is on; {}
     without experts."""
+    mtp_loss: float | None = None
+    """Cross entropy of multi-token prediction, the mean over its depths, before lambda; None where it did not run."""
 
     def values(self) -> dict[str, float]:
         """Flat names and numbers."""
-        values: dict[str, Any] = asdict(self)
+        values: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
         return values | values.pop("load")
 
 
@@ -205,6 +207,8 @@ class StepStats:
     """Median time that the reward worked on a rollout."""
     reward_p99_s: float
     groups: int
+    drafts: tuple[int, int]
+    """Tokens that speculative decoding proposed, and those of them that were accepted; (0, 0) where it is off."""
     flat_groups: int
     """Groups whose rewards are all equal: they teach nothing and are dropped."""
     sample_tokens: int
@@ -226,6 +230,8 @@ class StepStats:
         values |= {"reward_p50_s": self.reward_p50_s, "reward_p99_s": self.reward_p99_s}
         values |= {f"{phase}_s": seconds for phase, seconds in self.seconds.items()}
         values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)
+        if self.drafts[0]:
+            values["drafts_accepted"] = self.drafts[1] / self.drafts[0]
         if self.update is not None:
             values["train_tok_s"] = self.train_tokens / max(self.seconds["train"], 1e-9)
             values |= self.update.values()

@@ -50,6 +50,10 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str,
         ("trainer.dtype=bf16", ["trainer.dtype=bf16", "trainer=deepspeed"]),
         ("engine.dtype=bf16", ["engine.dtype=bf16", "engine=vllm"]),
         ("engine.memory=-1", ["engine.memory=-1", "above 0"]),
+        ("algo.mtp_weight=-0.1", ["algo.mtp_weight=-0.1", "at least 0"]),
+        ("engine.speculative_tokens=9", ["engine.speculative_tokens=9", "between 0 (off) and 8"]),
+        ("engine.speculative_tokens=1", ["engine.speculative_tokens=1", "num_nextn_predict_layers=0", "set it to 0"]),
+        ("model.architecture.num_nextn_predict_layers=-1", ["num_nextn_predict_layers=-1", "give 0 (none) or more"]),
         ("parity.tolerance=-1", ["parity.tolerance=-1", "above 0"]),
         ("reward.workers=0", ["reward.workers=0", "at least 1"]),
         ("reward.timeout=0", ["reward.timeout=0", "above 0"]),
@@ -187,6 +191,12 @@ def test_model_path_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tm
     (tmp_path / "empty").mkdir()
     printed = refusal(capsys, tmp_path, f"model.path={tmp_path}/empty")
     assert "config.json" in printed
+
+
+def test_drafts_that_vllm_cannot_share_out_over_two_modules(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    overrides = ["model.architecture.num_nextn_predict_layers=2", "engine.speculative_tokens=3"]
+    printed = refusal(capsys, tmp_path, "cluster=ray", "engine=vllm", *overrides)
+    assert "engine.speculative_tokens=3: vLLM takes at most num_nextn_predict_layers=2 or a multiple" in printed
 
 
 def test_a_checkpoint_with_a_tensor_missing_or_cut_short(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.algo import GrpoLoss, Loss, Schedule
+from rlkit.algo import NO_MTP, GrpoLoss, Loss, MtpTerm, Schedule
 from rlkit.config import AlgoConfig, SamplingConfig
 from rlkit.engine.base import rollout_seed
 from rlkit.loop import Parts, RewardFn, average, distinct, grpo_step, is_flat, train
@@ -38,6 +38,7 @@ CFG = AlgoConfig(
     scale="std",
     aggregate="token",
     refresh_reference_every=0,
+    mtp_weight=0.0,
     sampling=SamplingConfig(temperature=0.8, top_p=1.0, max_new_tokens=5),
     loss=GrpoLoss(kl_coef=0.1),
     schedule=Schedule(lr=0.5, warmup_steps=0, kind="constant", final_ratio=1.0),
@@ -52,6 +53,8 @@ class Log:
     events: list[str] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    mtp: list[MtpTerm] = field(default_factory=list)
+    drafts: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -76,6 +79,9 @@ class CountingEngine:
             seed=i,
         )
 
+    def drafts(self) -> tuple[int, int]:
+        return self.log.drafts
+
     def load(self, weights: Weights, version: int) -> None:
         self.log.events.append(f"load {version}")
         self.version = version
@@ -91,9 +97,10 @@ class CountingEngine:
 class CountingTrainer:
     log: Log
 
-    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> UpdateStats:
         self.log.events.append(f"update lr={lr}")
         self.log.batches.append(batch)
+        self.log.mtp.append(mtp)
         return UpdateStats(loss=1.0, grad_norm=2.0, entropy=0.5, kl=0.1, clip_fraction=0.0, logprob_gap=1e-6)
 
     def with_reference(self, batch: Batch) -> Batch:
@@ -356,6 +363,23 @@ def test_average_of_updates_by_hand() -> None:
     assert (mean.loss, mean.grad_norm, mean.entropy, mean.kl, mean.clip_fraction) == (2.0, 3.0, 2.0, 0.1, 0.25)
     assert mean.load == {"max_violation": 1.75, "max_violation/1": 1.5}
     assert mean.logprob_gap == 1e-6, "later minibatches are off-policy by design, so their gap says nothing"
+
+
+def test_multi_token_prediction_learns_apart_from_the_policy() -> None:
+    parts, log = make()
+    stats = grpo_step(1, PROMPTS[:2], parts, replace(CFG, mtp_weight=0.3), seed=0)
+    assert log.mtp == [MtpTerm(weight=0.3, detached=True)]
+    assert "mtp_loss" not in stats.values(), "this trainer has no modules for it"
+    base = UpdateStats(loss=1.0, grad_norm=2.0, entropy=3.0, kl=0.0, clip_fraction=0.5, logprob_gap=1e-6)
+    assert average([replace(base, mtp_loss=2.0), replace(base, mtp_loss=4.0)]).mtp_loss == 3.0
+    assert average([base]).mtp_loss is None
+
+
+def test_accepted_drafts_are_counted() -> None:
+    parts, log = make()
+    assert "drafts_accepted" not in grpo_step(1, PROMPTS[:2], parts, CFG, seed=0).values()
+    log.drafts = (40, 30)
+    assert grpo_step(1, PROMPTS[:2], parts, CFG, seed=0).values()["drafts_accepted"] == 0.75
 
 
 def test_phases_are_timed() -> None:

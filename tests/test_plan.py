@@ -49,6 +49,17 @@ def test_numbers_of_a_grpo_step_by_hand() -> None:
     assert "SFT" not in found
 
 
+def test_modules_for_multi_token_prediction_are_counted_apart() -> None:
+    overrides = ["model.architecture.num_nextn_predict_layers=1"]
+    plain, found = rows("grpo", GrpoRun), rows("grpo", GrpoRun, *overrides)
+    architecture = load_config("grpo", GrpoRun, overrides).model.architecture
+    total, _ = parameters(architecture)
+    everything = sum(parameter.numel() for parameter in DeepseekV3(architecture).parameters())
+    assert found["parameters"] == f"{plain['parameters']}; plus {everything - total:,} in MTP"
+    assert found["trainer memory"].startswith(f"{everything * (4 + 4 + 4 + 12) / 2**30:.3f} GiB a rank")
+    assert "; plus 11,610,067,968 in MTP" in rows("grpo", GrpoRun, "model=deepseek_v3_671b")["parameters"]
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("fp32", "140,544"), ("bf16", "70,272")])
 def test_cache_of_deepseek_v3_by_hand(dtype: str, size: str) -> None:
     """61 layers x (512 + 64) numbers of 4 or 2 bytes; 64 sequences of 1,024 tokens."""

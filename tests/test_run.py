@@ -37,7 +37,7 @@ def configured(folder: Path, *overrides: str) -> tuple[SftThenGrpoRun, Task]:
 
 
 def sft_stats(step: int) -> SftStats:
-    return SftStats(loss=1.0 / step, entropy=0.1, grad_norm=1.0, lr=1e-3, tokens=100, tok_s=50.0)
+    return SftStats(loss=1.0 / step, entropy=0.1, grad_norm=1.0, lr=1e-3, tokens=100, tok_s=50.0, mtp_loss=None)
 
 
 def grpo_stats(*, learned: bool) -> StepStats:
@@ -53,6 +53,7 @@ def grpo_stats(*, learned: bool) -> StepStats:
         reward_p50_s=0.0,
         reward_p99_s=0.0,
         groups=4,
+        drafts=(0, 0),
         flat_groups=0 if learned else 4,
         sample_tokens=100,
         train_tokens=200 if learned else 0,

@@ -20,6 +20,7 @@ CFG = SftConfig(
     steps=30,
     batch_size=8,
     think_share=1.0,
+    mtp_weight=0.3,
     schedule=Schedule(lr=1e-2, warmup_steps=0, kind="constant", final_ratio=1.0),
 )
 SHOWN = tuple(

@@ -3,14 +3,16 @@
 from rlkit.algo.advantages import group_advantages
 from rlkit.algo.kl import kl_k1, kl_k2, kl_k3
 from rlkit.algo.logprobs import chunked_logprobs, token_logprobs
-from rlkit.algo.losses import GrpoLoss, Loss, LossTerms, SftLoss, grpo_loss, sft_loss
+from rlkit.algo.losses import NO_MTP, GrpoLoss, Loss, LossTerms, MtpTerm, SftLoss, grpo_loss, sft_loss
 from rlkit.algo.packing import pack_demonstrations, pack_rollouts, shard
 from rlkit.algo.schedule import Schedule
 
 __all__ = [
+    "NO_MTP",
     "GrpoLoss",
     "Loss",
     "LossTerms",
+    "MtpTerm",
     "Schedule",
     "SftLoss",
     "chunked_logprobs",

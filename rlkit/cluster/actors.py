@@ -10,7 +10,7 @@ import ray
 import torch
 from torch import Tensor, distributed
 
-from rlkit.algo.losses import Loss
+from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.cluster.parts import build_engine, build_trainer
 from rlkit.config import EngineConfig, TrainerConfig
 from rlkit.model import DeepseekV3Config
@@ -66,6 +66,10 @@ class EngineActor:
         """Rollouts that the running `generate` has finished."""
         return self.engine.finished()
 
+    def drafts(self) -> tuple[int, int]:
+        """`Engine.drafts`."""
+        return self.engine.drafts()
+
     def load(self, weights: RemoteWeights, version: int) -> None:
         """`Engine.load`."""
         self.engine.load(weights, version)
@@ -113,9 +117,9 @@ class TrainerActor:
             rank=self.rank,
         )
 
-    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm) -> UpdateStats:
         """`Trainer.update` on this rank's share."""
-        return self.trainer.update(batch, loss, lr)
+        return self.trainer.update(batch, loss, lr, mtp)
 
     def with_reference(self, batch: Batch) -> Batch:
         """`Trainer.with_reference` on this rank's share."""

@@ -34,6 +34,7 @@ def build_engine(cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Co
             kv_cache_gib=cfg.memory,
             gpu_memory_utilization=cfg.memory,
             threads=threads,
+            speculative_tokens=cfg.speculative_tokens,
         )
     from rlkit.engine.torch import TorchEngine
 
@@ -45,7 +46,7 @@ def build_engine(cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Co
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    return TorchEngine(model, model.end_tokens(), decode, cfg.max_num_seqs)
+    return TorchEngine(model, model.end_tokens(), decode, cfg.max_num_seqs, cfg.speculative_tokens)
 
 
 def build_trainer(

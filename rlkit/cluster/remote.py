@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from rlkit.algo import Loss, shard
+from rlkit.algo import NO_MTP, Loss, MtpTerm, shard
 from rlkit.cluster.actors import RemoteWeights
 from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats, Weights
 from rlkit.watch import Console
@@ -46,6 +46,11 @@ class RemoteEngines:
         """Rollouts that the running `generate` has finished, on all engines."""
         return sum(ray.get([actor.finished.remote() for actor in self.actors]))
 
+    def drafts(self) -> tuple[int, int]:
+        """Tokens proposed and accepted in the last `generate`, on all engines."""
+        proposed, accepted = zip(*ray.get([actor.drafts.remote() for actor in self.actors]), strict=True)
+        return sum(proposed), sum(accepted)
+
     def load(self, weights: Weights, version: int) -> None:
         """Replace the weights of every engine."""
         ray.get([actor.load.remote(weights, version) for actor in self.actors])
@@ -80,12 +85,13 @@ class RemoteTrainer:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
 
-    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> UpdateStats:
         """Take one optimiser step on the whole batch, spread over the ranks."""
         shares = shard(batch, len(self.actors))
         stats = ray.get(
-            [actor.update.remote(share, loss, lr) for actor, share in zip(self.actors, shares, strict=True)]
+            [actor.update.remote(share, loss, lr, mtp) for actor, share in zip(self.actors, shares, strict=True)]
         )
+        mtp_losses = [stat.mtp_loss for stat in stats if stat.mtp_loss is not None]
         # Every rank's numbers are weighted by its share of the batch, so they add up.
         return UpdateStats(
             loss=sum(stat.loss for stat in stats),
@@ -95,6 +101,7 @@ class RemoteTrainer:
             clip_fraction=sum(stat.clip_fraction for stat in stats),
             logprob_gap=max(stat.logprob_gap for stat in stats),
             load=stats[0].load,  # counted over all ranks already
+            mtp_loss=sum(mtp_losses) if mtp_losses else None,
         )
 
     def with_reference(self, batch: Batch) -> Batch:

@@ -21,12 +21,15 @@ class SftConfig:
     """Demonstrations per optimiser step."""
     think_share: float
     """Share of demonstrations that show the worked solution; the others think nothing and answer at once."""
+    mtp_weight: float
+    """lambda of multi-token prediction, for a model that has modules for it; V3: 0.3, then 0.1."""
     schedule: Schedule
 
     def __post_init__(self) -> None:
         """Refuse empty stages and impossible shares."""
         at_least("sft.steps", self.steps, 0)
         at_least("sft.batch_size", self.batch_size, 1)
+        at_least("sft.mtp_weight", self.mtp_weight, 0)
         if not 0 <= self.think_share <= 1:
             raise ValueError(f"sft.think_share={self.think_share} must lie between 0 and 1")
 
@@ -65,6 +68,9 @@ class AlgoConfig:
     aggregate: str
     refresh_reference_every: int
     """Steps after which the policy becomes the reference (R1: 400); 0 = never."""
+    mtp_weight: float
+    """lambda of multi-token prediction on the sampled tokens, for a model that has modules for it; it trains those
+    modules alone. 0 = they are left as they are."""
     sampling: SamplingConfig
     loss: GrpoLoss
     schedule: Schedule
@@ -75,6 +81,7 @@ class AlgoConfig:
         at_least("algo.prompts_per_step", self.prompts_per_step, 1)
         at_least("algo.group_size", self.group_size, 2)
         at_least("algo.minibatches", self.minibatches, 1)
+        at_least("algo.mtp_weight", self.mtp_weight, 0)
         one_of("algo.scale", self.scale, SCALES)
         one_of("algo.aggregate", self.aggregate, AGGREGATES)
         num_rollouts = self.prompts_per_step * self.group_size

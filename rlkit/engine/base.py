@@ -22,6 +22,10 @@ class Engine(Protocol):
         """Rollouts that the running `generate` has finished; another thread may ask."""
         ...
 
+    def drafts(self) -> tuple[int, int]:
+        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) if it does not draft."""
+        ...
+
     def load(self, weights: Weights, version: int) -> None:
         """Replace all weights; rollouts made from now on carry `version`."""
         ...

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.engine.base import rollout_seed
+from rlkit.engine.draws import distribution, draw, invert, uniforms
+from rlkit.engine.speculative import accept
+from rlkit.model import DeepseekV3, drafting
 from rlkit.model.base import CausalLM
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 
@@ -31,6 +34,10 @@ class _Draft:
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
 
+    def ends(self, sampling: Sampling) -> bool:
+        """Whether it has its end token, or as many tokens as it may have."""
+        return self.stopped or len(self.tokens) == sampling.max_new_tokens
+
 
 class TorchEngine:
     """An `Engine` around its own copy of a model.
@@ -45,19 +52,25 @@ class TorchEngine:
         eos_token_id: int | Collection[int],
         decode: Callable[[Sequence[int]], str],
         max_batch: int = 256,
+        speculative_tokens: int = 0,
     ) -> None:
         """`eos_token_id` is one id or several; `decode` turns completion ids (end token left out) into text.
 
-        ValueError if `max_batch` is not positive.
+        With `speculative_tokens` the model's first MTP module drafts so many tokens for each pass of the model.
+        ValueError if `max_batch` is not positive, or if tokens are to be drafted and there is no such module.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: give at least 1")
+        if speculative_tokens and not model.mtp_modules():
+            raise ValueError(f"speculative_tokens={speculative_tokens}: the model has no MTP module; give 0")
         self.model = deepcopy(model).requires_grad_(False).eval()
         self.end_tokens = frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
         self.decode = decode
         self.max_batch = max_batch
+        self.speculative_tokens = speculative_tokens
         self.version = 0
         self._finished = 0
+        self._drafts = (0, 0)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
         """Draw `n` completions for each prompt; a group comes as soon as its last completion is there."""
@@ -66,12 +79,13 @@ class TorchEngine:
             for i, prompt in enumerate(prompts)
             for j in range(n)
         ]
-        self._finished = 0
+        self._finished, self._drafts = 0, (0, 0)
+        write = self._write_drafted if self.speculative_tokens else self._write
         # A wave holds whole groups where it can, so that each prompt is run once.
         wave = self.max_batch - self.max_batch % n if n <= self.max_batch else self.max_batch
         missing = [n] * len(prompts)
         for start in range(0, len(drafts), wave):
-            for i in self._write(prompts, drafts[start : start + wave], sampling):
+            for i in write(prompts, drafts[start : start + wave], sampling):
                 missing[i] -= 1
                 if not missing[i]:
                     rollouts = tuple(self._finish(draft) for draft in drafts[i * n : (i + 1) * n])
@@ -80,6 +94,10 @@ class TorchEngine:
     def finished(self) -> int:
         """Rollouts that the running `generate` has finished; another thread may ask."""
         return self._finished
+
+    def drafts(self) -> tuple[int, int]:
+        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) if it does not draft."""
+        return self._drafts
 
     def load(self, weights: Weights, version: int) -> None:
         """Replace all weights; rollouts made from now on carry `version`. ValueError if they do not fit the model."""
@@ -107,24 +125,17 @@ class TorchEngine:
     @torch.no_grad()
     def _write(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:
         """Run one batch of drafts to their ends; yields the prompt of each as it ends."""
-        used = sorted({draft.prompt for draft in drafts})
+        used, index_B = _prompts_of(drafts)
         logits_BV, cache = self.model.prefill([prompts[i].tokens for i in used])
-        row = {prompt: r for r, prompt in enumerate(used)}
-        index_B = torch.tensor([row[draft.prompt] for draft in drafts])
         longest = max(len(prompts[i].tokens) for i in used)
         cache, logits_BV = cache.rows(index_B, longest + sampling.max_new_tokens), logits_BV.index_select(0, index_B)
-        uniforms_BT = torch.stack([_uniforms(draft.seed, sampling.max_new_tokens) for draft in drafts])
+        uniforms_BT = torch.stack([uniforms(draft.seed, sampling.max_new_tokens) for draft in drafts])
         batch, rows_B = list(drafts), torch.arange(len(drafts))
         for step in range(sampling.max_new_tokens):
             tokens_B, logprobs_B = draw(logits_BV, uniforms_BT[rows_B, step], sampling)
             for draft, token, logprob in zip(batch, tokens_B.tolist(), logprobs_B.tolist(), strict=True):
-                if not draft.stopped:
-                    draft.tokens.append(token)
-                    draft.logprobs.append(logprob)
-                    draft.stopped = token in self.end_tokens
-                    if draft.stopped or step == sampling.max_new_tokens - 1:
-                        self._finished += 1
-                        yield draft.prompt
+                if self._append(draft, [token], [logprob], sampling):
+                    yield draft.prompt
             running = [i for i, draft in enumerate(batch) if not draft.stopped]
             if not running or step == sampling.max_new_tokens - 1:
                 return
@@ -134,6 +145,79 @@ class TorchEngine:
                 room = int(cache.lengths_B[keep].max()) + sampling.max_new_tokens - step
                 cache = cache.rows(keep, room)
             logits_BV, cache = self.model.decode_step(tokens_B, cache)
+
+    @torch.no_grad()
+    def _write_drafted(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:
+        """`_write` with speculative decoding: each pass of the model yields 1 to 1 + speculative_tokens tokens.
+
+        Place i of a rollout has three random numbers of its own: to draft it, to accept the draft, to draw it anew.
+        """
+        extra, limit = self.speculative_tokens, sampling.max_new_tokens
+        used, index_B = _prompts_of(drafts)
+        logits_BV, state = drafting.begin(self._drafts_itself(), [prompts[i].tokens for i in used])
+        # The last pass may overshoot the limit, and a sample that has ended is still fed until it leaves the batch.
+        room = max(len(prompts[i].tokens) for i in used) + limit + 2 * extra
+        state, batch, rows_B = state.rows(index_B, room), list(drafts), torch.arange(len(drafts))
+        uniforms_BT3 = torch.stack([uniforms(draft.seed, limit + extra + 1, 3) for draft in drafts])
+        newest_B, logprobs_B = draw(logits_BV.index_select(0, index_B), uniforms_BT3[:, 0, 2], sampling)
+        for draft, token, logprob in zip(batch, newest_B.tolist(), logprobs_B.tolist(), strict=True):
+            if self._append(draft, [token], [logprob], sampling):
+                yield draft.prompt
+        while running := [i for i, draft in enumerate(batch) if not draft.ends(sampling)]:
+            if len(running) <= COMPACT_BELOW * len(batch):
+                keep = torch.tensor(running)
+                batch, rows_B, newest_B = [batch[i] for i in running], rows_B[keep], newest_B[keep]
+                left = limit - min(len(draft.tokens) for draft in batch)
+                state = state.rows(keep, int(state.cache.lengths_B[keep].max()) + left + 1 + 2 * extra)
+            places_B = torch.tensor([len(draft.tokens) for draft in batch])
+            own_BM3 = uniforms_BT3[rows_B.unsqueeze(1), places_B.unsqueeze(1) + torch.arange(extra + 1)]
+            tokens_BM, logprobs_BM, accepted_B, keep_first = self._round(newest_B, state, own_BM3, sampling)
+            going_B = torch.tensor([not draft.ends(sampling) for draft in batch])
+            state = keep_first(torch.where(going_B, accepted_B + 1, 0))
+            newest_B = tokens_BM.gather(1, accepted_B.unsqueeze(1)).squeeze(1)
+            self._drafts = (
+                self._drafts[0] + extra * int(going_B.sum()),
+                self._drafts[1] + int(accepted_B[going_B].sum()),
+            )
+            found = zip(batch, tokens_BM.tolist(), logprobs_BM.tolist(), accepted_B.tolist(), strict=True)
+            for draft, tokens, logprobs, accepted in found:
+                if self._append(draft, tokens[: accepted + 1], logprobs[: accepted + 1], sampling):
+                    yield draft.prompt
+
+    def _round(
+        self, newest_B: Tensor, state: drafting.Speculation, own_BM3: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], drafting.Speculation]]:
+        """Draft, check, accept: tokens [B, M] and their log-probs, of which the first 1 + accepted count, [B]."""
+        draft_probs: list[Tensor] = []
+
+        def pick(i: int, logits_BV: Tensor) -> Tensor:
+            draft_probs.append(distribution(logits_BV, sampling)[0])
+            return invert(draft_probs[-1], own_BM3[:, i, 0])
+
+        drafts_BN = drafting.propose(self._drafts_itself(), newest_B, state, self.speculative_tokens, pick)
+        logits_BMV, keep_first = drafting.check(self._drafts_itself(), newest_B, drafts_BN, state)
+        probs_BMV, logprobs_BMV = distribution(logits_BMV, sampling)
+        accepted_B, next_B = accept(drafts_BN, torch.stack(draft_probs, dim=1), probs_BMV, own_BM3[:, :, 1:])
+        tokens_BM = torch.cat([drafts_BN, next_B.unsqueeze(1)], dim=1)
+        tokens_BM = tokens_BM.scatter(1, accepted_B.unsqueeze(1), next_B.unsqueeze(1))
+        return tokens_BM, logprobs_BMV.gather(2, tokens_BM.unsqueeze(2)).squeeze(2), accepted_B, keep_first
+
+    def _drafts_itself(self) -> DeepseekV3:
+        assert isinstance(self.model, DeepseekV3), "no other model has MTP modules"
+        return self.model
+
+    def _append(self, draft: _Draft, tokens: Sequence[int], logprobs: Sequence[float], sampling: Sampling) -> bool:
+        """Write tokens behind a rollout up to where it ends; True if it ended with one of them."""
+        if draft.ends(sampling):
+            return False
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            draft.tokens.append(token)
+            draft.logprobs.append(logprob)
+            draft.stopped = token in self.end_tokens
+            if draft.ends(sampling):
+                self._finished += 1
+                return True
+        return False
 
     def _finish(self, draft: _Draft) -> Rollout:
         text = draft.tokens[:-1] if draft.stopped else draft.tokens
@@ -147,35 +231,8 @@ class TorchEngine:
         )
 
 
-def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One token per row, and its log-prob in nats under the distribution it was drawn from.
-
-    token = first v with F(v) > u, F the cumulative softmax(logits / temperature). Temperature 0 takes the most likely
-    token and reports its log-prob at temperature 1. With top_p < 1 both are of the distribution cut to the nucleus.
-    """
-    if sampling.temperature == 0:
-        tokens_B = logits_BV.argmax(-1)
-        logprobs_BV = logits_BV.float().log_softmax(-1)
-    else:
-        logprobs_BV = (logits_BV.float() / sampling.temperature).log_softmax(-1)
-        if sampling.top_p < 1:
-            logprobs_BV = logprobs_BV.masked_fill(_outside_nucleus(logprobs_BV, sampling.top_p), float("-inf"))
-            logprobs_BV = logprobs_BV.log_softmax(-1)
-        cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-        target_B1 = uniforms_B.unsqueeze(1) * cumulative_BV[:, -1:]
-        # u close to 1 may round up to the total; the last token is then the inverse.
-        found_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
-        tokens_B = found_B.clamp_(max=logits_BV.shape[1] - 1)
-    return tokens_B, logprobs_BV.gather(1, tokens_B.unsqueeze(1)).squeeze(1)
-
-
-def _outside_nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
-    """True for tokens outside the smallest set of likely tokens whose mass reaches `top_p` (arXiv:1904.09751, 3.1)."""
-    sorted_BV, order_BV = logprobs_BV.exp().sort(dim=-1, descending=True)
-    before_BV = sorted_BV.cumsum(-1) - sorted_BV
-    return torch.empty_like(before_BV, dtype=torch.bool).scatter_(1, order_BV, before_BV >= top_p)
-
-
-def _uniforms(seed: int, count: int) -> Tensor:
-    """The random numbers of one rollout, one per token, in [0, 1)."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _prompts_of(drafts: Sequence[_Draft]) -> tuple[list[int], Tensor]:
+    """The prompts that drafts belong to, each once, and the place of each draft's own among them."""
+    used = sorted({draft.prompt for draft in drafts})
+    place = {prompt: i for i, prompt in enumerate(used)}
+    return used, torch.tensor([place[draft.prompt] for draft in drafts])

@@ -3,13 +3,14 @@
 vLLM runs inside the caller's process: no engine process of its own, weights arrive by reference. It is imported when
 an engine is made, not before, because it reads its environment while it is imported.
 
-Defects of the CPU build of vLLM 0.32.0, the first and the third silent, and the way round each:
+Defects of the CPU build of vLLM 0.32.0, the first, the third and the last silent, and the way round each:
     rotary_embedding   the C++ op corrupts the queries of MLA           -> custom_ops "none": the torch version
     CPU_MLA            decode kernel is slow, for latent width 576 only -> VLLM_MLA_DISABLE=1, which expands keys and
                        values, unless the environment says 0
     reload_weights     a second load skips the packing of the experts   -> forget the MoE kernel before each load
     torch.compile      routing and log-probs need a C compiler, 30 s    -> TORCHDYNAMO_DISABLE while it is imported
     chunked prefill    a prompt cut in two whose request has a seed ends the engine -> prompts are never cut
+    drafts             their check divides by memory that nobody wrote, not by the temperature -> `_per_token`
 What is not covered: tensor parallelism, LoRA, images, a checkpoint in FP8 whose trainer sends another format.
 """
 
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from rlkit.engine.base import rollout_seed
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
 
 
@@ -55,6 +57,7 @@ class VllmEngine:
         kv_cache_gib: float = 1,
         gpu_memory_utilization: float = 0.6,
         threads: int,
+        speculative_tokens: int = 0,
         seed: int = 0,
     ) -> None:
         """Start vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
@@ -68,11 +71,16 @@ class VllmEngine:
         self._version = 0
         self._finished = 0
         self._cuda = torch.cuda.is_available()
+        self._speculative = speculative_tokens > 0
+        self._drafts_before = (0, 0)
         self._eos = _end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         with self._lock, _use_threads(threads), _start_up(self._cuda):
             self._vllm = import_vllm()
+            if self._speculative and not self._cuda:
+                sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
+                sampler.expand_batch_to_tokens = _per_token
             arguments = self._vllm.EngineArgs(
                 model=str(checkpoint),
                 dtype=dtype,
@@ -83,8 +91,9 @@ class VllmEngine:
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",
                 enable_prefix_caching=False,
-                disable_log_stats=True,
+                disable_log_stats=not self._speculative,  # the statistics count the drafts
                 use_tqdm_on_load=False,
+                speculative_config=_speculative(speculative_tokens),
                 **_platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
             )
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
@@ -116,6 +125,7 @@ class VllmEngine:
             "stop_token_ids": self._eos,
         }
         with self._lock, _use_threads(self._threads):
+            self._drafts_before = self._drafts_ever()
             tokens = (prompt.tokens for prompt in prompts for _ in range(n))
             requests = [(t, self._params(seed=s, **drawn)) for t, s in zip(tokens, seeds, strict=True)]
             found: dict[int, dict[int, Rollout]] = {row: {} for row in range(len(prompts))}
@@ -129,16 +139,42 @@ class VllmEngine:
         """Rollouts finished so far in the running (else the last) call of `generate`; safe from another thread."""
         return self._finished
 
+    def drafts(self) -> tuple[int, int]:
+        """Tokens drafted and accepted since the last `generate` began; (0, 0) without speculative decoding."""
+        proposed, accepted = (now - then for now, then in zip(self._drafts_ever(), self._drafts_before, strict=True))
+        return proposed, accepted
+
+    def _drafts_ever(self) -> tuple[int, int]:
+        if not self._speculative:
+            return (0, 0)
+        counters = {metric.name: metric for metric in self._engine.get_metrics()}
+        proposed, accepted = (
+            int(counters[f"vllm:spec_decode_num_{what}_tokens"].value) for what in ("draft", "accepted")
+        )
+        return proposed, accepted
+
     def load(self, weights: Weights, version: int) -> None:
         """Replace all weights, given under their checkpoint names; rollouts made from now on carry `version`."""
         with self._lock, _use_threads(self._threads):
             if not self._cuda:
                 self._engine.apply_model(_forget_packed_experts)
-            iterator = ((name, tensor.detach()) for name, tensor in weights)
+            drafter: list[tuple[str, Tensor]] = []
+            iterator = self._set_apart(weights, drafter)
             self._engine.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": iterator, "is_checkpoint_format": True}
             )
+            if self._speculative:  # reload_weights leaves the MTP modules as they are
+                self._engine.collective_rpc(_reload_drafter, args=(drafter, self._cuda))
             self._version = version
+
+    def _set_apart(self, weights: Weights, drafter: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """All weights, without gradient; those of the MTP modules also go into `drafter` if they are used."""
+        num_layers = self._engine.model_config.hf_config.num_hidden_layers
+        for name, tensor in weights:
+            layer = _LAYER.match(name)
+            if self._speculative and layer and int(layer[1]) >= num_layers:
+                drafter.append((name, tensor.detach()))
+            yield name, tensor.detach()
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats.
@@ -233,6 +269,11 @@ def import_vllm() -> ModuleType:
         ) from error
 
 
+def _speculative(tokens: int) -> dict[str, Any] | None:
+    """What makes vLLM draft with the checkpoint's own MTP modules."""
+    return {"method": "mtp", "num_speculative_tokens": tokens} if tokens else None
+
+
 def _platform_arguments(
     cuda: bool, max_model_len: int, kv_cache_gib: float, gpu_memory_utilization: float
 ) -> dict[str, Any]:
@@ -304,6 +345,25 @@ def _forget_packed_experts(model: nn.Module) -> None:
     methods: list[Any] = [module for module in model.modules() if isinstance(module, moe.FusedMoEMethodBase)]
     for method in methods:
         method.moe_kernel = None
+
+
+def _per_token(x_B: Tensor, ends_B: Tensor, num_tokens: int, replace_from: float = 0, replace_to: float = 0) -> Tensor:
+    """vLLM's `expand_batch_to_tokens`: the value of each request once for each of its tokens."""
+    x_B = torch.where(x_B == replace_from, replace_to, x_B).to(x_B.dtype)
+    return x_B.repeat_interleave(ends_B.diff(prepend=ends_B.new_zeros(1)), output_size=num_tokens)
+
+
+def _reload_drafter(worker: Any, weights: Sequence[tuple[str, Tensor]], cuda: bool) -> None:
+    """Runs in vLLM's worker: what `reload_weights` does for the main model, for the one that drafts."""
+    reload = import_module("vllm.model_executor.model_loader.reload")
+    config = import_module("vllm.config")
+    model = worker.get_draft_model()
+    if not cuda:
+        _forget_packed_experts(model)
+    with config.set_current_vllm_config(worker.vllm_config):
+        reload.initialize_layerwise_reload(model)
+        model.load_weights(iter(weights))
+        reload.finalize_layerwise_reload(model, worker.speculative_config.draft_model_config)
 
 
 def _watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable[[], None]:

@@ -58,7 +58,7 @@ class _ShortAttention(torch.autograd.Function):
 
 
 class MLA(nn.Module):
-    """Attention of each sample on itself, and one decoding step against cached latents."""
+    """Attention of each sample on itself, and decoding steps against cached latents."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
@@ -101,22 +101,29 @@ class MLA(nn.Module):
         out = ragged.unpad([causal_attention(*batch, self.scale) for batch in qkv])
         return self.o_proj(out.flatten(1))
 
-    def decode(self, x_BD: Tensor, rotations_B: Tensor, cache_BSW: Tensor, positions_B: Tensor) -> Tensor:
-        """One new token per sample against its cached latents, [B, D] -> [B, D]; writes the token's own latent.
+    def remember(self, x_TD: Tensor, rotations_T: Tensor, cache_BSW: Tensor, positions_BM: Tensor) -> None:
+        """Write the latents of M tokens of each of B samples into the cache, T = B M."""
+        rows_B1 = torch.arange(len(positions_BM), device=x_TD.device).unsqueeze(1)
+        latents_TW = torch.cat(self.latents(x_TD, rotations_T), dim=-1)
+        cache_BSW[rows_B1, positions_BM] = latents_TW.unflatten(0, positions_BM.shape)
+
+    def decode(self, x_TD: Tensor, rotations_T: Tensor, cache_BSW: Tensor, positions_BM: Tensor) -> Tensor:
+        """M new tokens per sample, T = B M, against its cached latents, [T, D] -> [T, D]; writes their own latents.
 
         With kv_b_proj = [W_UK; W_UV] per head: scores = (W_UK^T q) . latent + q_rope . key, out = W_UV (p . latents),
         so keys and values are never expanded (arXiv:2405.04434, section 2.1.2 and appendix C).
         """
         cfg = self.config
-        rows = torch.arange(len(x_BD), device=x_BD.device)
-        cache_BSW[rows, positions_B] = torch.cat(self.latents(x_BD, rotations_B), dim=-1)
-        q_nope, q_rope = self.queries(x_BD, rotations_B).split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
+        self.remember(x_TD, rotations_T, cache_BSW, positions_BM)
+        q_nope, q_rope = self.queries(x_TD, rotations_T).split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
         up = self.kv_b_proj.weight.unflatten(0, (cfg.num_attention_heads, -1))
         w_uk, w_uv = up.split([cfg.qk_nope_head_dim, cfg.v_head_dim], dim=1)
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
-        scores_BHS = torch.cat([q_latent, q_rope], dim=-1) @ cache_BSW.transpose(1, 2) * self.scale
-        later_BS = torch.arange(cache_BSW.shape[1], device=x_BD.device) > positions_B.unsqueeze(1)
-        probs_BHS = scores_BHS.float().masked_fill_(later_BS.unsqueeze(1), float("-inf")).softmax(-1).to(x_BD.dtype)
-        mixed_BHC = probs_BHS @ cache_BSW[..., : cfg.kv_lora_rank]
-        out = torch.bmm(mixed_BHC.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
+        # All heads of a sample's tokens meet the same latents: one product of [M H, W] and [W, S] per sample.
+        q = torch.cat([q_latent, q_rope], dim=-1).view(len(positions_BM), -1, cache_BSW.shape[2])
+        scores = (q @ cache_BSW.transpose(1, 2) * self.scale).unflatten(1, (-1, cfg.num_attention_heads))
+        later_BMS = torch.arange(cache_BSW.shape[1], device=x_TD.device) > positions_BM.unsqueeze(2)
+        probs_BMHS = scores.float().masked_fill_(later_BMS.unsqueeze(2), float("-inf")).softmax(-1).to(x_TD.dtype)
+        mixed_THC = (probs_BMHS.flatten(1, 2) @ cache_BSW[..., : cfg.kv_lora_rank]).view_as(q_latent)
+        out = torch.bmm(mixed_THC.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
         return self.o_proj(out.flatten(1))

@@ -55,6 +55,19 @@ class CausalLM(nn.Module, ABC):
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Run one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
 
+    def mtp_modules(self) -> Sequence[nn.Module]:
+        """The modules for multi-token prediction, depth 1 first; most models have none."""
+        return ()
+
+    def mtp_hidden(
+        self, tokens_T: Tensor, lengths: Sequence[int], hidden_TD: Tensor, *, detached: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each of these modules: the places that it predicts in the pack [M], and its hidden states there [M, D].
+
+        `hidden_TD` is what `hidden` gave. `detached`: gradients stay in the modules.
+        """
+        return iter(())
+
     @abstractmethod
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its published name, without gradient; LoRA merged in."""

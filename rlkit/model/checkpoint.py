@@ -100,15 +100,12 @@ class Checkpoint:
         except ValueError as error:
             raise ValueError(f"{self.folder / CONFIG}: {error}") from error
 
-    @property
-    def mtp_layers(self) -> int:
-        """Multi-token prediction modules that config.json announces."""
-        return int(self.raw.get("num_nextn_predict_layers") or 0)
-
     def faults(self, table: Mapping[str, Place]) -> Iterator[Fault]:
         """What the headers contradict: a weight of `table` missing, misshapen or without its scale, or one too many."""
         for name, place in table.items():
             stored = self.weights.get(name)
+            if stored is None and place.copy:
+                continue
             if stored is None:
                 yield Fault(file=self.folder, tensor=name, problem="missing; the checkpoint is not complete")
             elif stored.shape != place.shape:
@@ -142,6 +139,16 @@ class Checkpoint:
         elif scale.dtype != "F32" or scale.shape != block_grid(stored.shape):
             problem = f"{scale.dtype} of shape {scale.shape}; {name} needs F32 of shape {block_grid(stored.shape)}"
             yield Fault(file=scale.file, tensor=name + SCALE, problem=problem)
+
+    def copy_faults(self, table: Mapping[str, Place]) -> Iterator[Fault]:
+        """MTP modules' copies of embedding and head that are there and not equal to the main model's tensor.
+
+        The headers have been checked; CheckpointError as in `weight`.
+        """
+        for name, place in table.items():
+            if place.copy and name in self.weights and not torch.equal(self.weight(name), self.weight(place.name)):
+                problem = f"not equal to {place.name}, which it is a copy of; remove it or copy the file again"
+                yield Fault(file=self.weights[name].file, tensor=name, problem=problem)
 
     def check(self, table: Mapping[str, Place]) -> None:
         """ValueError with the first of `faults` and their number, if there are any."""

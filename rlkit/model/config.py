@@ -90,6 +90,8 @@ class DeepseekV3Config:
     """The router's rule: "sigmoid", V3's with its bias, or "softmax", V2's; the rest of the model is the same."""
     first_k_dense_replace: int = 3
     """Layers before this one have a dense MLP."""
+    num_nextn_predict_layers: int = 0
+    """Modules for multi-token prediction (D in section 2.2 of the paper), each one more layer; published V3 has 1."""
     routed_scaling_factor: float = 2.5
     norm_topk_prob: bool = True
     q_lora_rank: int | None = 1536
@@ -113,9 +115,10 @@ class DeepseekV3Config:
         """Refuse sizes that cannot be built; ValueError names the key, its value and the fix."""
         values = asdict(self)
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        counts = ("first_k_dense_replace", "num_nextn_predict_layers")
         for field in fields(self):
             key, kind, value = field.name, str(field.type), values[field.name]
-            if kind.startswith("int") and key not in (*ids, "first_k_dense_replace"):
+            if kind.startswith("int") and key not in (*ids, *counts):
                 none = value is None and "None" in kind
                 _check(none or (type(value) is int and value > 0), key, value, "give a positive whole number")
             elif kind == "float":
@@ -136,7 +139,9 @@ class DeepseekV3Config:
     def _check_experts(self) -> None:
         dense, layers = self.first_k_dense_replace, self.num_hidden_layers
         _check(0 <= dense <= layers, "first_k_dense_replace", dense, f"give 0..{layers} (num_hidden_layers)")
-        if dense == layers:
+        depth = self.num_nextn_predict_layers
+        _check(type(depth) is int and depth >= 0, "num_nextn_predict_layers", depth, "give 0 (none) or more")
+        if dense == layers and not depth:  # the modules have experts even where no layer has
             return
         experts, groups = self.n_routed_experts, self.n_group
         fix = f"it must divide n_routed_experts={experts} into groups of at least 2"
@@ -182,6 +187,7 @@ class DeepseekV3Config:
         fix = "a run does not start from FP8: `rlkit checkpoint convert IN OUT --dtype bf16` first"
         _check(quant is None, "quantization_config", quant, fix)
         known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        known["num_nextn_predict_layers"] = raw.get("num_nextn_predict_layers") or 0  # some files say null
         config = cls(**known | _read_rope(raw))
         method = raw.get("topk_method", config.topk_method)
         same = method == config.topk_method or (method == "group_limited_greedy" and config.topk_method == "greedy")
@@ -214,7 +220,6 @@ class DeepseekV3Config:
             **FIXED,
             **asdict(self),
             "num_key_value_heads": self.num_attention_heads,
-            "num_nextn_predict_layers": 0,
             # The published form, and the one of transformers 5.
             "rope_scaling": {"type": "yarn", **yarn} if yarn else None,
             "rope_parameters": {"rope_type": "yarn" if yarn else "default", "rope_theta": self.rope_theta, **yarn},

@@ -30,7 +30,7 @@ def convert_checkpoint(
     if Path(target).exists() and (not Path(target).is_dir() or any(Path(target).iterdir())):
         raise ValueError(f"{target}: not empty; give a folder that does not exist yet")
     checkpoint = Checkpoint.open(source)
-    table = published_names(checkpoint.config, checkpoint.mtp_layers)
+    table = published_names(checkpoint.config)
     checkpoint.check(table)
     with replaced_folder(target) as folder:
         writer = ShardWriter(folder, max_shard_bytes)

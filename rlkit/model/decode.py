@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LatentCache:
     """Latents of a batch of B samples with room for S tokens each; sample b has `lengths_B[b]` of them.
 
-    `decode_step` writes into `layers`, so a cache belongs to one run of decoding.
+    `extend` and `decode_step` write into `layers`, so a cache belongs to one run of decoding.
     """
 
     layers: tuple[Tensor, ...]
@@ -44,6 +44,12 @@ def prefill(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor
 
     ValueError for an empty prompt.
     """
+    hidden_TD, cache = read_prompts(model, prompts)
+    return model.lm_head(hidden_TD[cache.lengths_B.cumsum(0) - 1]), cache
+
+
+def read_prompts(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
+    """Run the prompts once: hidden states after the final norm, prompts end to end [T, D], and a full cache."""
     backbone, device = model.model, model.lm_head.weight.device
     lengths = tuple(len(prompt) for prompt in prompts)
     ragged = lay_out(lengths, device)
@@ -59,8 +65,7 @@ def prefill(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor
         cache_BSW[sample_T, ragged.positions_T] = rows_TW
         layers.append(cache_BSW)
         x_TD = layer(x_TD, rotations_T, ragged)
-    logits_BV = model.lm_head(backbone.norm(x_TD[lengths_B.cumsum(0) - 1]))
-    return logits_BV, LatentCache(layers=tuple(layers), lengths_B=lengths_B)
+    return backbone.norm(x_TD), LatentCache(layers=tuple(layers), lengths_B=lengths_B)
 
 
 def decode_step(model: DeepseekV3, tokens_B: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
@@ -68,11 +73,22 @@ def decode_step(model: DeepseekV3, tokens_B: Tensor, cache: LatentCache) -> tupl
 
     The cache must have room for it; see `LatentCache.rows`.
     """
-    backbone, positions_B = model.model, cache.lengths_B
-    longest = int(positions_B.max()) + 1
-    assert longest <= cache.layers[0].shape[1], f"the cache has room for {cache.layers[0].shape[1]} tokens"
-    rotations_B = backbone.rotations(positions_B)
-    x_BD = backbone.embed_tokens(tokens_B)
+    hidden_BMD, cache = extend(model, tokens_B.unsqueeze(1), cache)
+    return model.lm_head(hidden_BMD[:, 0]), cache
+
+
+def extend(model: DeepseekV3, tokens_BM: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
+    """Feed M tokens per sample at once: hidden states after the final norm [B, M, D], and the cache M tokens longer.
+
+    To take tokens back, lower `lengths_B`: what lies behind is not seen, and the next call writes over it.
+    """
+    backbone, room = model.model, cache.layers[0].shape[1]
+    positions_BM = cache.lengths_B.unsqueeze(1) + torch.arange(tokens_BM.shape[1], device=tokens_BM.device)
+    longest = int(positions_BM.max()) + 1
+    assert longest <= room, f"the cache has room for {room} tokens"
+    rotations_T = backbone.rotations(positions_BM.flatten())
+    x_TD = backbone.embed_tokens(tokens_BM.flatten())
     for layer, cache_BSW in zip(backbone.blocks(), cache.layers, strict=True):
-        x_BD = layer.decode(x_BD, rotations_B, cache_BSW[:, :longest], positions_B)
-    return model.lm_head(backbone.norm(x_BD)), replace(cache, lengths_B=positions_B + 1)
+        x_TD = layer.decode(x_TD, rotations_T, cache_BSW[:, :longest], positions_BM)
+    hidden_BMD = backbone.norm(x_TD).unflatten(0, tokens_BM.shape)
+    return hidden_BMD, replace(cache, lengths_B=cache.lengths_B + tokens_BM.shape[1])

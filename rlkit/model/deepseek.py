@@ -1,7 +1,7 @@
 """DeepSeek-V3 (arXiv:2412.19437), for training on packed samples.
 
 Module names are the published ones, so `state_dict()` differs from a checkpoint only in that experts are stacked.
-What is not covered: multi-token prediction, FP8, experts spread over ranks.
+What is not covered: computing in FP8, experts spread over ranks.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rlkit.model.attention import MLA
 from rlkit.model.base import CausalLM
+from rlkit.model.block import Block
 from rlkit.model.checkpoint import Checkpoint, write_checkpoint
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.decode import LatentCache, decode_step, prefill
-from rlkit.model.moe import MLP, Experts, MoE, Router
+from rlkit.model.moe import Experts, Router
+from rlkit.model.mtp import MtpModule, mtp_hidden
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged, lay_out
 from rlkit.model.rope import rotations
@@ -26,41 +27,24 @@ from rlkit.model.trace import trace
 from rlkit.model.weights import checkpoint_weights, load_weights, published_names
 
 
-class Block(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x))."""
-
-    def __init__(self, config: DeepseekV3Config, layer: int) -> None:
-        super().__init__()
-        dense = layer < config.first_k_dense_replace
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = MLA(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size) if dense else MoE(config)
-
-    def forward(self, x_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
-        """[T, D] -> [T, D]."""
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotations_T, ragged)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
-
-    def decode(self, x_BD: Tensor, rotations_B: Tensor, cache_BSW: Tensor, positions_B: Tensor) -> Tensor:
-        """The same for one new token per sample, [B, D] -> [B, D]."""
-        x_BD = x_BD + self.self_attn.decode(self.input_layernorm(x_BD), rotations_B, cache_BSW, positions_B)
-        return x_BD + self.mlp(self.post_attention_layernorm(x_BD))
-
-
 class Backbone(nn.Module):
-    """Embedding, blocks and the final norm."""
+    """Embedding, blocks and the final norm; modules for multi-token prediction, if any, are its last layers."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers.extend(MtpModule(config, depth) for depth in range(1, config.num_nextn_predict_layers + 1))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def blocks(self) -> list[Block]:
-        """The layers, in order."""
-        return [layer for layer in self.layers if isinstance(layer, Block)]
+        """The layers of the main model, in order."""
+        return [layer for layer in self.layers[: self.config.num_hidden_layers] if isinstance(layer, Block)]
+
+    def mtp_modules(self) -> list[MtpModule]:
+        """The modules for multi-token prediction, depth 1 first."""
+        return [layer for layer in self.layers if isinstance(layer, MtpModule)]
 
     def rotations(self, positions_T: Tensor) -> Tensor:
         """Rotary factors of the given positions, [T, R / 2] complex."""
@@ -128,7 +112,10 @@ class DeepseekV3(CausalLM):
         """
         checkpoint = Checkpoint.open(path)
         config = checkpoint.config
-        checkpoint.check(published_names(config))
+        table = published_names(config)
+        checkpoint.check(table)
+        for fault in checkpoint.copy_faults(table):
+            raise ValueError(str(fault))
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
@@ -159,6 +146,21 @@ class DeepseekV3(CausalLM):
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Outputs of every block for one sequence; see `rlkit.model.trace`."""
         return trace(self, tokens)
+
+    def mtp_modules(self) -> Sequence[nn.Module]:
+        """The modules for multi-token prediction, depth 1 first."""
+        return self.model.mtp_modules()
+
+    def mtp_hidden(
+        self, tokens_T: Tensor, lengths: Sequence[int], hidden_TD: Tensor, *, detached: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places and hidden states of each depth; see `rlkit.model.mtp.mtp_hidden`."""
+
+        def embed(tokens_M: Tensor) -> Tensor:
+            embedded_MD = self.model.embed_tokens(tokens_M)
+            return embedded_MD.detach() if detached else embedded_MD
+
+        return mtp_hidden(self.model, tokens_T, lengths, hidden_TD.detach() if detached else hidden_TD, embed)
 
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its published name, without gradient; LoRA merged in."""

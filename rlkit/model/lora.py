@@ -31,17 +31,12 @@ ADAPTER_FILE = "adapter_model.safetensors"
 def choose_targets(model: CausalLM, targets: str | Sequence[str]) -> list[str]:
     """Names of the linear layers that get an adapter, as peft matches them: the last part, such as q_proj.
 
-    Left out is the head, and every name that the projections of routed experts have too: peft 0.21 reads gate_proj of
-    such a model as that of the stacked experts, also where only the shared expert or a dense layer is meant. ValueError
-    for a name that no layer has.
+    Left out are the head, MTP modules, and every name that the projections of routed experts have too: peft 0.21 reads
+    gate_proj of such a model as that of the stacked experts, also where only the shared expert or a dense layer is
+    meant. ValueError for a name that no layer has.
     """
     experts = {name.split(".")[-2] for name in model.published() if ".experts." in name}
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.core().named_modules()
-        if isinstance(module, nn.Linear) and module is not model.lm_head
-    }
-    allowed = sorted(linear - experts)
+    allowed = sorted({name.rpartition(".")[2] for name, _ in _linear_layers(model)} - experts)
     if targets == ALL:
         return allowed
     chosen = [targets] if isinstance(targets, str) else list(targets)
@@ -57,19 +52,24 @@ def choose_targets(model: CausalLM, targets: str | Sequence[str]) -> list[str]:
 
 def count_parameters(model: CausalLM, rank: int, targets: Sequence[str]) -> int:
     """Numbers in A and B of all adapters: r (in + out) for each layer."""
-    layers = (module for name, module in model.core().named_modules() if name.rpartition(".")[2] in targets)
-    return sum(
-        rank * (layer.in_features + layer.out_features)
-        for layer in layers
-        if isinstance(layer, nn.Linear) and layer is not model.lm_head
-    )
+    layers = (layer for name, layer in _linear_layers(model) if name.rpartition(".")[2] in targets)
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def _linear_layers(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
+    ahead = {layer for module in model.mtp_modules() for layer in module.modules()}
+    for name, module in model.core().named_modules():
+        if isinstance(module, nn.Linear) and module is not model.lm_head and module not in ahead:
+            yield name, module
 
 
 def add_lora(model: CausalLM, *, rank: int, alpha: float, targets: str | Sequence[str], seed: int) -> None:
     """Freeze the model and put adapters into it; they depend on `seed` alone. ValueError as in `choose_targets`."""
     from peft import inject_adapter_in_model  # takes seconds to import
 
-    config = _peft_config(rank, alpha, choose_targets(model, targets))
+    chosen = choose_targets(model, targets)
+    # With their whole names: the MTP modules have layers of the same last names, and transformers' class has neither.
+    config = _peft_config(rank, alpha, [name for name, _ in _linear_layers(model) if name.rpartition(".")[2] in chosen])
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

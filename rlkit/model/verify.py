@@ -34,17 +34,19 @@ def checkpoint_faults(path: str | Path, advance: Callable[[int], None] = lambda 
     ValueError where it cannot be read at all. `advance` is told of every weight done.
     """
     checkpoint = Checkpoint.open(path)
-    table = published_names(checkpoint.config, checkpoint.mtp_layers)
+    table = published_names(checkpoint.config)
     faults = list(checkpoint.faults(table))
     yield from faults
-    faulty = {fault.tensor for fault in faults}
+    faulty = {fault.tensor.removesuffix(SCALE) for fault in faults}
     for name in checkpoint.weights:
-        if not faulty & {name, name + SCALE}:
+        if name not in faulty:
             try:
                 checkpoint.weight(name)
             except CheckpointError as error:
+                faulty.add(name)
                 yield error.fault
         advance(1)
+    yield from checkpoint.copy_faults({n: place for n, place in table.items() if not faulty & {n, place.name}})
 
 
 def compare_checkpoints(

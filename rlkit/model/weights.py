@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from rlkit.model.config import DeepseekV3Config
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rlkit.model.deepseek import DeepseekV3
 
 HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,26 +34,28 @@ class Place:
     expert: int | None = None
     start: int = 0
     stop: int | None = None
+    copy: bool = False
+    """Embedding or head as an MTP module brings them along: our one copy is the main model's, under `name`."""
 
     def view(self, tensor: Tensor) -> Tensor:
         """The part of our tensor that the published name stands for; writing to it writes to ours."""
         return tensor if self.expert is None else tensor[self.expert, self.start : self.stop]
 
 
-def published_names(config: DeepseekV3Config, mtp_layers: int = 0) -> dict[str, Place]:
+def published_names(config: DeepseekV3Config) -> dict[str, Place]:
     """The table: every published name of a model with this config, and where we keep it.
 
-    `mtp_layers` multi-token prediction modules follow the last layer, as layers num_hidden_layers and on; each brings
-    its own copy of embedding and head.
+    Modules for multi-token prediction follow the last layer, as layers num_hidden_layers and on; each brings a copy of
+    embedding and head.
     """
     vocabulary, hidden = (config.vocab_size, config.hidden_size), (config.hidden_size,)
     table = {
-        "model.embed_tokens.weight": Place(name="model.embed_tokens.weight", shape=vocabulary),
+        EMBEDDING: Place(name=EMBEDDING, shape=vocabulary),
         "model.norm.weight": Place(name="model.norm.weight", shape=hidden),
     }
     if not config.tie_word_embeddings:
         table[HEAD] = Place(name=HEAD, shape=vocabulary)
-    for i in range(config.num_hidden_layers + mtp_layers):
+    for i in range(config.num_hidden_layers + config.num_nextn_predict_layers):
         prefix = f"model.layers.{i}"
         rows = _layer_shapes(config, dense=i < config.first_k_dense_replace)
         if i >= config.first_k_dense_replace:
@@ -59,7 +63,9 @@ def published_names(config: DeepseekV3Config, mtp_layers: int = 0) -> dict[str, 
         if i >= config.num_hidden_layers:
             rows |= {"enorm.weight": hidden, "hnorm.weight": hidden, "shared_head.norm.weight": hidden}
             rows |= {"eh_proj.weight": (config.hidden_size, 2 * config.hidden_size)}
-            rows |= {"embed_tokens.weight": vocabulary, "shared_head.head.weight": vocabulary}
+            head = EMBEDDING if config.tie_word_embeddings else HEAD
+            for row, ours in (("embed_tokens", EMBEDDING), ("shared_head.head", head)):
+                table[f"{prefix}.{row}.weight"] = Place(name=ours, shape=vocabulary, copy=True)
         for row, shape in rows.items():
             linear = row.startswith(("self_attn.", "mlp.")) and len(shape) == 2 and row != "mlp.gate.weight"
             table[f"{prefix}.{row}"] = Place(name=f"{prefix}.{row}", shape=shape, fp8=linear)
@@ -114,10 +120,13 @@ def checkpoint_weights(model: DeepseekV3) -> Iterator[tuple[str, Tensor]]:
 def load_weights(model: DeepseekV3, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Copy published tensors into the model, casting to its dtypes.
 
-    ValueError for a tensor that is missing, unknown, given twice or of another shape.
+    The copies of embedding and head that MTP modules bring may be absent. ValueError for a tensor that is missing,
+    unknown, given twice or of another shape, and for a copy that is not equal to what it copies.
     """
     ours = model.state_dict()
     table = published_names(model.config)
+    copied = {place.name for place in table.values() if place.copy}
+    first: dict[str, str] = {}
     seen: set[str] = set()
     for name, tensor in weights:
         if name not in table:
@@ -129,8 +138,14 @@ def load_weights(model: DeepseekV3, weights: Iterable[tuple[str, Tensor]]) -> No
         if tensor.shape != table[name].shape:
             shapes = f"shape {tuple(tensor.shape)}, but config.json makes it {table[name].shape}"
             raise ValueError(f"{name}: {shapes}; use the config.json that belongs to these weights")
-        table[name].view(ours[table[name].name]).copy_(tensor)
+        target = table[name].view(ours[table[name].name])
+        if table[name].name in copied and first.setdefault(table[name].name, name) != name:
+            if not torch.equal(tensor.to(target), target):
+                other = first[table[name].name]
+                raise ValueError(f"{name}: not equal to {other}; embedding and head are shared with MTP, one has to go")
+        else:
+            target.copy_(tensor)
         seen.add(name)
-    missing = [name for name in table if name not in seen]
+    missing = [name for name in table if name not in seen and not table[name].copy]
     if missing:
         raise ValueError(f"{missing[0]}: missing, with {len(missing) - 1} others; the checkpoint is not complete")

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from rlkit.algo.balance import expert_load, load_numbers, sequence_balance_loss, updated_bias
+from rlkit.model.base import CausalLM
 from rlkit.model.moe import Router
 from rlkit.model.routing import Routing
 from rlkit.model.trace import recorded_routing
@@ -22,9 +23,11 @@ from rlkit.types import Pack
 class ExpertBalance:
     """The routers of one rank's model over one optimiser step: `begin`, then each pack, then `end`."""
 
-    def __init__(self, model: nn.Module, *, bias_update_speed: float, balance_coef: float) -> None:
+    def __init__(self, model: CausalLM, *, bias_update_speed: float, balance_coef: float) -> None:
         """`bias_update_speed` is the paper's gamma, `balance_coef` its alpha (arXiv:2412.19437, section 2.1.2)."""
         self.routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
+        ahead = {router for module in model.mtp_modules() for router in module.modules()}
+        self._whole = {name for name, router in self.routers.items() if router not in ahead}
         self.speed, self.coef = bias_update_speed, balance_coef
         self.begin()
 
@@ -44,14 +47,15 @@ class ExpertBalance:
         """Add a pack to the load; returns its part of the balance loss, which sums to that of the batch.
 
         L = alpha / num_samples x sum over sequences and layers of sum_e f_e P_e, with `num_samples` those of the whole
-        global batch. A pack that trains nothing (see `rlkit.algo.packing.shard`) is not part of the batch: it counts 0.
+        global batch. MTP modules, which see the sequences without their ends, are not in it. A pack that trains nothing
+        (see `rlkit.algo.packing.shard`) is not part of the batch: it counts 0.
         """
         if not bool((pack.weights_T != 0).any()):
             return 0.0
         loss: Tensor | float = 0.0
         for name, routing in routings.items():
             self._loads[name] += expert_load(routing.experts_TK, len(self._loads[name]))
-            if self.coef:
+            if self.coef and name in self._whole:
                 terms = sequence_balance_loss(routing.scores_TE, routing.experts_TK.shape[1], pack.lengths)
                 loss = loss + self.coef / num_samples * terms
         self._loss += loss.item() if isinstance(loss, Tensor) else loss

@@ -8,15 +8,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rlkit.algo.losses import Loss
+from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.types import Batch, UpdateStats, Weights
 
 
 class Trainer(Protocol):
     """Holds the policy, its optimiser and the frozen reference."""
 
-    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
-        """Take one optimiser step on the whole batch."""
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> UpdateStats:
+        """Take one optimiser step on the whole batch; `mtp` is for models that have modules for it."""
         ...
 
     def with_reference(self, batch: Batch) -> Batch:

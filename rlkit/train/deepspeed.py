@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.trainer import Policy, frozen_names
+from rlkit.train.trainer import Policy, frozen_names, parameter_groups
 
 TAG = "deepspeed"
 
@@ -46,9 +46,9 @@ class DeepSpeedStepper:
 
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
-        trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups: Any = parameter_groups(model)  # which it declares as a module
         self.module, optimizer, _, _ = deepspeed.initialize(
-            model=Policy(model), model_parameters=trained, config=_settings(cfg)
+            model=Policy(model), model_parameters=groups, config=_settings(cfg)
         )
         self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
         # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
@@ -61,10 +61,10 @@ class DeepSpeedStepper:
         # DeepSpeed averages over the ranks, and the weights of a batch already sum to 1 over all of them.
         self.module.backward(loss * self.world_size)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, mtp_lr: float) -> float:
         """Clip, update the weights, clear the gradients; returns the norm before clipping."""
-        for group in self.zero.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self.zero.param_groups, (lr, mtp_lr), strict=False):  # there may be no second
+            group["lr"] = rate
         self.module.step()
         norm = self.module.get_global_grad_norm()
         assert norm is not None

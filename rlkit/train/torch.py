@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.trainer import Policy, frozen_names, without
+from rlkit.train.trainer import Policy, frozen_names, parameter_groups, without
 
 STATE_FILE = "torch_trainer.pt"
 
@@ -21,20 +21,17 @@ class TorchStepper:
         self.module = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"))
         self.grad_clip = cfg.grad_clip
         self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=0.0,
-            betas=(0.9, cfg.beta2),
-            weight_decay=cfg.weight_decay,
+            parameter_groups(model), lr=0.0, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay
         )
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of the loss."""
         loss.backward()
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, mtp_lr: float) -> float:
         """Clip, update the weights, clear the gradients; returns the norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self.optimizer.param_groups, (lr, mtp_lr), strict=False):  # there may be no second
+            group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()

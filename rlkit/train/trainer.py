@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rlkit.algo.logprobs import chunked_logprobs
-from rlkit.algo.losses import Loss
+from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import adapter_weights
 from rlkit.train.balance import ExpertBalance
@@ -24,12 +24,14 @@ REFERENCE_FILE = "reference.pt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOutput:
-    """What the policy says of a pack; every tensor is 0 where the pack's weight is 0."""
+    """What the policy says of a pack; every [T] is 0 where the pack's weight is 0."""
 
     logprobs_T: Tensor
     """log p of each token under the model at the batch's temperature, in nats."""
     entropy_T: Tensor
     """Of the distribution that the token is drawn from, in nats; carries no gradient."""
+    mtp_loss: Tensor | None
+    """This pack's part of 1 / D sum_k L^k, in nats (see `MtpTerm`); None where multi-token prediction did not run."""
 
 
 class Policy(nn.Module):
@@ -39,7 +41,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pack: Pack, temperature: float) -> PolicyOutput:
+    def forward(self, pack: Pack, temperature: float, mtp: MtpTerm = NO_MTP) -> PolicyOutput:
         """One pass over a pack."""
         trained_M = pack.weights_T.nonzero().squeeze(-1)
         hidden_TD = self.model.hidden(pack.tokens_T, pack.lengths)
@@ -51,7 +53,18 @@ class Policy(nn.Module):
         return PolicyOutput(
             logprobs_T=zeros_T.index_put((trained_M,), logprobs_M),
             entropy_T=zeros_T.detach().index_put((trained_M,), entropy_M),
+            mtp_loss=self._mtp_loss(pack, hidden_TD, mtp.detached) if mtp.weight and self.model.mtp_modules() else None,
         )
+
+    def _mtp_loss(self, pack: Pack, hidden_TD: Tensor, detached: bool) -> Tensor:
+        head_VD = self.model.lm_head.weight.detach() if detached else self.model.lm_head.weight
+        total = torch.zeros((), device=hidden_TD.device)
+        for places_M, hidden_MD in self.model.mtp_hidden(pack.tokens_T, pack.lengths, hidden_TD, detached=detached):
+            trained = pack.weights_T[places_M] != 0
+            places_M, hidden_MD = places_M[trained], hidden_MD[trained]
+            logprobs_M, _ = chunked_logprobs(hidden_MD, head_VD, pack.tokens_T[places_M])
+            total = total - (pack.weights_T[places_M] * logprobs_M).sum()
+        return total / len(self.model.mtp_modules())
 
 
 class Stepper(Protocol):
@@ -66,8 +79,11 @@ class Stepper(Protocol):
         """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""
         ...
 
-    def step(self, lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping."""
+    def step(self, lr: float, mtp_lr: float) -> float:
+        """Clip, update the weights, clear the gradients; returns the norm before clipping.
+
+        `mtp_lr` is for the MTP modules; 0 leaves them as they are, whatever moments and weight decay say.
+        """
         ...
 
     def forget(self) -> None:
@@ -104,17 +120,22 @@ class ModelTrainer:
         self.balance = ExpertBalance(model, bias_update_speed=bias_update_speed, balance_coef=balance_coef)
         self.reference = Policy(frozen_copy(model)) if keep_reference else None
 
-    def update(self, batch: Batch, loss: Loss, lr: float) -> UpdateStats:
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> UpdateStats:
         """Take one optimiser step: sum the gradients of all packs, clip, step; then the routers' biases."""
         self.balance.begin()
         totals = torch.zeros(4, dtype=torch.float64)
+        mtp_loss: float | None = None
         gap = 0.0
         for pack in batch.packs:
             pack = to_device(pack, self.device)
             with self.balance.recording() as routings:
-                output = self.stepper.module(pack, batch.temperature)
+                output = self.stepper.module(pack, batch.temperature, mtp)
             terms = loss(output.logprobs_T, pack)
-            self.stepper.backward(terms.loss + self.balance.count(routings, pack, batch.num_samples))
+            total = terms.loss + self.balance.count(routings, pack, batch.num_samples)
+            if output.mtp_loss is not None:
+                total = total + mtp.weight * output.mtp_loss
+                mtp_loss = (mtp_loss or 0.0) + float(output.mtp_loss.detach())
+            self.stepper.backward(total)
             entropy = (pack.weights_T * output.entropy_T).sum()
             totals += torch.stack([terms.loss.detach(), entropy, terms.kl, terms.clip_fraction]).double().cpu()
             if isinstance(pack, PolicyPack):
@@ -122,7 +143,8 @@ class ModelTrainer:
                 gaps_T = (output.logprobs_T.detach() - pack.old_logprobs_T).abs()[trained_T]
                 gap = max(gap, float(gaps_T.max()) if gaps_T.numel() else 0.0)
         require_finite(float(totals[0]), f"the loss is {float(totals[0])}, so no step was taken")
-        grad_norm = self.stepper.step(lr)
+        require_finite(mtp_loss or 0.0, f"the loss of multi-token prediction is {mtp_loss}, so no step was taken")
+        grad_norm = self.stepper.step(lr, 0.0 if mtp_loss is None else lr)
         require_finite(grad_norm, f"the gradient norm is {grad_norm}, so the weights are lost")
         load = self.balance.end()
         mean_loss, entropy, kl, clip_fraction = totals.tolist()
@@ -134,6 +156,7 @@ class ModelTrainer:
             clip_fraction=clip_fraction,
             logprob_gap=gap,
             load=load,
+            mtp_loss=mtp_loss,
         )
 
     @torch.no_grad()
@@ -196,6 +219,15 @@ class ModelTrainer:
             # What is frozen is not in the file: it came with the model that this trainer was made from.
             strict = not frozen_names(self.model)
             self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE), strict=strict)
+
+
+def parameter_groups(model: CausalLM) -> list[dict[str, Any]]:
+    """What is trained, for an optimiser: the main model, then in a group of their own the MTP modules, if any."""
+    apart = [parameter for module in model.mtp_modules() for parameter in module.parameters()]
+    ids = {id(parameter) for parameter in apart}
+    groups = [[parameter for parameter in model.parameters() if id(parameter) not in ids], apart]
+    trained = [[parameter for parameter in group if parameter.requires_grad] for group in groups]
+    return [{"params": group} for group in trained if group]
 
 
 def frozen_copy(model: CausalLM) -> CausalLM:

@@ -228,8 +228,8 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
     """One row of a stage's table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
 
     Stages other than "grpo" and "sft" have no table: their row names every value. Behind the last column stand, where
-    there are experts, the load of the busiest one over the mean, and what the reward said of the rollouts:
-    `load 1.31x  correct 31 wrong 28 timeout 5`.
+    there are any, the load of the busiest expert over the mean, the loss of multi-token prediction, the share of drafts
+    accepted, and what the reward said of the rollouts: `load 1.31x  mtp 1.204  drafts 81%  correct 31 timeout 5`.
     """
     columns = _TABLES.get(stage)
     if columns is None:
@@ -242,6 +242,8 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
     else:
         row += "".join(_cell(column, values) for column in columns)
     row += f"  load {values[LOAD]:.2f}x" if LOAD in values else ""
+    row += f"  mtp {values['mtp_loss']:.3f}" if "mtp_loss" in values else ""
+    row += f"  drafts {values['drafts_accepted']:.0%}" if "drafts_accepted" in values else ""
     row += _reasons(values)
     return "\n".join([*step_header(stage), row]) if step % HEADER_EVERY == 1 else row
 

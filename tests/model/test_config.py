@@ -110,7 +110,7 @@ def test_to_hf_round_trip_and_what_vllm_needs() -> None:
     assert DeepseekV3Config.from_hf(written) == config
     assert written["architectures"] == ["DeepseekV3ForCausalLM"]
     assert (written["topk_method"], written["scoring_func"]) == ("noaux_tc", "sigmoid")
-    assert written["num_nextn_predict_layers"] == 0, "no multi-token prediction weights are written"
+    assert written["num_nextn_predict_layers"] == config.num_nextn_predict_layers
 
 
 def test_yarn_is_read_from_both_places_and_written_to_both() -> None:

@@ -17,7 +17,7 @@ from rlkit.compose import load_config
 from rlkit.config import GrpoRun
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.weights import checkpoint_weights
-from rlkit.plan import cache_numbers, parameters
+from rlkit.plan import cache_numbers, mtp_parameters, parameters
 
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
 SHARED: dict[str, Any] = {
@@ -56,6 +56,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+MTP_ROWS = ("enorm", "hnorm", "eh_proj", "embed_tokens", "shared_head.norm", "shared_head.head")
+"""What the published layer 61 has beside a block (README_WEIGHTS of DeepSeek-V3)."""
+
 
 def shipped(name: str) -> DeepseekV3Config:
     raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -78,20 +81,27 @@ def test_the_file_is_the_published_config_json(name: str) -> None:
 def test_names_and_shapes_are_theirs_in_memory_and_on_disk(name: str) -> None:
     ours, theirs = on_meta(shipped(name))
     shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
-    assert {key: tuple(tensor.shape) for key, tensor in ours.state_dict().items()} == shapes
+    mtp = f"model.layers.{shipped(name).num_hidden_layers}."  # they have no class for it
+    own = {key: tuple(tensor.shape) for key, tensor in ours.state_dict().items() if not key.startswith(mtp)}
+    assert own == shapes
     # What their save_pretrained writes: the inverse of the conversion that reads a published checkpoint.
     on_disk = {key: tuple(t.shape) for key, t in revert_weight_conversion(theirs, theirs.state_dict()).items()}
-    assert {key: tuple(tensor.shape) for key, tensor in checkpoint_weights(ours)} == on_disk
+    found = {key: tuple(tensor.shape) for key, tensor in checkpoint_weights(ours) if not key.startswith(mtp)}
+    assert found == on_disk
     numbers = sum(parameter.numel() for parameter in theirs.parameters())
     print(f"{name}: {parameters(shipped(name))[0]:,} parameters here, {numbers:,} in transformers")
     assert parameters(shipped(name))[0] == numbers
 
 
 def test_the_671b_checkpoint_has_the_tensors_of_the_published_index() -> None:
-    """Without MTP: 61 x (7 attention + 2 norms), 3 dense x 3, 58 x (router 2, shared 3, 256 experts x 3), and 3."""
+    """61 x (7 attention + 2 norms), 3 dense x 3, 58 x (router 2, shared 3, 256 experts x 3), 3; and a layer for MTP."""
     with torch.device("meta"):
         names = [name for name, _ in checkpoint_weights(DeepseekV3(shipped("deepseek_v3_671b")))]
-    assert len(names) == len(set(names)) == 61 * 9 + 3 * 3 + 58 * (2 + 3 + 256 * 3) + 3 == 45_395
+    mtp = {name for name in names if name.startswith("model.layers.61.")}
+    assert len(names) - len(mtp) == 61 * 9 + 3 * 3 + 58 * (2 + 3 + 256 * 3) + 3 == 45_395
+    assert len(mtp) == 9 + 2 + 3 + 256 * 3 + len(MTP_ROWS)
+    assert {f"model.layers.61.{row}.weight" for row in MTP_ROWS} <= mtp
+    assert len(names) == len(set(names))
     assert "model.layers.60.mlp.experts.255.down_proj.weight" in names
     assert "model.layers.60.mlp.gate.e_score_correction_bias" in names
     assert "model.layers.2.mlp.gate_proj.weight" in names and "model.layers.2.mlp.gate.weight" not in names
@@ -101,7 +111,7 @@ def test_totals_are_those_of_the_papers() -> None:
     """V3: arXiv:2412.19437, abstract. Moonlight, without embedding and head: arXiv:2502.16982, table 5."""
     total, active = parameters(shipped("deepseek_v3_671b"))
     print(f"deepseek_v3_671b: {total:,} parameters, of which {active:,} work on each token")
-    assert (round(total / 1e9), round(active / 1e9)) == (671, 37)
+    assert (total, round(active / 1e9)) == (671_026_404_352, 37)
     moonlight = shipped("moonlight_16b")
     total, active = parameters(moonlight)
     matrix = moonlight.vocab_size * moonlight.hidden_size
@@ -110,6 +120,18 @@ def test_totals_are_those_of_the_papers() -> None:
     assert round(total / 1e9, 1) == 15.7  # arXiv:2405.04434, appendix B
     total, _ = parameters(shipped("deepseek_v3_1b"))
     assert 0.9e9 < total < 1.1e9
+
+
+def test_the_module_of_671b_by_hand() -> None:
+    """arXiv:2412.19437, section 4.2, for the sizes; README_WEIGHTS says 11.5 B, and 14 B with both copies."""
+    attention = 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
+    experts = 7168 * 256 + 257 * 3 * 7168 * 2048
+    norms, projection, copies = 2 * 7168 + 3 * 7168, 2 * 7168 * 7168, 2 * 129280 * 7168
+    found = mtp_parameters(shipped("deepseek_v3_671b"))
+    print(f"deepseek_v3_671b: {found:,} parameters in MTP, {found + copies:,} with the copies of embedding and head")
+    assert found == attention + experts + norms + projection == 11_610_067_968
+    assert round((found + copies) / 1e9, 1) == 13.5
+    assert mtp_parameters(shipped("moonlight_16b")) == 0
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "deepseek_v3_1b"])

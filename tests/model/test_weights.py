@@ -77,7 +77,7 @@ def test_the_table_of_671b_is_a_bijection() -> None:
 
 
 def test_names_shapes_and_bytes_of_671b_are_the_published_ones() -> None:
-    table = published_names(DeepseekV3Config(), mtp_layers=1)
+    table = published_names(DeepseekV3Config(num_nextn_predict_layers=1))
     scales = {name: block_grid(place.shape) for name, place in table.items() if place.fp8}
     print(f"{len(table)} weights, {sum(math.prod(place.shape) for place in table.values()):,} numbers")
     assert len(table) + len(scales) == PUBLISHED_TENSORS

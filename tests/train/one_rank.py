@@ -2,7 +2,7 @@
 
 The gradient that was reduced, the load of the experts, and the router's biases of every rank.
 
-python -m tests.train.one_rank STORE RANK WORLD_SIZE ZERO_STAGE EMPTY OUT
+python -m tests.train.one_rank STORE RANK WORLD_SIZE ZERO_STAGE KIND OUT
 """
 
 from __future__ import annotations
@@ -14,34 +14,40 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state
 from torch import distributed
 
-from rlkit.algo import GrpoLoss, shard
+from rlkit.algo import NO_MTP, GrpoLoss, MtpTerm, SftLoss, shard
 from rlkit.model import DeepseekV3
 from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.trainer import ModelTrainer
-from tests.train.test_trainer import CFG, make_model, rollouts
+from tests.model.tiny import seeded
+from tests.train.test_trainer import ARCHITECTURE, CFG, make_model, rollouts
 
 
 def bias_of(model: DeepseekV3) -> torch.Tensor:
     return torch.stack([buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")])
 
 
-def main(store: str, rank: int, world_size: int, zero_stage: int, few: bool, out: str) -> None:
+def main(store: str, rank: int, world_size: int, zero_stage: int, kind: str, out: str) -> None:
     torch.set_num_threads(1)
     join_ranks(distributed.FileStore(store, world_size), rank, world_size)
-    model = make_model()
+    model = seeded(replace(ARCHITECTURE, num_nextn_predict_layers=2)) if kind.startswith("mtp") else make_model()
     cfg = replace(CFG, kind="deepspeed", num_ranks=world_size, zero_stage=zero_stage, grad_clip=1e9, weight_decay=0.0)
     trainer = ModelTrainer(
         model, DeepSpeedStepper(model, cfg), keep_reference=True, bias_update_speed=0.01, balance_coef=0.1
     )
     [batch] = rollouts(max_tokens=40)
-    if few:  # fewer samples than ranks: one rank has nothing to do but must not be waited for
+    if kind.endswith("few"):  # fewer samples than ranks: one rank has nothing to do but must not be waited for
         first = batch.packs[0]
         size = first.lengths[0]
         names = ("tokens_T", "weights_T", "advantages_T", "old_logprobs_T", "ref_logprobs_T")
         only = replace(first, lengths=(size,), **{name: getattr(first, name)[:size] for name in names})
         batch = replace(batch, packs=(only,), num_samples=1)
+    before = bias_of(model).clone()
     share = trainer.with_reference(shard(batch, world_size)[rank])
-    stats = trainer.update(share, GrpoLoss(kl_coef=0.05), 1e-3)
+    mtp = MtpTerm(weight=0.3, detached=False) if kind.startswith("mtp") else NO_MTP
+    stats = trainer.update(share, SftLoss() if mtp.weight else GrpoLoss(kl_coef=0.05), 1e-3, mtp)
+    # DeepSpeed has linked the moments after the step of its first group, when the second, of MTP, had none yet.
+    trainer.stepper.zero._hp_optimizer_states_linked = False  # type: ignore[attr-defined]
+    trainer.stepper.zero._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]
     # After one step of Adam the first moment is (1 - beta1) times the gradient of the whole batch.
     moments = {
         name: safe_get_full_optimizer_state(parameter, "exp_avg").clone()
@@ -51,13 +57,13 @@ def main(store: str, rank: int, world_size: int, zero_stage: int, few: bool, out
     biases = [torch.empty_like(bias) for _ in range(world_size)]
     distributed.all_gather(biases, bias)
     if rank == 0:
-        seen = {"grad_norm": stats.grad_norm, "loss": stats.loss, "load": dict(stats.load)}
-        seen |= {"biases": biases, "before": bias_of(make_model())}
+        seen = {"grad_norm": stats.grad_norm, "loss": stats.loss, "mtp": stats.mtp_loss, "load": dict(stats.load)}
+        seen |= {"biases": biases, "before": before}
         torch.save({"moments": moments, **seen}, out)
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    store, rank, world_size, zero_stage, few, out = sys.argv[1:]
-    main(store, int(rank), int(world_size), int(zero_stage), few == "few", out)
+    store, rank, world_size, zero_stage, kind, out = sys.argv[1:]
+    main(store, int(rank), int(world_size), int(zero_stage), kind, out)

@@ -13,13 +13,13 @@ import torch
 pytestmark = pytest.mark.slow
 
 
-def step(folder: Path, world_size: int, zero_stage: int, few: str) -> dict[str, Any]:
+def step(folder: Path, world_size: int, zero_stage: int, kind: str) -> dict[str, Any]:
     """What rank 0 saw of one optimiser step."""
-    out = folder / f"{world_size}-{zero_stage}-{few}.pt"
+    out = folder / f"{world_size}-{zero_stage}-{kind}.pt"
     command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_rank", str(folder / f"store-{out.stem}")]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(world_size), str(zero_stage), few, str(out)],
+            [*command, str(rank), str(world_size), str(zero_stage), kind, str(out)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -32,14 +32,16 @@ def step(folder: Path, world_size: int, zero_stage: int, few: str) -> dict[str, 
     return torch.load(out)
 
 
-@pytest.mark.parametrize(("zero_stage", "few"), [(1, "all"), (2, "all"), (1, "few")])
-def test_two_ranks_have_the_gradient_the_load_and_the_biases_of_one(tmp_path: Path, zero_stage: int, few: str) -> None:
-    one, two = (step(tmp_path, world_size, zero_stage, few) for world_size in (1, 2))
+@pytest.mark.parametrize(("zero_stage", "kind"), [(1, "all"), (2, "all"), (1, "few"), (1, "mtp"), (2, "mtp few")])
+def test_two_ranks_have_the_gradient_the_load_and_the_biases_of_one(tmp_path: Path, zero_stage: int, kind: str) -> None:
+    """Few: one rank has no sample; mtp: SFT with multi-token prediction, whose loss is shared out like the rest."""
+    one, two = (step(tmp_path, world_size, zero_stage, kind) for world_size in (1, 2))
     ours = torch.cat([two["moments"][name].flatten() for name in one["moments"]])
     theirs = torch.cat([moment.flatten() for moment in one["moments"].values()])
     assert theirs.norm() > 0
     assert float((ours - theirs).norm() / theirs.norm()) <= 1e-5
     assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    assert (one["mtp"] is None) == ("mtp" not in kind)
     assert two["load"].keys() == one["load"].keys() >= {"max_violation", "balance_loss"}
     assert two["load"] == pytest.approx(one["load"], rel=1e-6)
     [alone], [first, second] = one["biases"], two["biases"]

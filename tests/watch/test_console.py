@@ -209,6 +209,10 @@ def test_what_the_reward_said_stands_behind_the_row() -> None:
     row = step_line("grpo", 2, 9, GRPO | said)
     assert row == step_line("grpo", 2, 9, GRPO) + "  correct 31 wrong 28 timeout 5"
     flat = {"reward": 0.0, "accuracy": 0.0, "groups": 16, "flat_groups": 16}
+    more = {"mtp_loss": 1.2041, "drafts_accepted": 0.806}
+    assert step_line("grpo", 2, 9, GRPO | more | said).endswith(
+        "  mtp 1.204  drafts 81%  correct 31 wrong 28 timeout 5"
+    )
     assert step_line("grpo", 2, 9, flat | {"reason/no_code": 64}).endswith("nothing to learn  no_code 64")
 
 

@@ -1,0 +1,89 @@
+"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): the module of depth k looks k tokens further.
+
+    x_t = M_k [RMSNorm(Emb(token_{t+k})) ; RMSNorm(h^{k-1}_t)], h^k = norm_k(Block_k(x)), p_k(token_{t+k+1}) = head(h^k)
+
+Embedding and head are the main model's. Where the paper is silent or the published weights differ, this is what vLLM
+runs them with: the embedding comes first in the concatenation (the paper's equation 21 has it second), h^0 is the
+hidden state after the main model's final norm, and h^k the one after the module's own (`shared_head.norm`). Token t
+keeps position t. vLLM also zeroes the embedding at position 0, which the paper does not say; we do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rlkit.model.block import Block
+from rlkit.model.config import DeepseekV3Config
+from rlkit.model.norm import RMSNorm
+from rlkit.model.ragged import Ragged, lay_out
+
+if TYPE_CHECKING:
+    from rlkit.model.deepseek import Backbone
+
+
+class SharedHead(nn.Module):
+    """The norm in front of the shared head; the head itself lives in the main model."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class MtpModule(Block):
+    """The module of one depth: a block behind the projection of hidden state and embedding, under published names."""
+
+    def __init__(self, config: DeepseekV3Config, depth: int) -> None:
+        super().__init__(config, config.num_hidden_layers + depth - 1)
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.shared_head = SharedHead(config)
+
+    def join(self, embedded_TD: Tensor, previous_TD: Tensor) -> Tensor:
+        """M_k [RMSNorm(embedding) ; RMSNorm(hidden state of the depth before)]: [T, D]."""
+        return self.eh_proj(torch.cat([self.enorm(embedded_TD), self.hnorm(previous_TD)], dim=-1))
+
+    def predict(self, embedded_TD: Tensor, previous_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
+        """Hidden states h^k, ready for the head: [T, D]."""
+        return self.shared_head.norm(self(self.join(embedded_TD, previous_TD), rotations_T, ragged))
+
+
+def mtp_hidden(
+    backbone: Backbone,
+    tokens_T: Tensor,
+    lengths: Sequence[int],
+    hidden_TD: Tensor,
+    embed: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Depth by depth: the places in the pack of the tokens that are predicted [M], and their hidden states h^k [M, D].
+
+    In a sample of L tokens depth k predicts the last L - k - 1: a token needs k + 1 before it. Samples do not see each
+    other. M is 0 where no sample is long enough.
+
+    Args:
+        backbone: the main model's.
+        tokens_T: the pack.
+        lengths: tokens of each of its samples.
+        hidden_TD: the backbone's output for the pack, h^0.
+        embed: token ids to embeddings.
+    """
+    ends_N = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
+    left_M = ends_N.repeat_interleave(ends_N.diff(prepend=ends_N.new_zeros(1))) - torch.arange(
+        len(tokens_T), device=tokens_T.device
+    )
+    rows_M, hidden_MD = torch.arange(len(tokens_T), device=tokens_T.device), hidden_TD
+    for depth, module in enumerate(backbone.mtp_modules(), start=1):
+        kept = left_M > depth + 1
+        shorter, count = [length - depth - 1 for length in lengths if length > depth + 1], int(kept.sum())
+        if not shorter:
+            # One row that predicts nothing: ranks must have the same graph, whose order ZeRO reduces gradients in.
+            shorter, kept = [1], torch.arange(len(kept), device=kept.device) == 0
+        rows_M, left_M, hidden_MD = rows_M[kept], left_M[kept], hidden_MD[kept]
+        next_M = tokens_T[(rows_M + depth).clamp(max=len(tokens_T) - 1)]
+        ragged = lay_out(shorter, tokens_T.device)
+        hidden_MD = module.predict(embed(next_M), hidden_MD, backbone.rotations(ragged.positions_T), ragged)
+        yield (rows_M + depth + 1)[:count], hidden_MD[:count]

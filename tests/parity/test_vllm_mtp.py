@@ -113,7 +113,7 @@ def test_a_reload_reaches_the_module_that_drafts(engine: VllmEngine) -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.3, 1.0), (1.0, 0.8)])
 def test_sampled_tokens_and_log_probs_are_the_models(engine: VllmEngine, temperature: float, top_p: float) -> None:
     """Log-probs of every token to 1e-4, and the second token, the first that may have been drafted, by chi-square."""
-    model = seeded(CONFIG)
+    model = oracle(3)  # drafts are accepted as often as the likeliest token is probable
     engine.load(checkpoint_weights(model), 9)
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=4, seed=3)
     [group] = engine.generate(PROMPTS[:1], 1000, sampling)

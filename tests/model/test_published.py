@@ -77,7 +77,7 @@ def test_the_file_is_the_published_config_json(name: str) -> None:
     assert shipped(name) == DeepseekV3Config.from_hf(PUBLISHED[name])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "hf"))
 def test_names_and_shapes_are_theirs_in_memory_and_on_disk(name: str) -> None:
     ours, theirs = on_meta(shipped(name))
     shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}

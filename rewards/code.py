@@ -93,7 +93,7 @@ class CodeVerifier:
         with ThreadPoolExecutor(self.workers) as threads:
             return list(threads.map(functools.partial(self._reward, box), samples))
 
-    def check(self, samples: Sequence[Sample]) -> None:
+    def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise RewardError if no row has tests; a row without any among others has no verdict."""
         if samples and not any(_has_tests(sample) for sample in samples):
             raise RewardError(

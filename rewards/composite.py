@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.base import Reward, RewardError, Sample
@@ -68,11 +68,11 @@ class Composite:
         """Seconds after which the slowest route gives up on a sample: the sum of its parts'."""
         return max(sum(part.judge.longest_s for part in parts) for parts in self.routes.values())
 
-    def check(self, samples: Sequence[Sample]) -> None:
+    def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise RewardError for a row whose task has no reward, or that lacks what its rewards need."""
         for route, indices in self._routed(samples).items():
             for part in self.routes[route]:
-                part.judge.check([samples[index] for index in indices])
+                part.judge.check_samples([samples[index] for index in indices])
 
     def close(self) -> None:
         """Let go of all rewards."""
@@ -106,7 +106,10 @@ def _parts(entries: Any) -> list[Part]:
     names = [part.name for part in parts]
     if twice := {name for name in names if names.count(name) > 1}:
         raise RewardError(f"rewards: {', '.join(sorted(twice))} is there twice; give each a `name` of its own")
-    return parts
+    # What is right is read from the first reward, so without its verdict there is none.
+    if not parts[0].needed and parts[0].weight:
+        raise RewardError(f"rewards: {parts[0].name!r} comes first and cannot be optional; put another first")
+    return [replace(parts[0], needed=True), *parts[1:]]
 
 
 def _part(entry: Any) -> Part:

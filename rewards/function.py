@@ -40,7 +40,7 @@ class Closable(Protocol):
 class Checkable(Protocol):
     """Something that can say of rows, before anything is written, that it cannot judge them."""
 
-    def check(self, samples: Sequence[Sample]) -> None:
+    def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise RewardError for what could not be judged."""
         ...
 
@@ -77,8 +77,9 @@ class RewardFunction:
         supplied = self.shape.supplied
         for key in self.settings:
             known = self.named - supplied
-            # With **columns any name is taken; one that is nearly that of a parameter is still a slip.
-            slip = key not in known and get_close_matches(key, known - self.settings.keys(), n=1, cutoff=0.8)
+            # With **columns any name is taken; one that is nearly that of a setting is still a slip.
+            settable = known - self.required - self.settings.keys()
+            slip = key not in known and get_close_matches(key, settable, n=1, cutoff=0.83)
             if key in supplied or slip or not (self.takes_any or key in known):
                 raise self._no_setting(key, known)
         if not is_class:
@@ -127,21 +128,22 @@ class RewardFunction:
         samples says so with an attribute `independent`.
         """
         if self.shape.per_sample:
-            return not inspect.iscoroutinefunction(self.fn)
+            called = vars(type(self.fn)).get("__call__")  # an object's, which may be a coroutine
+            return not (inspect.iscoroutinefunction(self.fn) or inspect.iscoroutinefunction(called))
         return getattr(self.fn, "independent", False) is True
 
     @property
     def longest_s(self) -> float:
         """Seconds after which the reward itself gives up on a sample; 0 where it has no such limit."""
-        return float(getattr(self.fn, "longest_s", 0.0))
+        return float(getattr(self.fn, "longest_s", 0.0) or 0.0)
 
-    def check(self, samples: Sequence[Sample]) -> None:
+    def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise RewardError for a row that lacks a column, or has a task, which judging it needs; judges nothing."""
         logs: list[dict[str, Any]] = [{} for _ in samples]
         for index in range(len(samples)):
             self._arguments(range(index, index + 1), samples, logs)
         if isinstance(self.fn, Checkable):
-            self.fn.check(samples)
+            self.fn.check_samples(samples)
 
     def close(self) -> None:
         """Let go of the workers of a reward that has some; harmless on any other, and when repeated."""

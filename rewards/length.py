@@ -94,9 +94,9 @@ class Cosine:
         """Seconds after which the other reward gives up on a sample."""
         return self.judge.longest_s
 
-    def check(self, samples: Sequence[Sample]) -> None:
+    def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise RewardError for rows that the other reward cannot judge."""
-        self.judge.check(samples)
+        self.judge.check_samples(samples)
 
     def close(self) -> None:
         """Let go of the other reward."""

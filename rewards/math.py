@@ -71,7 +71,7 @@ class MathVerifier:
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
         """Judge every sample, in order; raises RewardError if a row has no column `answer`."""
-        self.check(samples)
+        self.check_samples(samples)
         found = [extract(s.completion, thought_is_open(s.prompt), self.extraction) for s in samples]
         golds = [gold_text(sample.meta["answer"]) for sample in samples]
         texts = [answer.text if answer else "" for answer in found]
@@ -83,7 +83,7 @@ class MathVerifier:
             results.append(_reward(reason, logs))
         return results
 
-    def check(self, samples: Sequence[Sample]) -> None:
+    def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise RewardError if a row has no column `answer`."""
         for index, sample in enumerate(samples):
             if "answer" not in sample.meta:

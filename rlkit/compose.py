@@ -78,6 +78,8 @@ def load_config(recipe: str, cls: type[R], overrides: Sequence[str] = ()) -> R:
 def compose_dict(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose `configs/<recipe>.yaml` with the overrides, all interpolations resolved, nothing checked but the keys."""
     GlobalHydra.instance().clear()
+    if "model=hf" in overrides and (own := [word for word in overrides if word.startswith("model.architecture.")]):
+        raise ConfigError(f"{own[0]}: model=hf takes the model's sizes from its folder; remove it")
     whole = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in OPEN_DICTS}
     overrides = [word for word in overrides if word.partition("=")[0] not in OPEN_DICTS]
     try:

@@ -99,7 +99,7 @@ def grpo_step(step: int, prompts: Sequence[Prompt], parts: Parts, cfg: AlgoConfi
         )
         batches = [parts.trainer.with_reference(batch) for batch in batches]
         lr = cfg.schedule.at(step, cfg.steps)
-        mtp = MtpTerm(weight=cfg.mtp_weight, detached=True)  # the policy's own gradient stays what it is
+        mtp = MtpTerm(weight=cfg.mtp_weight, detached=True)  # its gradient stays in the MTP modules
         updates = [parts.trainer.update(batch, cfg.loss, lr, mtp) for batch in batches]
     with clock("sync"):
         parity = parts.sync(step)

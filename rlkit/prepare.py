@@ -23,7 +23,7 @@ from rlkit.model.hf_folder import HfArchitecture
 from rlkit.model.load import Architecture, empty_model, read_architecture
 from rlkit.model.lora import choose_targets
 from rlkit.model.routing import RULES
-from rlkit.model.weights import published_names
+from rlkit.model.weights import HEAD, published_names
 from rlkit.types import Prompt
 
 INITIAL = "initial"
@@ -75,6 +75,11 @@ def prepare(cfg: RunConfig) -> Task:
     _check_fit(cfg, architecture)
     _check_balance(cfg, architecture)
     if cfg.trainer.lora is not None:
+        if isinstance(cfg, GrpoRun) and cfg.algo.mtp_weight:
+            raise ValueError(
+                f"algo.mtp_weight={cfg.algo.mtp_weight} trains MTP modules, which trainer.lora leaves as they are; "
+                "set it to 0, or trainer.lora to null"
+            )
         choose_targets(empty_model(architecture), cfg.trainer.lora.targets)
     room = cfg.engine.max_model_len - longest_completion(cfg)
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
@@ -104,7 +109,7 @@ def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequ
             "allows a sample itself, so its verdict would come too late; raise reward.timeout, or lower the reward's "
             "own limit in reward.kwargs"
         )
-    judge.check([rewards.Sample(prompt.text, "", meta=prompt.meta) for prompt in prompts])
+    judge.check_samples([rewards.Sample(prompt.text, "", meta=prompt.meta, step=0) for prompt in prompts])
 
 
 def longest_completion(cfg: RunConfig) -> int:
@@ -135,7 +140,8 @@ def _check_names(checkpoint: Path, architecture: DeepseekV3Config) -> None:
     """Read the headers of the weight files: every tensor of the architecture must be there."""
     found, wanted = checkpoint_files(checkpoint), published_names(architecture)
     missing = {name for name, place in wanted.items() if not place.copy} - found.keys()
-    for what, names in (("is missing", missing), ("is not known", found.keys() - wanted.keys())):
+    unknown = found.keys() - wanted.keys() - ({HEAD} if architecture.tie_word_embeddings else set())
+    for what, names in (("is missing", missing), ("is not known", unknown)):
         if names:
             name = min(names)
             raise ValueError(
@@ -180,10 +186,20 @@ def _check_fit(cfg: RunConfig, architecture: Architecture) -> None:
             "(num_nextn_predict_layers=0); set it to 0, or for a new model "
             "model.architecture.num_nextn_predict_layers to 1"
         )
+    if drafted and cfg.engine.kind == "vllm" and ours and architecture.scoring_func != "sigmoid":
+        raise ValueError(
+            f"engine.speculative_tokens={drafted}: vLLM has no MTP for DeepSeek-V2, which scoring_func="
+            f"{architecture.scoring_func} stands for; set it to 0, or use engine=torch"
+        )
     if drafted and cfg.engine.kind == "vllm" and drafted > modules and drafted % modules:
         raise ValueError(
             f"engine.speculative_tokens={drafted}: vLLM takes at most num_nextn_predict_layers={modules} or a multiple "
             "of it; change it, or use engine=torch"
+        )
+    if not ours and architecture.exact_positions() < cfg.engine.max_model_len <= architecture.max_position_embeddings:
+        raise ValueError(
+            f"engine.max_model_len={cfg.engine.max_model_len}: the RoPE of this model changes for a whole batch when "
+            f"one sample in it is longer than {architecture.exact_positions()} tokens; set engine.max_model_len to that"
         )
     if cfg.engine.max_model_len > architecture.max_position_embeddings:
         raise ValueError(
@@ -201,8 +217,13 @@ def _check_balance(cfg: RunConfig, architecture: Architecture) -> None:
         return
     if isinstance(architecture, HfArchitecture):
         raise ValueError(f"trainer.{key}={value}: model=hf leaves the routers of transformers as they are; set it to 0")
-    if not architecture.has_experts:
+    if not architecture.has_experts and not architecture.num_nextn_predict_layers:
         raise ValueError(f"trainer.{key}={value}: {where} has no layer with routed experts; set it to 0")
+    if trainer.bias_update_speed and trainer.lora is not None:
+        raise ValueError(
+            f"trainer.bias_update_speed={trainer.bias_update_speed} moves what an adapter cannot hold, so that the "
+            "base with the adapter would be another model; set it to 0, or trainer.lora to null"
+        )
     if trainer.bias_update_speed and not RULES[architecture.scoring_func].has_bias:
         raise ValueError(
             f"trainer.bias_update_speed={trainer.bias_update_speed}: {where} has scoring_func="

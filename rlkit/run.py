@@ -96,7 +96,7 @@ class Run:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         if isinstance(error, KeyboardInterrupt):
-            print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+            print("interrupted; with resume=auto the same command goes on from the newest checkpoint", file=sys.stderr)
             raise SystemExit(130) from None
 
     def restore(self, parts: Parts) -> None:

@@ -199,6 +199,40 @@ def test_drafts_that_vllm_cannot_share_out_over_two_modules(capsys: pytest.Captu
     assert "engine.speculative_tokens=3: vLLM takes at most num_nextn_predict_layers=2 or a multiple" in printed
 
 
+LORA = "trainer.lora={rank: 2, alpha: 4, targets: all-linear}"
+V2 = ["model.architecture.scoring_func=softmax", "model.architecture.norm_topk_prob=false"]
+MTP = "model.architecture.num_nextn_predict_layers=1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            [LORA, "trainer.bias_update_speed=0.001"],
+            "trainer.bias_update_speed=0.001 moves what an adapter cannot hold",
+        ),
+        ([LORA, MTP, "algo.mtp_weight=0.3"], "algo.mtp_weight=0.3 trains MTP modules, which trainer.lora leaves"),
+        (
+            [*V2, MTP, "engine.speculative_tokens=1", "cluster=ray", "engine=vllm"],
+            "engine.speculative_tokens=1: vLLM has no MTP for DeepSeek-V2",
+        ),
+        (["model=hf", "model.path=x", "model.architecture.hidden_size=64"], "model=hf takes the model's sizes from"),
+    ],
+)
+def test_parts_that_do_not_go_together(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    assert words in refusal(capsys, tmp_path, "data.train_size=50", "data.eval_size=20", *overrides)
+
+
+def test_a_tied_model_of_ours_starts_another_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its file holds the head for vLLM, which `model.path` took for a tensor that nobody knows."""
+    tied = ["model.architecture.tie_word_embeddings=true", "evaluation.sampling.max_new_tokens=2"]
+    sft.main([*LOCAL, f"output_dir={tmp_path}/sft", "sft.steps=0", *tied])
+    grpo.main([*LOCAL, f"model.path={tmp_path}/sft/model", "dry_run=true"])
+    assert "the model and the reward are in order" in capsys.readouterr().out
+
+
 def test_a_checkpoint_with_a_tensor_missing_or_cut_short(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sft.main([*LOCAL, f"output_dir={tmp_path}/sft", "sft.steps=0", "evaluation.sampling.max_new_tokens=2"])
     file = tmp_path / "sft" / "model" / "model.safetensors"

@@ -56,7 +56,8 @@ def test_a_context_longer_than_the_model(capsys: pytest.CaptureFixture[str], tmp
 
 def test_tokenizers_that_will_not_do(capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
     here = [*HF, f"model.path={folder}"]
-    edit(folder / "config.json", eos_token_id=9)
+    for name in ("config.json", "generation_config.json"):
+        edit(folder / name, eos_token_id=9)
     assert "its tokenizer ends texts with '<eos>' (id 1), but its config.json says eos_token_id [9]" in refusal(
         capsys, tmp_path, *here
     )

@@ -67,11 +67,11 @@ def _judge(channel: Connection, judge: rewards.RewardFunction, samples: Sequence
     for part in [[sample] for sample in samples] if judge.independent else [samples]:
         start = time.perf_counter()
         try:
-            found = judge(part)
+            found = tuple(map(_portable, judge(part)))
         except BaseException as error:
             channel.send(_failed(error))
             return
-        channel.send(Verdicts(rewards=tuple(map(_portable, found)), seconds=time.perf_counter() - start))
+        channel.send(Verdicts(rewards=found, seconds=time.perf_counter() - start))
 
 
 def _portable(verdict: rewards.Reward) -> rewards.Reward:
@@ -81,11 +81,12 @@ def _portable(verdict: rewards.Reward) -> rewards.Reward:
 
 
 def _numbers(entries: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        str(name): float(entry)
-        for name, entry in entries.items()
-        if isinstance(entry, (int, float)) and math.isfinite(entry)
-    }
+    numbers = {}
+    for name, entry in entries.items():
+        with suppress(TypeError, ValueError, OverflowError):  # of whatever else a reward logs
+            if not isinstance(entry, str) and math.isfinite(number := float(entry)):
+                numbers[str(name)] = number
+    return numbers
 
 
 def _failed(error: BaseException) -> Failed:

@@ -175,13 +175,15 @@ class TorchEngine:
             going_B = torch.tensor([not draft.ends(sampling) for draft in batch])
             state = keep_first(torch.where(going_B, accepted_B + 1, 0))
             newest_B = tokens_BM.gather(1, accepted_B.unsqueeze(1)).squeeze(1)
-            self._drafts = (
-                self._drafts[0] + extra * int(going_B.sum()),
-                self._drafts[1] + int(accepted_B[going_B].sum()),
-            )
             found = zip(batch, tokens_BM.tolist(), logprobs_BM.tolist(), accepted_B.tolist(), strict=True)
             for draft, tokens, logprobs, accepted in found:
-                if self._append(draft, tokens[: accepted + 1], logprobs[: accepted + 1], sampling):
+                going, before = not draft.ends(sampling), len(draft.tokens)
+                ended = self._append(draft, tokens[: accepted + 1], logprobs[: accepted + 1], sampling)
+                if going:  # what lies behind the end of a rollout counts neither way
+                    proposed = min(extra, len(draft.tokens) - before if draft.stopped else limit - before)
+                    written = min(accepted, len(draft.tokens) - before)
+                    self._drafts = (self._drafts[0] + proposed, self._drafts[1] + written)
+                if ended:
                     yield draft.prompt
 
     def _round(

@@ -16,7 +16,6 @@ What is not covered: tensor parallelism, LoRA, images, a checkpoint in FP8 whose
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -34,9 +33,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from rlkit.engine.base import rollout_seed
+from rlkit.model.config import end_tokens
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_SHARED = ("embed_tokens.weight", "shared_head.head.weight")
 _BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
 
 
@@ -172,7 +173,9 @@ class VllmEngine:
         num_layers = self._engine.model_config.hf_config.num_hidden_layers
         for name, tensor in weights:
             layer = _LAYER.match(name)
-            if self._speculative and layer and int(layer[1]) >= num_layers:
+            depth = int(layer[1]) - num_layers + 1 if layer else 0
+            # The modules share one embedding and one head, which vLLM's loader knows by the names of the first.
+            if self._speculative and (depth == 1 or (depth > 1 and not name.endswith(_SHARED))):
                 drafter.append((name, tensor.detach()))
             yield name, tensor.detach()
 
@@ -294,10 +297,9 @@ def _platform_arguments(
 
 
 def _end_tokens(checkpoint: Path) -> list[int]:
-    eos = json.loads((checkpoint / "config.json").read_text()).get("eos_token_id")
-    if eos is None:
-        raise ValueError(f"{checkpoint / 'config.json'}: eos_token_id is missing, so no completion would end; set it")
-    return [eos] if isinstance(eos, int) else eos
+    if end := end_tokens(checkpoint):
+        return sorted(end)
+    raise ValueError(f"{checkpoint / 'config.json'}: eos_token_id is missing, so no completion would end; set it")
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,8 @@ class Checkpoint:
     def config(self) -> DeepseekV3Config:
         """The model's sizes; ValueError where config.json asks for what is not computed here."""
         try:
-            return DeepseekV3Config.from_hf({key: self.raw[key] for key in self.raw if key != "quantization_config"})
+            config = DeepseekV3Config.from_hf({key: self.raw[key] for key in self.raw if key != "quantization_config"})
+            return as_stored(config, self.weights)
         except ValueError as error:
             raise ValueError(f"{self.folder / CONFIG}: {error}") from error
 
@@ -182,6 +183,15 @@ def _check_quantisation(folder: Path, raw: Mapping[str, Any]) -> None:
         value, wanted = raw["quantization_config"].get(key), QUANTISATION[key]
         if value != wanted:
             raise ValueError(f"{folder / CONFIG}: quantization_config.{key}={value!r}; only {wanted!r} can be read")
+
+
+def as_stored(config: DeepseekV3Config, names: Container[str]) -> DeepseekV3Config:
+    """The config without MTP modules if none of the stored `names` is theirs.
+
+    transformers leaves these layers out when it saves a model, and its config.json still counts them.
+    """
+    first = f"model.layers.{config.num_hidden_layers}.eh_proj.weight"
+    return config if first in names else replace(config, num_nextn_predict_layers=0)
 
 
 def checkpoint_files(path: str | Path) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from typing import Any
 from rlkit.model.routing import RULES
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 # What our code computes and a config.json may contradict: key -> the only value we can honour.
 FIXED = {
     "hidden_act": "silu",
@@ -241,6 +242,15 @@ def read_json(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: model_type={raw!r}, but there should be keys and values; copy the file again")
     return raw
+
+
+def end_tokens(folder: Path) -> frozenset[int]:
+    """Ids that end a completion: those of config.json and, as in `generate` of transformers, generation_config.json."""
+    ends: set[int] = set()
+    for file in (folder / CONFIG, folder / GENERATION_CONFIG):
+        given = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        ends |= {given} if isinstance(given, int) else set(given or ())
+    return frozenset(ends)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

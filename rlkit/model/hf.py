@@ -3,7 +3,8 @@
 Attention is what transformers chooses: sdpa, which keeps no [L, L] of scores, or eager where there is no sdpa.
 Samples of a pack are laid in batches of similar length with padding behind each one, as for our own attention. Causal
 attention never looks at padding from a real token, so no mask is made: memory grows with the tokens, of which at most a
-quarter are padding, and sdpa can take its fast causal kernels on CPU and GPU.
+quarter are padding, and sdpa can take its fast causal kernels on CPU and GPU. With a sliding window transformers makes
+a mask [L, L] for the samples that are longer than the window.
 Dropout and other noise of training are off: the model stays in evaluation mode, and gradients flow all the same.
 What is not covered: logits that are not hidden states times one matrix, code shipped with a checkpoint, quantisation.
 Routers that are neither DeepSeek-V3's nor a plain softmax top-k have no margins: the parity gate cannot excuse ties.
@@ -81,6 +82,12 @@ class HfModel(CausalLM):
         architecture.check_files()
         with _quiet():
             model = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype), architecture)
+        embedding = model.inner.get_input_embeddings()
+        if HEAD in architecture.tied and model.lm_head.weight is not embedding.weight:
+            raise ValueError(
+                f"{path}: {HEAD} differs from the embedding, although config.json says tie_word_embeddings=true; set "
+                "it to false there, or remove the tensor from the file"
+            )
         for name, parameter in model.inner.named_parameters():
             if not parameter.isfinite().all():
                 raise ValueError(f"{path}: {name}: a number is NaN or infinite; copy the files again")

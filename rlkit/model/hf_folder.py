@@ -21,17 +21,26 @@ from torch import Tensor, nn
 # transformers imports DeepSpeed where it is installed, and DeepSpeed says what it finds unless it is told.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlkit.model.checkpoint import Checkpoint, encode, write_config
-from rlkit.model.config import CONFIG, read_json
+from rlkit.model.config import CONFIG, GENERATION_CONFIG, end_tokens, read_json
 from rlkit.model.shards import MAX_SHARD_BYTES, ShardWriter, read_headers, replaced_folder
 from rlkit.model.weights import Place
 
-GENERATION_CONFIG = "generation_config.json"
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 """What config.json may call the number of routed experts."""
+BUFFER = r"rotary_emb\.inv_freq$"
+"""What older files hold although it is computed."""
+STRETCHED = ("dynamic", "longrope")
+"""Kinds of RoPE whose angles depend on the longest sample of a batch beyond the original context."""
+SCALES = {
+    "final_logit_softcapping": (None, 0), "logits_soft_cap": (None, 0), "logit_scale": (None, 1),
+    "logits_scaling": (None, 1), "lm_head_multiplier": (None, 1),
+}  # fmt: skip
+"""What a config.json may do to logits behind the head, and the values that do nothing."""
 NO_LIMIT = 2**31
 """Positions of a model whose config.json sets no bound."""
 
@@ -65,19 +74,17 @@ class HfArchitecture:
         config = _read(folder, raw)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        if (problem := head_problem(model)) is not None:
+        if (problem := head_problem(model) or layers_problem(model)) is not None:
             raise ValueError(f"{folder / CONFIG}: model_type={config.model_type!r} {problem}")
         text = config.get_text_config(decoder=True)
-        known = text.to_dict()
-        end = known.get("eos_token_id")
         tied = frozenset(model.all_tied_weights_keys)
         own = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
         return cls(
             folder=folder,
             vocab_size=text.vocab_size,
             num_hidden_layers=text.num_hidden_layers,
-            max_position_embeddings=known.get("max_position_embeddings") or NO_LIMIT,
-            end_tokens=frozenset([] if end is None else [end] if isinstance(end, int) else end),
+            max_position_embeddings=getattr(text, "max_position_embeddings", None) or NO_LIMIT,
+            end_tokens=end_tokens(folder),
             published={name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, own).items()},
             tied=tied,
             ignored=tuple(model._keys_to_ignore_on_load_unexpected or ()),
@@ -91,28 +98,38 @@ class HfArchitecture:
         weights = {
             name: stored
             for name, stored in read_headers(self.folder).items()
-            if name not in self.tied and not any(re.search(pattern, name) for pattern in self.ignored)
+            if name in self.published
+            or (name not in self.tied and not any(re.search(pattern, name) for pattern in (*self.ignored, BUFFER)))
         }
         table = {name: Place(name=name, shape=shape) for name, shape in self.published.items()}
         Checkpoint(folder=self.folder, raw=self.raw, weights=weights, scales={}, carried={}).check(table)
 
     def active_parameters(self) -> int:
         """Parameters that one token passes through: its experts, its own row of the embedding, all else."""
-        known = self.config.get_text_config(decoder=True).to_dict()
+        text = self.config.get_text_config(decoder=True)
         routed = sum(prod(shape) for name, shape in self.published.items() if ".experts." in name)
-        experts = next((known[key] for key in EXPERTS if known.get(key)), 1)
-        idle = routed * (1 - known.get("num_experts_per_tok", experts) / experts) if routed else 0
-        table = 0 if self.tied else (self.vocab_size - 1) * known["hidden_size"]
+        experts = next((getattr(text, key) for key in EXPERTS if getattr(text, key, None)), 1)
+        idle = routed * (1 - getattr(text, "num_experts_per_tok", experts) / experts) if routed else 0
+        table = 0 if self.tied else (self.vocab_size - 1) * text.hidden_size
         return round(self.num_parameters - idle) - table
 
     def cache_numbers(self) -> int:
         """What decoding keeps of each token in each layer: keys and values of all heads, or DeepSeek's latent."""
-        known = self.config.get_text_config(decoder=True).to_dict()
-        if known.get("kv_lora_rank"):
-            return known["kv_lora_rank"] + known["qk_rope_head_dim"]
-        heads = known["num_attention_heads"]
-        head_dim = known.get("head_dim") or known["hidden_size"] // heads
-        return 2 * (known.get("num_key_value_heads") or heads) * head_dim
+        text = self.config.get_text_config(decoder=True)
+        if getattr(text, "kv_lora_rank", None):
+            return text.kv_lora_rank + text.qk_rope_head_dim
+        heads = text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
+
+    def exact_positions(self) -> int:
+        """Tokens up to which a sample's angles are its own: the original context where RoPE then looks at the batch."""
+        text = self.config.get_text_config(decoder=True)
+        rope = getattr(text, "rope_parameters", None) or {}
+        if rope.get("rope_type") not in STRETCHED:
+            return self.max_position_embeddings
+        original = getattr(text, "original_max_position_embeddings", None)
+        return int(rope.get("original_max_position_embeddings") or original or self.max_position_embeddings)
 
     def write(self, path: Path, weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:
         """Write these published weights with this config.json; the folder appears whole or not at all.
@@ -150,6 +167,20 @@ def head_problem(model: PreTrainedModel) -> str | None:
         return "has no linear head; only models whose logits are hidden states times a matrix can be trained"
     if head.bias is not None:
         return "has a head with a bias; only models whose logits are hidden states times a matrix can be trained"
+    text = model.config.get_text_config(decoder=True)
+    for key, harmless in SCALES.items():
+        if (value := getattr(text, key, None)) not in harmless:
+            return f"has {key}={value}; only models whose logits are hidden states times a matrix can be trained"
+    return None
+
+
+def layers_problem(model: PreTrainedModel) -> str | None:
+    """Why the layers of a model cannot be run on packs and decoded with keys and values; None if they can."""
+    if model.base_model is model:
+        return "has no backbone apart from its head, which training on hidden states needs"
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    if kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+        return "has layers that are not attention with keys and values (state space, linear attention)"
     return None
 
 

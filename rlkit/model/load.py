@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlkit.model.base import CausalLM
+from rlkit.model.checkpoint import as_stored, checkpoint_files
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.hf import HfModel
@@ -21,7 +22,10 @@ Architecture = DeepseekV3Config | HfArchitecture
 
 def read_architecture(path: Path, architecture: DeepseekV3Config | None) -> Architecture:
     """What config.json in `path` says; `architecture` None = for transformers' own class. ValueError if unreadable."""
-    return HfArchitecture.from_folder(path) if architecture is None else DeepseekV3Config.from_folder(path)
+    if architecture is None:
+        return HfArchitecture.from_folder(path)
+    config = DeepseekV3Config.from_folder(path)
+    return as_stored(config, checkpoint_files(path)) if config.num_nextn_predict_layers else config
 
 
 def load_model(path: Path, dtype: torch.dtype, architecture: DeepseekV3Config | None) -> CausalLM:

@@ -37,6 +37,8 @@ def choose_targets(model: CausalLM, targets: str | Sequence[str]) -> list[str]:
     """
     experts = {name.split(".")[-2] for name in model.published() if ".experts." in name}
     allowed = sorted({name.rpartition(".")[2] for name, _ in _linear_layers(model)} - experts)
+    if not allowed:
+        raise ValueError("trainer.lora: the model has no linear layer that can be a target; set trainer.lora=null")
     if targets == ALL:
         return allowed
     chosen = [targets] if isinstance(targets, str) else list(targets)

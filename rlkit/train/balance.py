@@ -26,8 +26,8 @@ class ExpertBalance:
     def __init__(self, model: CausalLM, *, bias_update_speed: float, balance_coef: float) -> None:
         """`bias_update_speed` is the paper's gamma, `balance_coef` its alpha (arXiv:2412.19437, section 2.1.2)."""
         self.routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
-        ahead = {router for module in model.mtp_modules() for router in module.modules()}
-        self._whole = {name for name, router in self.routers.items() if router not in ahead}
+        depths = {router: k for k, module in enumerate(model.mtp_modules(), 1) for router in module.modules()}
+        self._depths = {name: depths.get(router, 0) for name, router in self.routers.items()}
         self.speed, self.coef = bias_update_speed, balance_coef
         self.begin()
 
@@ -54,8 +54,11 @@ class ExpertBalance:
             return 0.0
         loss: Tensor | float = 0.0
         for name, routing in routings.items():
+            depth = self._depths[name]
+            if depth and max(pack.lengths) <= depth + 1:
+                continue  # it predicts nothing here, and its one row is there for the graph alone (`rlkit.model.mtp`)
             self._loads[name] += expert_load(routing.experts_TK, len(self._loads[name]))
-            if self.coef and name in self._whole:
+            if self.coef and not depth:
                 terms = sequence_balance_loss(routing.scores_TE, routing.experts_TK.shape[1], pack.lengths)
                 loss = loss + self.coef / num_samples * terms
         self._loss += loss.item() if isinstance(loss, Tensor) else loss

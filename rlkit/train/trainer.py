@@ -53,8 +53,12 @@ class Policy(nn.Module):
         return PolicyOutput(
             logprobs_T=zeros_T.index_put((trained_M,), logprobs_M),
             entropy_T=zeros_T.detach().index_put((trained_M,), entropy_M),
-            mtp_loss=self._mtp_loss(pack, hidden_TD, mtp.detached) if mtp.weight and self.model.mtp_modules() else None,
+            mtp_loss=self._mtp_loss(pack, hidden_TD, mtp.detached) if mtp.weight and self._learns_ahead() else None,
         )
+
+    def _learns_ahead(self) -> bool:
+        """Whether there are MTP modules to train; LoRA leaves them as they are."""
+        return any(parameter.requires_grad for module in self.model.mtp_modules() for parameter in module.parameters())
 
     def _mtp_loss(self, pack: Pack, hidden_TD: Tensor, detached: bool) -> Tensor:
         head_VD = self.model.lm_head.weight.detach() if detached else self.model.lm_head.weight

@@ -74,7 +74,7 @@ class Listed:
         return [Reward(1.0, "correct") for _ in samples]
 
 def broken_down(completion):
-    logs = {"steps": 3, "text": "no number", "endless": float("inf"), "handle": sys.stderr}
+    logs = {"steps": 3, "huge": 10**400, "text": "no number", "endless": float("inf"), "handle": sys.stderr}
     return Reward(1.5, parts={"right": 1, "short": 0.25}, logs=logs)
 
 def with_child(completion):

@@ -234,6 +234,15 @@ def test_rollouts_end_at_the_end_token_or_at_the_limit() -> None:
         assert len(rollout.logprobs) == len(rollout.tokens) and (stopped or len(rollout.tokens) == 12)
 
 
+def test_what_lies_behind_the_end_of_a_rollout_counts_neither_as_drafted_nor_as_accepted() -> None:
+    """With eight drafts and room for one token more, one draft can be of use."""
+    engine = an_engine(8)
+    [group] = engine.generate(PROMPTS[:1], 4, replace(GREEDY, max_new_tokens=2))
+    proposed, accepted = engine.drafts()
+    going = sum(len(rollout.tokens) == 2 for rollout in group.rollouts)
+    assert proposed == going and accepted <= going
+
+
 def test_one_new_token_needs_no_draft() -> None:
     engine = an_engine(2)
     groups = drawn(engine, PROMPTS, 3, replace(SAMPLING, max_new_tokens=1))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PhiConfig, PhiForCausalLM
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.hf import HfModel
@@ -44,8 +44,10 @@ def test_what_config_says(tmp_path: Path) -> None:
     assert found.tied == {"lm_head.weight"} and "lm_head.weight" not in found.published
     assert found.num_parameters == sum(parameter.numel() for parameter in make("qwen2").parameters())
     found.check_files()
-    assert HfArchitecture.from_folder(configured(tmp_path, eos_token_id=None)).end_tokens == frozenset()
+    assert HfArchitecture.from_folder(configured(tmp_path, eos_token_id=[3])).end_tokens == {1, 3}
+    (tmp_path / "generation_config.json").unlink()  # which ends a turn with 1: Phi-3 says it only there
     assert HfArchitecture.from_folder(configured(tmp_path, eos_token_id=[3, 1])).end_tokens == {1, 3}
+    assert HfArchitecture.from_folder(configured(tmp_path, eos_token_id=None)).end_tokens == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -171,3 +173,52 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{UP}: missing, with 0 others"):
         model.architecture.write(tmp_path / "out", incomplete, "fp32")
     assert {entry.name for entry in tmp_path.iterdir()} == {"base"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("llama", {"logit_scale": 0.5}, "has logit_scale=0.5"),
+        ("llama", {"final_logit_softcapping": 30.0}, "has final_logit_softcapping=30.0"),
+    ],
+)
+def test_logits_that_config_says_are_scaled_are_refused_in_every_dtype(
+    tmp_path: Path, kind: str, changes: dict[str, float], words: str
+) -> None:
+    """In bf16 a soft cap is within rounding, so comparing logits did not find it."""
+    save(make(kind), tmp_path)
+    with pytest.raises(ValueError, match=words):
+        HfArchitecture.from_folder(configured(tmp_path, **changes))
+
+
+def test_rope_that_looks_at_the_whole_batch_is_exact_up_to_the_original_context(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    found = HfArchitecture.from_folder(save(make("llama", rope_parameters=rope), tmp_path))
+    assert (found.exact_positions(), found.max_position_embeddings) == (64, 128)
+    assert HfArchitecture.from_folder(save(make("qwen2"), tmp_path / "plain")).exact_positions() == 128
+
+
+def test_state_space_layers_are_refused(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='mamba' has "):
+        HfArchitecture.from_folder(tmp_path)
+
+
+def test_old_buffers_in_a_file_are_no_weights(tmp_path: Path) -> None:
+    folder = save(make("llama"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, folder / "model.safetensors")
+    HfArchitecture.from_folder(folder).check_files()
+
+
+def test_a_head_that_differs_from_the_embedding_it_should_be_tied_to_is_refused(tmp_path: Path) -> None:
+    """transformers then trains two matrices, and a checkpoint of them would hold one."""
+    folder = save(make("qwen2"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].clone()
+    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+    HfModel.from_checkpoint(folder)
+    save_file(weights | {"lm_head.weight": head + 1}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding.*tie_word_embeddings=true"):
+        HfModel.from_checkpoint(folder)

@@ -86,6 +86,18 @@ def test_with_drafts_the_main_model_says_the_same(engine: VllmEngine, caplog: py
     agrees_after_start_and_reloads(engine, caplog)
 
 
+def test_two_modules_share_one_embedding_and_one_head(tmp_path: Path) -> None:
+    """vLLM's loader did not know the copies of the second module, so that every start ended at the first sync."""
+    model = seeded(replace(CONFIG, num_nextn_predict_layers=2))
+    save(model, tmp_path)
+    engine = VllmEngine(tmp_path, max_model_len=128, kv_cache_gib=0.1, threads=1, speculative_tokens=2)
+    engine.load(checkpoint_weights(model), 1)
+    assert check_parity(engine, ours(model), SEQUENCES, 1e-4) < 1e-4
+    tokens = [[rollout.tokens for rollout in group.rollouts] for group in drawn(engine, GREEDY)]
+    assert tokens == [[rollout.tokens for rollout in group.rollouts] for group in drawn(ours(model), GREEDY)]
+    engine.close()
+
+
 def agrees_after_start_and_reloads(engine: VllmEngine, caplog: pytest.LogCaptureFixture) -> None:
     for version, model in enumerate((seeded(CONFIG), seeded(CONFIG, 1), seeded(CONFIG, 2))):
         if version:

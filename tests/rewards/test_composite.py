@@ -41,11 +41,11 @@ def test_the_weighted_sum_with_its_breakdown() -> None:
 
 def test_rows_are_refused_before_anything_is_judged() -> None:
     routes = rewards.load("composite", by="task", rewards={"sum": ["number", "math"]})
-    routes.check([Sample("", "", meta=SEVEN)])
+    routes.check_samples([Sample("", "", meta=SEVEN)])
     with pytest.raises(RewardError, match="task='product' of sample 1 has no reward"):
-        routes.check([Sample("", "", meta=SEVEN), Sample("", "", meta=SEVEN | {"task": "product"})])
+        routes.check_samples([Sample("", "", meta=SEVEN), Sample("", "", meta=SEVEN | {"task": "product"})])
     with pytest.raises(RewardError, match="needs answer"):
-        routes.check([Sample("", "", meta={"task": "sum"})])
+        routes.check_samples([Sample("", "", meta={"task": "sum"})])
 
 
 def test_what_its_rewards_need_of_a_run_it_needs_too() -> None:
@@ -75,7 +75,9 @@ def test_a_missing_verdict_of_a_needed_part_leaves_none_with_its_reason() -> Non
     for spare in ({"fn": "number", "optional": True}, {"fn": "number", "weight": 0}):
         [reward] = judge([no_gold], "format", spare)
         assert (reward.value, reward.reason) == (1.0, "correct")
-    assert judge([no_gold], {"fn": none, "optional": True})[0].value is None  # nothing is left to add up
+    with pytest.raises(RewardError, match="'number' comes first and cannot be optional"):  # it says what is right
+        judge([no_gold], {"fn": "number", "optional": True}, "format")
+    assert judge([no_gold], {"fn": none, "weight": 0}, "format")[0].value is None
     [reward] = judge([Sample("", GOOD, meta=SEVEN)], {"fn": two, "weight": 0, "name": "seen"}, "number")
     assert (reward.value, reward.parts) == (1.0, {"seen": 2.0, "number": 1.0})
 

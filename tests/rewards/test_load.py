@@ -313,3 +313,24 @@ def test_an_installed_package_can_register_a_reward(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True)
     expected = ("code", "composite", "cosine", "empty", "format", "language", "length", "math", "number", "repetition")
     assert done.stdout == f"{expected} 1.0\n", done.stderr
+
+
+def test_settings_near_another_ones_name_are_taken_where_any_is() -> None:
+    """A slip is a letter or two; `top_p` beside `top_k` and the name of a column are none."""
+
+    def fn(completion: str, answer: str, top_k: int = 1, max_length: int = 9, **settings: object) -> float:
+        return float({"top_p", "min_length", "answers"} <= settings.keys())
+
+    [found] = rewards.load(fn, top_p=0.5, min_length=2, answers="x")([Sample("", "", meta={"answer": "7"})])
+    assert found.value == 1.0
+    with pytest.raises(RewardError, match=r"takes no setting 'max_lenth' \(did you mean 'max_length'"):
+        rewards.load(fn, max_lenth=3)
+
+
+def test_coroutines_of_an_object_are_no_independent_judges() -> None:
+    class Later:
+        async def __call__(self, completion: str) -> float:
+            return 1.0
+
+    judge = rewards.load(Later)
+    assert not judge.independent and [reward.value for reward in judge([Sample("", "a"), Sample("", "b")])] == [1, 1]

@@ -162,9 +162,9 @@ def gradient(trainer: ModelTrainer, batch: Batch) -> Tensor:
     stepper: Any = trainer.stepper
     step = stepper.step
 
-    def spy(lr: float) -> float:
+    def spy(lr: float, mtp_lr: float) -> float:
         found.append(torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters() if p.grad is not None]))
-        return step(lr)
+        return step(lr, mtp_lr)
 
     stepper.step = spy
     trainer.update(batch, SftLoss(), 1e-3)

@@ -49,6 +49,9 @@ class Scripted:
             tokens=(5, 6 + i), logprobs=(-1.0, -1.0), text=text, finish_reason="stop", weight_version=0, seed=i
         )
 
+    def drafts(self) -> tuple[int, int]:
+        return (0, 0)
+
     def load(self, weights: object, version: int) -> None: ...
 
 

@@ -104,8 +104,9 @@ def test_safety_cases_end_within_their_limit(run: Any, verifier: MathVerifier) -
 
 
 @pytest.mark.slow
-def test_safety_cases_end_within_their_limit_in_a_ray_actor() -> None:
+def test_safety_cases_end_within_their_limit_in_a_ray_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15 all other programs go first
     samples = [(s.completion[:300_000], s.meta["answer"], s.meta["verdict"]) for s in safety_samples()]
 
     class Judge:

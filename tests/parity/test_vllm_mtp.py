@@ -20,6 +20,7 @@ from rlkit.types import Group, Prompt, Sampling
 from tests.model.tiny import BASE, seeded
 
 pytestmark = pytest.mark.slow
+# Tests with an engine of their own come first: closing it ends vLLM's groups for any other in this process.
 CONFIG = replace(
     BASE,
     num_nextn_predict_layers=1,
@@ -82,10 +83,6 @@ def test_without_drafts_the_modules_are_passed_by(tmp_path: Path, caplog: pytest
     plain.close()
 
 
-def test_with_drafts_the_main_model_says_the_same(engine: VllmEngine, caplog: pytest.LogCaptureFixture) -> None:
-    agrees_after_start_and_reloads(engine, caplog)
-
-
 def test_two_modules_share_one_embedding_and_one_head(tmp_path: Path) -> None:
     """vLLM's loader did not know the copies of the second module, so that every start ended at the first sync."""
     model = seeded(replace(CONFIG, num_nextn_predict_layers=2))
@@ -96,6 +93,10 @@ def test_two_modules_share_one_embedding_and_one_head(tmp_path: Path) -> None:
     tokens = [[rollout.tokens for rollout in group.rollouts] for group in drawn(engine, GREEDY)]
     assert tokens == [[rollout.tokens for rollout in group.rollouts] for group in drawn(ours(model), GREEDY)]
     engine.close()
+
+
+def test_with_drafts_the_main_model_says_the_same(engine: VllmEngine, caplog: pytest.LogCaptureFixture) -> None:
+    agrees_after_start_and_reloads(engine, caplog)
 
 
 def agrees_after_start_and_reloads(engine: VllmEngine, caplog: pytest.LogCaptureFixture) -> None:

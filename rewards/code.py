@@ -25,6 +25,8 @@ from sandbox import Limits, Sandbox, levels
 from sandbox.judge import TestsError, Verdict, asserts, calls, stdio
 
 Score = Literal["all", "fraction"]
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading the tests of a row may raise, which can hold anything."""
 _PYTHON = ("python", "py", "python3")
 _IMPORTS = (
     "import bisect, collections, copy, datetime, functools, heapq, itertools, math, operator, random, re, string, sys; "
@@ -149,7 +151,7 @@ class CodeVerifier:
     def _reward(self, box: Sandbox, sample: Sample) -> Reward:
         try:
             tests = read_tests(sample.meta)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a row may hold
+        except UNREADABLE as error:
             return Reward(None, "no_tests", logs={"detail": f"{type(error).__name__}: {error}"})
         if tests is None:
             return Reward(None, "no_tests", logs={"detail": f"columns: {', '.join(map(str, sample.meta)) or 'none'}"})
@@ -182,7 +184,7 @@ class CodeVerifier:
 def _has_tests(sample: Sample) -> bool:
     try:
         return read_tests(sample.meta) is not None
-    except (ValueError, KeyError, TypeError, AttributeError):  # whatever a row may hold
+    except UNREADABLE:
         return False
 
 

@@ -75,11 +75,6 @@ def prepare(cfg: RunConfig) -> Task:
     _check_fit(cfg, architecture)
     _check_balance(cfg, architecture)
     if cfg.trainer.lora is not None:
-        if isinstance(cfg, GrpoRun) and cfg.algo.mtp_weight:
-            raise ValueError(
-                f"algo.mtp_weight={cfg.algo.mtp_weight} trains MTP modules, which trainer.lora leaves as they are; "
-                "set it to 0, or trainer.lora to null"
-            )
         choose_targets(empty_model(architecture), cfg.trainer.lora.targets)
     room = cfg.engine.max_model_len - longest_completion(cfg)
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
@@ -211,19 +206,14 @@ def _check_fit(cfg: RunConfig, architecture: Architecture) -> None:
 def _check_balance(cfg: RunConfig, architecture: Architecture) -> None:
     """Refuse to balance what is not there."""
     trainer, where = cfg.trainer, f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
-    asked = {"bias_update_speed": trainer.bias_update_speed, "balance_coef": trainer.balance_coef}
-    key, value = next(((key, value) for key, value in asked.items() if value), ("", 0.0))
-    if not value:
+    keys = [key for key in ("bias_update_speed", "balance_coef") if getattr(trainer, key)]
+    if not keys:
         return
+    key, value = keys[0], getattr(trainer, keys[0])
     if isinstance(architecture, HfArchitecture):
         raise ValueError(f"trainer.{key}={value}: model=hf leaves the routers of transformers as they are; set it to 0")
     if not architecture.has_experts and not architecture.num_nextn_predict_layers:
         raise ValueError(f"trainer.{key}={value}: {where} has no layer with routed experts; set it to 0")
-    if trainer.bias_update_speed and trainer.lora is not None:
-        raise ValueError(
-            f"trainer.bias_update_speed={trainer.bias_update_speed} moves what an adapter cannot hold, so that the "
-            "base with the adapter would be another model; set it to 0, or trainer.lora to null"
-        )
     if trainer.bias_update_speed and not RULES[architecture.scoring_func].has_bias:
         raise ValueError(
             f"trainer.bias_update_speed={trainer.bias_update_speed}: {where} has scoring_func="

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from rlkit.algo import MtpTerm, SftLoss, pack_demonstrations
 from rlkit.config import SftConfig
 from rlkit.data.prompts import Demonstration, rows_for_step
 from rlkit.train.base import Trainer
+from rlkit.types import flat_numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,7 @@ class SftStats:
 
     def values(self) -> dict[str, float]:
         """Flat names and numbers, as the step line and metrics.jsonl show them."""
-        values: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
-        return values | values.pop("load")
+        return flat_numbers(asdict(self))
 
 
 def finetune(

@@ -179,8 +179,7 @@ class UpdateStats:
 
     def values(self) -> dict[str, float]:
         """Flat names and numbers."""
-        values: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
-        return values | values.pop("load")
+        return flat_numbers(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,3 +235,11 @@ class StepStats:
             values["train_tok_s"] = self.train_tokens / max(self.seconds["train"], 1e-9)
             values |= self.update.values()
         return values if self.parity is None else values | {"parity": self.parity}
+
+
+def flat_numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """Names and numbers of a record: what is None is left out, and a mapping gives its entries."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        flat |= value if isinstance(value, Mapping) else {} if value is None else {name: value}
+    return flat

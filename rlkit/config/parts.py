@@ -181,6 +181,11 @@ class TrainerConfig:
             raise ValueError(f"trainer.zero_stage={self.zero_stage} is not supported; use 1 or 2")
         if self.kind == "torch" and self.num_ranks > 1:
             raise ValueError(f"trainer.num_ranks={self.num_ranks} needs trainer=deepspeed; trainer=torch has one rank")
+        if self.bias_update_speed and self.lora is not None:
+            raise ValueError(
+                f"trainer.bias_update_speed={self.bias_update_speed} moves what an adapter cannot hold, so that the "
+                "base with the adapter would be another model; set it to 0, or trainer.lora to null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,11 @@ class GrpoRun(RunConfig):
                 f"algo.sampling.max_new_tokens={algo.sampling.max_new_tokens} leaves no room for a prompt in "
                 f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
             )
+        if algo.mtp_weight and self.trainer.lora is not None:
+            raise ValueError(
+                f"algo.mtp_weight={algo.mtp_weight} trains MTP modules, which trainer.lora leaves as they are; set it "
+                "to 0, or trainer.lora to null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from rlkit.engine.base import rollout_seed
 from rlkit.model.config import end_tokens
+from rlkit.model.trace import BLOCK
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _SHARED = ("embed_tokens.weight", "shared_head.head.weight")
-_BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
 
 
 class VllmEngine:
@@ -372,7 +372,7 @@ def _watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable
     """Copy the output of every block into `chunks`; call what is returned to stop."""
     handles = []
     for name, module in model.named_modules():
-        if _BLOCK.fullmatch(name):
+        if BLOCK.fullmatch(name):
             outputs = chunks.setdefault(name, [])
 
             def keep(_module: nn.Module, _inputs: Any, output: Any, outputs: list[Tensor] = outputs) -> None:

@@ -20,7 +20,7 @@ from rlkit.model.decode import LatentCache, decode_step, prefill
 from rlkit.model.moe import Experts, Router
 from rlkit.model.mtp import MtpModule, mtp_hidden
 from rlkit.model.norm import RMSNorm
-from rlkit.model.ragged import Ragged, lay_out
+from rlkit.model.ragged import Ragged, lay_out_pack
 from rlkit.model.rope import rotations
 from rlkit.model.shards import MAX_SHARD_BYTES
 from rlkit.model.trace import trace
@@ -85,10 +85,7 @@ class DeepseekV3(CausalLM):
 
     def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Hidden states after the final norm, [T] -> [T, D]; `lengths` as in `forward`."""
-        lengths = (len(tokens_T),) if lengths is None else lengths
-        if sum(lengths) != len(tokens_T):
-            raise ValueError(f"lengths={tuple(lengths)} sum to {sum(lengths)}; they must sum to {len(tokens_T)} tokens")
-        return self.model(tokens_T, lay_out(lengths, tokens_T.device))
+        return self.model(tokens_T, lay_out_pack(tokens_T, lengths))
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits of the next token: [T] -> [T, V], or [B, T] -> [B, T, V] for B samples of one length.

@@ -30,12 +30,11 @@ from transformers.utils import logging
 from rlkit.model.base import CausalLM
 from rlkit.model.hf_folder import HfArchitecture, checked
 from rlkit.model.lora import merged
-from rlkit.model.ragged import lay_out
+from rlkit.model.ragged import lay_out_pack
 from rlkit.model.routing import choice_margins
+from rlkit.model.trace import BLOCK
+from rlkit.model.weights import HEAD
 
-HEAD = "lm_head.weight"
-BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
-"""What vLLM's models have under the same names."""
 GATE = re.compile(r"model\.layers\.\d+\.mlp\.gate")
 LAYER = re.compile(r"(.*?\.\d+)\.")
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -134,10 +133,7 @@ class HfModel(CausalLM):
 
         ValueError if `lengths` do not sum to T.
         """
-        lengths = (len(tokens_T),) if lengths is None else lengths
-        if sum(lengths) != len(tokens_T):
-            raise ValueError(f"lengths={tuple(lengths)} sum to {sum(lengths)}; they must sum to {len(tokens_T)} tokens")
-        ragged = lay_out(lengths, tokens_T.device)
+        ragged = lay_out_pack(tokens_T, lengths)
         return ragged.unpad([self._run(input_ids=tokens_NL, use_cache=False) for tokens_NL in ragged.pad(tokens_T)])
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, KeyValueCache]:

@@ -72,6 +72,14 @@ def lay_out(lengths: Sequence[int], device: torch.device) -> Ragged:
     return Ragged(lengths=tuple(lengths), positions_T=positions_T.to(device), buckets=shapes, slots_T=slots_T)
 
 
+def lay_out_pack(tokens_T: Tensor, lengths: Sequence[int] | None) -> Ragged:
+    """`lay_out` for these tokens; None means one sample. ValueError if the lengths do not sum to T."""
+    lengths = (len(tokens_T),) if lengths is None else lengths
+    if sum(lengths) != len(tokens_T):
+        raise ValueError(f"lengths={tuple(lengths)} sum to {sum(lengths)}; they must sum to {len(tokens_T)} tokens")
+    return lay_out(lengths, tokens_T.device)
+
+
 class _Pad(torch.autograd.Function):
     """x_S[slots] = x_T; its gradient is a gather, not autograd's scatter-add."""
 

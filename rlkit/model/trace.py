@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from rlkit.model.routing import Routing
 
 if TYPE_CHECKING:
     from rlkit.model.deepseek import DeepseekV3
+
+BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
+"""Names of blocks in a trace; modules are called so in transformers and in vLLM."""
 
 
 def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 import rewards
 from rlkit.config import AlgoConfig, GrpoRun, RewardConfig, RunConfig, SftRun
@@ -25,6 +25,9 @@ from rlkit.model.lora import choose_targets
 from rlkit.model.routing import RULES
 from rlkit.model.weights import HEAD, published_names
 from rlkit.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 INITIAL = "initial"
 """Folder of the checkpoint that a run starts from, inside its output folder, when the model is new."""
@@ -228,9 +231,4 @@ def _check_vllm(architecture: HfArchitecture) -> None:
         raise ValueError(
             f"{file}: topk_method={architecture.raw.get('topk_method')!r}, without which vLLM does not load the "
             'router\'s bias; write "topk_method": "noaux_tc", "scoring_func": "sigmoid" into it, or use engine=torch'
-        )
-    if not (architecture.folder / "tokenizer.json").is_file():
-        raise ValueError(
-            f"{architecture.folder}: tokenizer.json is missing, and engine=vllm decodes with it; save the tokenizer of "
-            "transformers there (tokenizer.save_pretrained), or use engine=torch"
         )

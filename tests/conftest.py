@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -26,11 +27,20 @@ def pytest_configure() -> None:
     os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')} {MARK}"  # a session inside a session has both marks
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes: a file shares its engines, and tests of the sandbox look at what else is running."""
-    for item in items:
-        folder, *_ = item.path.relative_to(Path(__file__).parent).parts
-        item.add_marker(pytest.mark.xdist_group("sandbox" if folder == "sandbox" else str(item.path)))
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one process, since its tests share engines, and all of the sandbox's, which see processes.
+
+    Marks cannot say this: pytest-xdist 3.8 silently passes over its `xdist_group` under pytest 9.2.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "sandbox" if Path(file).parent.name == "sandbox" else file
+
+    return ByFile(config, log)
 
 
 def leftover_processes() -> dict[int, str]:

@@ -71,7 +71,7 @@ def test_tokenizers_that_will_not_do(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "its tokenizer has no chat template" in refusal(capsys, tmp_path, *here)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert "there is no tokenizer" in refusal(capsys, tmp_path, *here)
+    assert "there is no tokenizer.json, with which engines decode" in refusal(capsys, tmp_path, *here)
 
 
 def test_a_tokenizer_of_another_model(capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:

@@ -216,3 +216,29 @@ def test_an_orphan_fails_the_session_and_is_killed(tmp_path: Path, seconds: str,
     assert pid is not None
     state = Path("/proc", pid.group(1), "stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+WRITES_ITS_PROCESS = """
+import os, pytest
+from pathlib import Path
+@pytest.mark.parametrize("i", range(8))
+def test_writes_its_process(i):
+    Path("LOG", f"{Path(__file__).stem}-{os.getpid()}").touch()
+"""
+
+
+@pytest.mark.slow
+def test_a_file_stays_in_one_test_process_and_the_sandbox_too(tmp_path: Path) -> None:
+    """Otherwise its engines start twice, and tests of the sandbox see each other's processes."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "sandbox").mkdir()
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    for name in ("test_a", "test_b", "sandbox/test_c", "sandbox/test_d"):
+        (tmp_path / f"{name}.py").write_text(WRITES_ITS_PROCESS.replace("LOG", str(tmp_path / "log")))
+    command = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", ".")
+    done = run(sys.executable, *command, cwd=tmp_path, input="")
+    assert done.returncode == 0, done.stdout
+    written = [path.name.split("-") for path in (tmp_path / "log").iterdir()]
+    assert sorted(name for name, _ in written) == ["test_a", "test_b", "test_c", "test_d"]
+    assert len({process for name, process in written if name in ("test_c", "test_d")}) == 1
+    assert len({process for _, process in written}) == 2

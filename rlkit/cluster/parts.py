@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import distributed
-from transformers import AutoTokenizer
 
 from rlkit.config import EngineConfig, RunConfig, TrainerConfig
 from rlkit.engine.base import Engine
@@ -40,11 +40,11 @@ def build_engine(cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Co
 
     torch.set_num_threads(threads)
     model = load_model(checkpoint, torch.float32, architecture)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))  # as vLLM's side decodes
     assert model.end_tokens()
 
     def decode(tokens: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     return TorchEngine(model, model.end_tokens(), decode, cfg.max_num_seqs, cfg.speculative_tokens)
 

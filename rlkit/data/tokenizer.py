@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 MARKS = ("<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
@@ -32,6 +35,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     The result has at most `vocab_size` tokens, fewer if the texts offer no more pairs to merge. Marks stay in decoded
     text when special tokens are skipped. Raises ValueError if `vocab_size` cannot hold the bytes and the marks.
     """
+    from transformers import PreTrainedTokenizerFast  # takes seconds to import
+
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(
             f"model.architecture.vocab_size={vocab_size} is too small: 256 bytes, {len(SPECIAL_TOKENS)} special "
@@ -68,9 +73,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     ValueError if there is none, if it has no chat template or end token, and if it drops a mark when it decodes, since
     rewards read them.
     """
+    from transformers import AutoTokenizer  # takes even longer
+
     fix = "copy the model's tokenizer there (tokenizer.save_pretrained)"
-    if not any(folder.glob("tokenizer*")):  # transformers makes up an empty one
-        raise ValueError(f"model.path={folder}: there is no tokenizer; {fix}")
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"model.path={folder}: there is no tokenizer.json, with which engines decode; {fix}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:

@@ -13,22 +13,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-
-# transformers imports DeepSpeed where it is installed, and DeepSpeed says what it finds unless it is told.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.core_model_loading import revert_weight_conversion
 
 from rlkit.model.checkpoint import Checkpoint, encode, write_config
 from rlkit.model.config import CONFIG, GENERATION_CONFIG, end_tokens, read_json
 from rlkit.model.shards import MAX_SHARD_BYTES, ShardWriter, read_headers, replaced_folder
 from rlkit.model.weights import Place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# transformers imports DeepSpeed where it is installed, and DeepSpeed says what it finds unless it is told.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 """What config.json may call the number of routed experts."""
@@ -70,6 +69,9 @@ class HfArchitecture:
     @classmethod
     def from_folder(cls, folder: Path) -> HfArchitecture:
         """Read config.json; ValueError if it is missing or of no model that can be trained here, with the reason."""
+        from transformers import AutoModelForCausalLM  # takes seconds to import, and our own models do without
+        from transformers.core_model_loading import revert_weight_conversion
+
         raw = read_json(folder)
         config = _read(folder, raw)
         with torch.device("meta"):
@@ -147,6 +149,8 @@ class HfArchitecture:
 
 
 def _read(folder: Path, raw: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     kind = f"{folder / CONFIG}: model_type={raw.get('model_type')!r}"
     if raw.get("quantization_config"):
         fix = "a run does not start from quantised weights: save the model in bf16 or fp32 first"
@@ -176,6 +180,9 @@ def head_problem(model: PreTrainedModel) -> str | None:
 
 def layers_problem(model: PreTrainedModel) -> str | None:
     """Why the layers of a model cannot be run on packs and decoded with keys and values; None if they can."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
     if model.base_model is model:
         return "has no backbone apart from its head, which training on hidden states needs"
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}

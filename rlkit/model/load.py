@@ -7,13 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from rlkit.model.base import CausalLM
 from rlkit.model.checkpoint import as_stored, checkpoint_files
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.deepseek import DeepseekV3
-from rlkit.model.hf import HfModel
 from rlkit.model.hf_folder import HfArchitecture
 
 Architecture = DeepseekV3Config | HfArchitecture
@@ -33,15 +31,23 @@ def load_model(path: Path, dtype: torch.dtype, architecture: DeepseekV3Config | 
 
     ValueError, with file and tensor, for a folder that is missing, incomplete, not finite or of another architecture.
     """
-    return HfModel.from_checkpoint(path, dtype) if architecture is None else DeepseekV3.from_checkpoint(path, dtype)
+    if architecture is not None:
+        return DeepseekV3.from_checkpoint(path, dtype)
+    from rlkit.model.hf import HfModel  # takes seconds to import
+
+    return HfModel.from_checkpoint(path, dtype)
 
 
 def empty_model(architecture: Architecture) -> CausalLM:
     """The model on the meta device: shapes without memory."""
     with torch.device("meta"):
-        if isinstance(architecture, HfArchitecture):
-            return HfModel(AutoModelForCausalLM.from_config(architecture.config), architecture)
-        return DeepseekV3(architecture)
+        if isinstance(architecture, DeepseekV3Config):
+            return DeepseekV3(architecture)
+        from transformers import AutoModelForCausalLM
+
+        from rlkit.model.hf import HfModel
+
+        return HfModel(AutoModelForCausalLM.from_config(architecture.config), architecture)
 
 
 def write_model(architecture: Architecture, weights: Iterable[tuple[str, Tensor]], path: Path, dtype: str) -> None:

@@ -132,10 +132,12 @@ def test_our_own_tokenizer_loads(tmp_path: Path) -> None:
 
 
 def test_tokenizers_that_will_not_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no tokenizer; copy the model's tokenizer there"):
+    with pytest.raises(
+        ValueError, match=r"there is no tokenizer\.json, with which engines decode; copy the model's tokenizer there"
+    ):
         load_tokenizer(tmp_path)
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"its tokenizer cannot be read; copy the model's tokenizer there"):
         load_tokenizer(tmp_path / "broken")
     for missing, words in (("chat_template", "has no chat template; add"), ("eos_token", "has no end token; set eos")):

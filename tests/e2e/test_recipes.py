@@ -88,20 +88,14 @@ def test_all_flat_steps_are_skipped_and_said_so(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_two_ranks_and_two_engines_on_ray(tmp_path: Path) -> None:
+def test_gsm8k_with_two_ranks_and_two_engines_on_ray(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(SPREAD_REWARD)
-    common = [*GRPO_ONLY, f"reward={plugin}:spread", "algo.steps=2"]
-    finish("grpo", *common, "trainer.num_ranks=2", "engine.num_engines=2", f"output_dir={tmp_path}/two")
-    finish("grpo", *common, *LOCAL, f"output_dir={tmp_path}/one")
-    two, one = lines(tmp_path / "two", "grpo"), lines(tmp_path / "one", "grpo")
-    assert all(line["parity"] <= 1e-4 for line in two)
-    assert [line["groups"] for line in two] == [line["groups"] for line in one] == [4, 4]
-
-
-@pytest.mark.slow
-def test_gsm8k_on_ray(tmp_path: Path) -> None:
     small = [word for word in GRPO_ONLY if not word.startswith(("data.", "engine.max_model_len"))]
-    sizes = ["data=gsm8k", "data.train_size=64", "data.eval_size=8", "engine.max_model_len=512", "algo.steps=1"]
-    finish("grpo", *small, *sizes, f"output_dir={tmp_path}")
-    assert [line["problems"] for line in lines(tmp_path, "eval")] == [8, 8]
+    sizes = ["data=gsm8k", "data.train_size=64", "data.eval_size=8", "engine.max_model_len=512", "algo.steps=2"]
+    two = ["trainer.num_ranks=2", "engine.num_engines=2"]
+    finish("grpo", *small, *sizes, *two, f"reward={plugin}:spread", f"output_dir={tmp_path}/run")
+    assert [line["problems"] for line in lines(tmp_path / "run", "eval")] == [8, 8]
+    steps = lines(tmp_path / "run", "grpo")
+    assert [line["groups"] for line in steps] == [4, 4]
+    assert all(0 < line["parity"] <= 1e-4 and 0 < line["logprob_gap"] <= 1e-4 for line in steps)

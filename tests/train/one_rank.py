@@ -1,14 +1,15 @@
-"""One rank of `test_ranks.py`: takes a DeepSpeed step on its share of a batch and writes what came of it.
+"""One rank of `test_ranks.py`: takes DeepSpeed steps, each from new, on its share of a batch; writes what came of them.
 
 The gradient that was reduced, the load of the experts, and the router's biases of every rank.
 
-python -m tests.train.one_rank STORE RANK WORLD_SIZE ZERO_STAGE KIND OUT
+python -m tests.train.one_rank STORE RANK WORLD_SIZE OUT
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_optimizer_state
@@ -21,14 +22,15 @@ from rlkit.train.trainer import ModelTrainer
 from tests.model.tiny import seeded
 from tests.train.test_trainer import ARCHITECTURE, CFG, make_model, rollouts
 
+CASES = [(1, "all"), (2, "all"), (1, "few"), (1, "mtp"), (2, "mtp few")]
+"""ZeRO stage and kind. Few: one rank has no sample; mtp: SFT with multi-token prediction."""
+
 
 def bias_of(model: DeepseekV3) -> torch.Tensor:
     return torch.stack([buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")])
 
 
-def main(store: str, rank: int, world_size: int, zero_stage: int, kind: str, out: str) -> None:
-    torch.set_num_threads(1)
-    join_ranks(distributed.FileStore(store, world_size), rank, world_size)
+def step(rank: int, world_size: int, zero_stage: int, kind: str) -> dict[str, Any]:
     model = seeded(replace(ARCHITECTURE, num_nextn_predict_layers=2)) if kind.startswith("mtp") else make_model()
     cfg = replace(CFG, kind="deepspeed", num_ranks=world_size, zero_stage=zero_stage, grad_clip=1e9, weight_decay=0.0)
     trainer = ModelTrainer(
@@ -56,14 +58,20 @@ def main(store: str, rank: int, world_size: int, zero_stage: int, kind: str, out
     bias = bias_of(model)
     biases = [torch.empty_like(bias) for _ in range(world_size)]
     distributed.all_gather(biases, bias)
+    seen = {"grad_norm": stats.grad_norm, "loss": stats.loss, "mtp": stats.mtp_loss, "load": dict(stats.load)}
+    return seen | {"moments": moments, "biases": biases, "before": before}
+
+
+def main(store: str, rank: int, world_size: int, out: str) -> None:
+    torch.set_num_threads(1)
+    join_ranks(distributed.FileStore(store, world_size), rank, world_size)
+    seen = {case: step(rank, world_size, *case) for case in CASES}
     if rank == 0:
-        seen = {"grad_norm": stats.grad_norm, "loss": stats.loss, "mtp": stats.mtp_loss, "load": dict(stats.load)}
-        seen |= {"biases": biases, "before": before}
-        torch.save({"moments": moments, **seen}, out)
+        torch.save(seen, out)
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    store, rank, world_size, zero_stage, kind, out = sys.argv[1:]
-    main(store, int(rank), int(world_size), int(zero_stage), kind, out)
+    store, rank, world_size, out = sys.argv[1:]
+    main(store, int(rank), int(world_size), out)

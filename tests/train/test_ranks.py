@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from tests.train.one_rank import CASES
+
 pytestmark = pytest.mark.slow
+Steps = dict[tuple[int, str], dict[str, Any]]
+"""What rank 0 saw of one optimiser step in each case."""
 
 
-def step(folder: Path, world_size: int, zero_stage: int, kind: str) -> dict[str, Any]:
-    """What rank 0 saw of one optimiser step."""
-    out = folder / f"{world_size}-{zero_stage}-{kind}.pt"
+def steps(folder: Path, world_size: int) -> Steps:
+    out = folder / f"{world_size}.pt"
     command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_rank", str(folder / f"store-{out.stem}")]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(world_size), str(zero_stage), kind, str(out)],
+            [*command, str(rank), str(world_size), str(out)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -32,10 +35,20 @@ def step(folder: Path, world_size: int, zero_stage: int, kind: str) -> dict[str,
     return torch.load(out)
 
 
-@pytest.mark.parametrize(("zero_stage", "kind"), [(1, "all"), (2, "all"), (1, "few"), (1, "mtp"), (2, "mtp few")])
-def test_two_ranks_have_the_gradient_the_load_and_the_biases_of_one(tmp_path: Path, zero_stage: int, kind: str) -> None:
-    """Few: one rank has no sample; mtp: SFT with multi-token prediction, whose loss is shared out like the rest."""
-    one, two = (step(tmp_path, world_size, zero_stage, kind) for world_size in (1, 2))
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> list[Steps]:
+    """Processes start slowly, so that each takes the steps of all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return [steps(folder, world_size) for world_size in (1, 2)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_ranks_have_the_gradient_the_load_and_the_biases_of_one(
+    case: tuple[int, str], one_and_two: list[Steps]
+) -> None:
+    """The loss of multi-token prediction is shared out like the rest."""
+    one, two = (seen[case] for seen in one_and_two)
+    kind = case[1]
     ours = torch.cat([two["moments"][name].flatten() for name in one["moments"]])
     theirs = torch.cat([moment.flatten() for moment in one["moments"].values()])
     assert theirs.norm() > 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from rlkit.compose import to_yaml
 from rlkit.config import GrpoRun, RunConfig, SftRun
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.hf_folder import HfArchitecture
 from rlkit.model.load import Architecture, empty_model, read_architecture
 from rlkit.model.lora import choose_targets, count_parameters
+from rlkit.model.meta import on_meta
 from rlkit.model.moe import Experts
 from rlkit.prepare import Task, prepare
 
@@ -87,7 +86,7 @@ def parameters(architecture: Architecture) -> tuple[int, int]:
     """
     if isinstance(architecture, HfArchitecture):
         return architecture.num_parameters, architecture.active_parameters()
-    with torch.device("meta"):
+    with on_meta():
         model = DeepseekV3(replace(architecture, num_nextn_predict_layers=0))
     total = sum(parameter.numel() for parameter in model.parameters())
     idle = 1 - architecture.num_experts_per_tok / architecture.n_routed_experts

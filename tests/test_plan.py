@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ from rlkit.compose import load_config
 from rlkit.config import GrpoRun, SftRun, SftThenGrpoRun
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.plan import derived, parameters
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active() -> None:
@@ -97,3 +102,14 @@ def test_the_plan_does_not_touch_the_random_state() -> None:
     before = torch.get_rng_state()
     parameters(DeepseekV3Config())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_a_configuration_is_shown_without_what_takes_seconds_to_import() -> None:
+    """With these it took nine seconds, and so did the word that a key is misspelt."""
+    heavy = {"transformers", "torch._dynamo", "deepspeed", "vllm", "ray"}
+    code = "import sys; from recipes import grpo; grpo.main(['--cfg', 'job']); print('loaded', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    shown, _, loaded = done.stdout.partition("loaded ")
+    assert "parameters" in shown, done.stderr
+    assert "torch" in loaded.split() and not heavy & set(loaded.split())

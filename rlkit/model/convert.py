@@ -35,7 +35,7 @@ def convert_checkpoint(
     with replaced_folder(target) as folder:
         writer = ShardWriter(folder, max_shard_bytes)
         for name in checkpoint.weights:
-            scales = checkpoint.known_scales(name)
+            scales = checkpoint.known_scales(name) if dtype == "fp8" else None
             writer.add(encode(name, checkpoint.weight(name), table.get(name), dtype, scales))
             advance(1)
         writer.finish()

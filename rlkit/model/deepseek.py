@@ -17,6 +17,7 @@ from rlkit.model.block import Block
 from rlkit.model.checkpoint import Checkpoint, write_checkpoint
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.decode import LatentCache, decode_step, prefill
+from rlkit.model.meta import on_meta
 from rlkit.model.moe import Experts, Router
 from rlkit.model.mtp import MtpModule, mtp_hidden
 from rlkit.model.norm import RMSNorm
@@ -113,7 +114,7 @@ class DeepseekV3(CausalLM):
         checkpoint.check(table)
         for fault in checkpoint.copy_faults(table):
             raise ValueError(str(fault))
-        with torch.device("meta"):
+        with on_meta():
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
         model._tie()

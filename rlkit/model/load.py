@@ -13,6 +13,7 @@ from rlkit.model.checkpoint import as_stored, checkpoint_files
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.hf_folder import HfArchitecture
+from rlkit.model.meta import on_meta
 
 Architecture = DeepseekV3Config | HfArchitecture
 """What is known of a model before it is loaded; both have vocab_size, num_hidden_layers, max_position_embeddings."""
@@ -40,7 +41,7 @@ def load_model(path: Path, dtype: torch.dtype, architecture: DeepseekV3Config | 
 
 def empty_model(architecture: Architecture) -> CausalLM:
     """The model on the meta device: shapes without memory."""
-    with torch.device("meta"):
+    with on_meta():
         if isinstance(architecture, DeepseekV3Config):
             return DeepseekV3(architecture)
         from transformers import AutoModelForCausalLM

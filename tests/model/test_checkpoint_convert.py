@@ -156,9 +156,9 @@ LARGE = replace(
     vocab_size=8192,
     hidden_size=1024,
     intermediate_size=4096,
-    moe_intermediate_size=512,
+    moe_intermediate_size=1024,
     num_hidden_layers=11,
-    n_routed_experts=64,
+    n_routed_experts=32,
 )
 SHARD = 200_000_000
 WRITE = """

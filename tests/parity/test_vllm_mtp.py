@@ -132,13 +132,14 @@ def test_sampled_tokens_and_log_probs_are_the_models(engine: VllmEngine, tempera
     [group] = engine.generate(PROMPTS[:1], 1000, sampling)
     size, vocabulary = len(PROMPTS[0].tokens), CONFIG.vocab_size
     observed, expected = torch.zeros(vocabulary), torch.zeros(vocabulary)
+    starts = [rollout.tokens if i < 200 else rollout.tokens[:2] for i, rollout in enumerate(group.rollouts)]
     tables: dict[tuple[int, ...], torch.Tensor] = {}
-    for i, rollout in enumerate(group.rollouts):
-        seen = rollout.tokens if i < 200 else rollout.tokens[:2]
-        if seen not in tables:
-            with torch.no_grad():
-                logits = model(torch.tensor([*PROMPTS[0].tokens, *seen]))[size - 1 : -1]
-            tables[seen] = table(logits, temperature, top_p)
+    for length in {len(seen) for seen in starts}:
+        same = sorted({seen for seen in starts if len(seen) == length})
+        with torch.no_grad():
+            logits_BTV = model(torch.tensor([(*PROMPTS[0].tokens, *seen) for seen in same]))[:, size - 1 : -1]
+        tables |= zip(same, table(logits_BTV, temperature, top_p), strict=True)
+    for seen, rollout in zip(starts, group.rollouts, strict=True):
         own = tables[seen].gather(1, torch.tensor(seen)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(rollout.logprobs[: len(seen)]), own, atol=1e-4, rtol=0)
         if len(seen) > 1:
@@ -152,9 +153,9 @@ def test_sampled_tokens_and_log_probs_are_the_models(engine: VllmEngine, tempera
     assert found < freedom + 5 * (2 * freedom) ** 0.5
 
 
-def table(logits_TV: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+def table(logits_BTV: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     """Log-probs of the distribution drawn from."""
-    logprobs = (logits_TV / temperature).log_softmax(-1)
+    logprobs = (logits_BTV / temperature).log_softmax(-1)
     best, order = logprobs.exp().sort(-1, descending=True)
     outside = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, order, best.cumsum(-1) - best >= top_p)
     return logprobs.masked_fill(outside if top_p < 1 else torch.zeros_like(outside), float("-inf")).log_softmax(-1)

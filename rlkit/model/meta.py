@@ -1,0 +1,28 @@
+"""Models on the meta device: names and shapes without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out everything of `torch.nn.init`."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules made inside have no memory, and nothing is drawn for them: torch would import its compiler for that."""
+    with torch.device("meta"), _Undrawn():
+        yield

@@ -241,5 +241,8 @@ def flat_numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """Names and numbers of a record: what is None is left out, and a mapping gives its entries."""
     flat: dict[str, float] = {}
     for name, value in record.items():
-        flat |= value if isinstance(value, Mapping) else {} if value is None else {name: value}
+        if isinstance(value, Mapping):
+            flat |= value
+        elif value is not None:
+            flat[name] = value
     return flat

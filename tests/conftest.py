@@ -29,10 +29,13 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each file to one process, since its tests share engines, and all of the sandbox's, which see processes.
+    """For `--dist loadfile`: a file to one process, as its tests share engines, and all of the sandbox's, as they see
+    each other's processes.
 
     Marks cannot say this: pytest-xdist 3.8 silently passes over its `xdist_group` under pytest 9.2.
     """
+    if config.getvalue("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):

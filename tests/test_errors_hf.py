@@ -69,8 +69,7 @@ def test_tokenizers_that_will_not_do(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "its tokenizer drops </answer> when it decodes" in refusal(capsys, tmp_path, *here)
     (folder / "chat_template.jinja").unlink()
     assert "its tokenizer has no chat template" in refusal(capsys, tmp_path, *here)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
+    (folder / "tokenizer.json").unlink()
     assert "there is no tokenizer.json, with which engines decode" in refusal(capsys, tmp_path, *here)
 
 

@@ -106,7 +106,7 @@ def test_the_plan_does_not_touch_the_random_state() -> None:
 
 @pytest.mark.slow
 def test_a_configuration_is_shown_without_what_takes_seconds_to_import() -> None:
-    """With these it took nine seconds, and so did the word that a key is misspelt."""
+    """Nor does the word that a key is misspelt wait for it."""
     heavy = {"transformers", "torch._dynamo", "deepspeed", "vllm", "ray"}
     code = "import sys; from recipes import grpo; grpo.main(['--cfg', 'job']); print('loaded', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

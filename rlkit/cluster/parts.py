@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import distributed
 
 from rlkit.config import EngineConfig, RunConfig, TrainerConfig
+from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
 from rlkit.model import DeepseekV3Config
 from rlkit.model.load import load_model
@@ -40,13 +40,8 @@ def build_engine(cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Co
 
     torch.set_num_threads(threads)
     model = load_model(checkpoint, torch.float32, architecture)
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))  # as vLLM's side decodes
     assert model.end_tokens()
-
-    def decode(tokens: Sequence[int]) -> str:
-        return tokenizer.decode(list(tokens), skip_special_tokens=True)
-
-    return TorchEngine(model, model.end_tokens(), decode, cfg.max_num_seqs, cfg.speculative_tokens)
+    return TorchEngine(model, model.end_tokens(), read_decoder(checkpoint), cfg.max_num_seqs, cfg.speculative_tokens)
 
 
 def build_trainer(

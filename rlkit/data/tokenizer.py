@@ -1,8 +1,8 @@
-"""A tokenizer for new models, trained on the text of their task."""
+"""Tokenizers: one for new models, trained on the text of their task, and those that come with a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 MARKS = ("<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
 """One token each, but not special: rewards read them, so decoding keeps them."""
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS) + len(MARKS)
+FIX = "load the model's tokenizer with transformers and save it there (tokenizer.save_pretrained)"
 
 # A system message stands right after <bos>, as in DeepSeek-V3's own template.
 CHAT_TEMPLATE = (
@@ -73,15 +74,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     ValueError if there is none, if it has no chat template or end token, and if it drops a mark when it decodes, since
     rewards read them.
     """
-    from transformers import AutoTokenizer  # takes even longer
+    from transformers import AutoTokenizer  # takes seconds to import
 
-    fix = "copy the model's tokenizer there (tokenizer.save_pretrained)"
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"model.path={folder}: there is no tokenizer.json, with which engines decode; {fix}")
+    decode = read_decoder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {fix} ({error})") from error
+        raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
     if not tokenizer.chat_template:
         fix = "add chat_template.jinja, or use an instruction-tuned model's tokenizer"
         raise ValueError(f"model.path={folder}: its tokenizer has no chat template; {fix}")
@@ -89,7 +88,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"model.path={folder}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
     for mark in MARKS[2:]:
         ids = tokenizer(f"a{mark}b", add_special_tokens=False)["input_ids"]
-        if mark not in str(tokenizer.decode(ids, skip_special_tokens=True)):
+        if mark not in decode(ids):
             fix = 'if it is a special token, give it "special": false in tokenizer.json'
             raise ValueError(f"model.path={folder}: its tokenizer drops {mark} when it decodes; {fix}")
     return tokenizer
+
+
+def read_decoder(folder: Path) -> Callable[[Sequence[int]], str]:
+    """What turns the ids of a completion into text, without special tokens; engines share it, so rewards read the same.
+
+    ValueError if the folder has no tokenizer.json, or one that cannot be read.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"model.path={folder}: there is no tokenizer.json, with which engines decode; {FIX}")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{file}: its tokenizer cannot be read; {FIX} ({error})") from error
+
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    return decode

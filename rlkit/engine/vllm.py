@@ -29,9 +29,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import rollout_seed
 from rlkit.model.config import end_tokens
 from rlkit.model.trace import BLOCK
@@ -64,7 +64,8 @@ class VllmEngine:
         """Start vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
         `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA.
-        Raises RuntimeError if vllm cannot be imported, ValueError if the checkpoint names no end token.
+        Raises RuntimeError if vllm cannot be imported, ValueError if the checkpoint names no end token
+        or has no tokenizer.json.
         """
         self._lock = threading.Lock()
         self._threads = threads
@@ -76,7 +77,7 @@ class VllmEngine:
         self._drafts_before = (0, 0)
         self._eos = _end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
-        self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        self._decode = read_decoder(checkpoint)
         with self._lock, _use_threads(threads), _start_up(self._cuda):
             self._vllm = import_vllm()
             if self._speculative and not self._cuda:
@@ -241,7 +242,7 @@ class VllmEngine:
         return Rollout(
             tokens=tokens,
             logprobs=tuple(completion.logprobs.logprobs),
-            text=self._tokenizer.decode(list(tokens), skip_special_tokens=True),
+            text=self._decode(tokens),
             finish_reason=completion.finish_reason,
             weight_version=self._version,
             seed=seed,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rlkit.model.checkpoint import Checkpoint, encode, write_config
 from rlkit.model.config import CONFIG, GENERATION_CONFIG, end_tokens, read_json
+from rlkit.model.meta import on_meta
 from rlkit.model.shards import MAX_SHARD_BYTES, ShardWriter, read_headers, replaced_folder
 from rlkit.model.weights import Place
 
@@ -74,7 +75,7 @@ class HfArchitecture:
 
         raw = read_json(folder)
         config = _read(folder, raw)
-        with torch.device("meta"):
+        with on_meta():
             model = AutoModelForCausalLM.from_config(config)
         if (problem := head_problem(model) or layers_problem(model)) is not None:
             raise ValueError(f"{folder / CONFIG}: model_type={config.model_type!r} {problem}")

@@ -41,13 +41,14 @@ def load_model(path: Path, dtype: torch.dtype, architecture: DeepseekV3Config | 
 
 def empty_model(architecture: Architecture) -> CausalLM:
     """The model on the meta device: shapes without memory."""
-    with on_meta():
-        if isinstance(architecture, DeepseekV3Config):
+    if isinstance(architecture, DeepseekV3Config):
+        with on_meta():
             return DeepseekV3(architecture)
-        from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-        from rlkit.model.hf import HfModel
+    from rlkit.model.hf import HfModel
 
+    with on_meta():
         return HfModel(AutoModelForCausalLM.from_config(architecture.config), architecture)
 
 

@@ -11,13 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves out everything of `torch.nn.init`."""
+    """Leaves out the functions of `torch.nn.init` that modes are asked about: those that draw, and `constant_`."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
-            return (kwargs or {})["tensor"]
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlkit.data.tokenizer import MARKS, MIN_VOCAB_SIZE, SPECIAL_TOKENS, load_tokenizer, train_tokenizer
+from rlkit.data.tokenizer import MARKS, MIN_VOCAB_SIZE, SPECIAL_TOKENS, load_tokenizer, read_decoder, train_tokenizer
 
 TEXTS = [f"How much is {a} + {a * 7}? {a}+{a * 7}={a * 8}" for a in range(200)]
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -129,16 +129,18 @@ def test_marks_may_be_plain_text(tmp_path: Path) -> None:
 def test_our_own_tokenizer_loads(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).get_vocab() == TOKENIZER.get_vocab()
+    ids = encode(COMPLETION)
+    assert read_decoder(tmp_path)(ids) == TOKENIZER.decode(ids, skip_special_tokens=True) != TOKENIZER.decode(ids)
 
 
 def test_tokenizers_that_will_not_do(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"there is no tokenizer\.json, with which engines decode; copy the model's tokenizer there"
-    ):
-        load_tokenizer(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path / "half")
+    (tmp_path / "half" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"half: there is no tokenizer\.json, with which engines decode; load the"):
+        load_tokenizer(tmp_path / "half")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"its tokenizer cannot be read; copy the model's tokenizer there"):
+    with pytest.raises(ValueError, match=r"its tokenizer cannot be read; load the model's tokenizer"):
         load_tokenizer(tmp_path / "broken")
     for missing, words in (("chat_template", "has no chat template; add"), ("eos_token", "has no end token; set eos")):
         tokenizer = without_marks()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish, start
+from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights, finish, start
 
 # A group is judged while others are sampled or wait for their verdict: a kill from there is in the middle of a step.
 KILLING_REWARD = (
@@ -49,7 +49,7 @@ def processes_of(mark: str) -> list[str]:
     ("place", "call"),
     [
         # In step 4: step 3 is done, not measured, again.
-        (["cluster=local", "engine=torch", "checkpoint.every=2", "evaluation.every=1"], 94),
+        ([*LOCAL, "checkpoint.every=2", "evaluation.every=1"], 94),
         (["cluster=ray", "trainer.num_ranks=2"], 30),
     ],
     ids=["local", "ray"],

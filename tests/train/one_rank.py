@@ -20,10 +20,8 @@ from rlkit.model import DeepseekV3
 from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.trainer import ModelTrainer
 from tests.model.tiny import seeded
+from tests.train.test_ranks import CASES
 from tests.train.test_trainer import ARCHITECTURE, CFG, make_model, rollouts
-
-CASES = [(1, "all"), (2, "all"), (1, "few"), (1, "mtp"), (2, "mtp few")]
-"""ZeRO stage and kind. Few: one rank has no sample; mtp: SFT with multi-token prediction."""
 
 
 def bias_of(model: DeepseekV3) -> torch.Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.one_rank import CASES
-
 pytestmark = pytest.mark.slow
+CASES = [(1, "all"), (2, "all"), (1, "few"), (1, "mtp"), (2, "mtp few")]
+"""ZeRO stage and kind. Few: one rank has no sample; mtp: SFT with multi-token prediction."""
 Steps = dict[tuple[int, str], dict[str, Any]]
 """What rank 0 saw of one optimiser step in each case."""
 

@@ -28,8 +28,12 @@ TINY = [
     "sft.steps=4",
     "sft.batch_size=16",
     "logging.tensorboard=false",
+    "engine.threads=1",  # too small to share
+    "trainer.threads=1",
 ]
 GRPO_ONLY = [word for word in TINY if not word.startswith("sft.")]
+ALL_CORES = ["engine.threads=null", "trainer.threads=null"]
+"""The default."""
 LOCAL = ["cluster=local", "engine=torch", "trainer=torch"]
 SPREAD_REWARD = """
 def spread(completion: str, answer: str) -> float:

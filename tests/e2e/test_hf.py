@@ -24,7 +24,6 @@ pytestmark = pytest.mark.slow
 SMALL = [
     *(word for word in TINY if not word.startswith("model.")),
     *("data.train_size=40", "data.eval_size=4", "engine.max_model_len=48", "reward.workers=1"),
-    *("engine.threads=1", "trainer.threads=1"),
     *("sft.steps=2", "sft.batch_size=8", "algo.steps=2", "algo.prompts_per_step=2"),
     *("algo.sampling.max_new_tokens=8", "evaluation.sampling.max_new_tokens=4", "sft.schedule.lr=0.02"),
 ]

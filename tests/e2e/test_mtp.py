@@ -18,7 +18,6 @@ from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY
 MTP = ["model.architecture.num_nextn_predict_layers=1", "engine.speculative_tokens=1", "algo.mtp_weight=0.1"]
 LEARNS = [word for word in TINY if not word.startswith(("sft.", "algo.steps", "data.train_size"))]
 LEARNS += ["data.train_size=400", "sft.steps=60", "sft.batch_size=16", "algo.steps=2"]
-LEARNS += ["trainer.threads=1", "engine.threads=1"]  # too small to share
 
 
 def lines(folder: Path, stage: str) -> list[dict]:

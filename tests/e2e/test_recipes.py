@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo, sft, sft_then_grpo
 from rlkit import cli
-from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, finish
+from tests.e2e.runs import ALL_CORES, GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, finish
 
 SFT_ONLY = [word for word in TINY if not word.startswith("algo.")]
 
@@ -93,7 +93,7 @@ def test_gsm8k_with_two_ranks_and_two_engines_on_ray(tmp_path: Path) -> None:
     plugin.write_text(SPREAD_REWARD)
     small = [word for word in GRPO_ONLY if not word.startswith(("data.", "engine.max_model_len"))]
     sizes = ["data=gsm8k", "data.train_size=64", "data.eval_size=8", "engine.max_model_len=512", "algo.steps=2"]
-    two = ["trainer.num_ranks=2", "engine.num_engines=2"]
+    two = ["trainer.num_ranks=2", "engine.num_engines=2", *ALL_CORES]
     finish("grpo", *small, *sizes, *two, f"reward={plugin}:spread", f"output_dir={tmp_path}/run")
     assert [line["problems"] for line in lines(tmp_path / "run", "eval")] == [8, 8]
     steps = lines(tmp_path / "run", "grpo")

@@ -32,7 +32,7 @@ TINY = [
     "trainer.threads=1",
 ]
 GRPO_ONLY = [word for word in TINY if not word.startswith("sft.")]
-ALL_CORES = ["engine.threads=null", "trainer.threads=null"]
+ALL_CORES = ["engine.threads=0", "trainer.threads=0"]
 """The default."""
 LOCAL = ["cluster=local", "engine=torch", "trainer=torch"]
 SPREAD_REWARD = """

@@ -50,9 +50,10 @@ def processes_of(mark: str) -> list[str]:
     [
         # In step 4: step 3 is done, not measured, again.
         ([*LOCAL, "checkpoint.every=2", "evaluation.every=1"], 94),
+        (["cluster=local", "engine=torch"], 30),
         (["cluster=ray", "trainer.num_ranks=2"], 30),
     ],
-    ids=["local", "ray"],
+    ids=["local-torch", "local-deepspeed", "ray"],
 )
 def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from rlkit.compose import load_config
 from rlkit.config import GrpoRun, SftRun, SftThenGrpoRun
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.plan import derived, parameters
-
-ROOT = Path(__file__).parent.parent
+from tests.architecture import ROOT
 
 
 def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active() -> None:

@@ -105,7 +105,7 @@ def read_decoder(folder: Path) -> Callable[[Sequence[int]], str]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{file}: its tokenizer cannot be read; {FIX} ({error})") from error
+        raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
 
     def decode(tokens: Sequence[int]) -> str:
         return tokenizer.decode(list(tokens), skip_special_tokens=True)

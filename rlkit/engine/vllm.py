@@ -64,8 +64,8 @@ class VllmEngine:
         """Start vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
         `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA.
-        Raises RuntimeError if vllm cannot be imported, ValueError if the checkpoint names no end token
-        or has no tokenizer.json.
+        Raises RuntimeError if vllm cannot be imported, ValueError if the checkpoint names no end token or has no
+        tokenizer.json.
         """
         self._lock = threading.Lock()
         self._threads = threads

@@ -10,11 +10,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 EVAL = "eval"
 REASON = "reason/"
@@ -50,16 +53,17 @@ class Metrics:
         kept = [] if resume_after is None else _up_to(read_metrics(folder), *resume_after)
         path = folder / _FILE
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-        if resume_after is None:
+        if tensorboard or resume_after is None:
             shutil.rmtree(folder / _BOARD, ignore_errors=True)
         self._index = len(kept)
         self._evaluated = {_key(line) for line in kept if line["stage"] == EVAL}
-        self._sinks: list[_Sink] = [_TensorBoard(folder / _BOARD)] if tensorboard else []
+        # Time spent on lost steps and between two lives of a run is not counted: elapsed_s goes on from the checkpoint.
+        elapsed_s = kept[-1]["elapsed_s"] if kept else 0.0
+        self._started = time.monotonic() - elapsed_s
+        self._sinks: list[_Sink] = [_TensorBoard(folder / _BOARD, kept, elapsed_s)] if tensorboard else []
         if wandb_project:
             self._sinks.append(_Wandb(folder, wandb_project, fresh=resume_after is None))
         self._file = path.open("a", encoding="utf-8")
-        # Time spent on lost steps and between two lives of a run is not counted: elapsed_s goes on from the checkpoint.
-        self._started = time.monotonic() - (kept[-1]["elapsed_s"] if kept else 0.0)
 
     def write(self, stage: str, step: int, values: Mapping[str, float], name: str = "") -> None:
         """Append one line; `name` says which evaluation it is ("before SFT").
@@ -143,24 +147,40 @@ def _up_to(lines: list[dict[str, Any]], stage: str, step: int) -> list[dict[str,
 
 
 class _TensorBoard:
-    """One TensorBoard run per stage, because each stage counts its own steps; evaluations are counted 0, 1, 2."""
+    """One TensorBoard run per stage, because each stage counts its own steps; evaluations are counted 0, 1, 2.
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes two seconds, so only when asked for
+    A resumed run writes the kept lines of the record anew. TensorBoard could drop the lost steps itself, but only from
+    files whose names sort before the new one's, and they begin with the second of a clock that may be behind.
+    """
 
-        self._open = SummaryWriter
+    def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]], elapsed_s: float) -> None:
         self._folder = folder
-        self._writers: dict[str, SummaryWriter] = {}
+        self._started = time.time() - elapsed_s
+        self._writers: dict[str, EventFileWriter] = {}
+        for index, line in enumerate(kept):
+            self._add(index, line, {key: value for key, value in line.items() if key not in _RESERVED})
 
     def write(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        self._add(index, line, values)
+        self._writers[line["stage"]].flush()
+
+    def _add(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        # Imported only when TensorBoard is asked for. torch's SummaryWriter, around the same class, takes two seconds
+        # to import and writes one event per number, not per line, which takes seven times as long.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        stage, at = line["stage"], self._started + line["elapsed_s"]
         # Evaluations of several stages share one axis; their place in the record always grows.
-        stage, step = line["stage"], index if line["stage"] == EVAL else line["step"]
+        step = index if stage == EVAL else line["step"]
         if stage not in self._writers:
-            # Whatever an earlier life of this run wrote from this step on is stale.
-            self._writers[stage] = self._open(str(self._folder / stage), purge_step=step)
-        for key, value in values.items():
-            self._writers[stage].add_scalar(f"{stage}/{key}", value, step)
-        self._writers[stage].flush()
+            self._writers[stage] = EventFileWriter(str(self._folder / stage))
+            # A TensorBoard that is open on the folder still has the steps of the run's earlier life: they are dropped.
+            start = SessionLog(status=SessionLog.START)
+            self._writers[stage].add_event(Event(wall_time=at, step=step, session_log=start))
+        points = [Summary.Value(tag=f"{stage}/{key}", simple_value=value) for key, value in values.items()]
+        self._writers[stage].add_event(Event(wall_time=at, step=step, summary=Summary(value=points)))
 
     def close(self) -> None:
         for writer in self._writers.values():

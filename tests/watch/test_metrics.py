@@ -197,6 +197,22 @@ def test_tensorboard_shows_every_step_once_after_a_resume(tmp_path: Path) -> Non
     assert [value for _, value in scalars(board / "eval", "eval/accuracy")] == [0.25, 0.5]
 
 
+def test_tensorboard_shows_the_resumed_run_if_its_clock_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads files in the order of their names, which begin with the second they were opened in.
+
+    A run resumed on another machine, or within the same second, may open a file that sorts before the lost steps.
+    """
+    with Metrics(tmp_path, tensorboard=True, resume_after=None) as metrics:
+        for step in (1, 2):
+            metrics.write("grpo", step, {"reward": 1.0 if step == 1 else -1.0})
+    monkeypatch.setattr("time.time", lambda: 1_000_000_000.0)
+    with Metrics(tmp_path, tensorboard=True, resume_after=("grpo", 1)) as metrics:
+        metrics.write("grpo", 2, {"reward": 2.0})
+    assert scalars(tmp_path / "tensorboard" / "grpo", "grpo/reward") == [(1, 1.0), (2, 2.0)]
+
+
 def test_tensorboard_is_not_written_unless_asked_for(tmp_path: Path) -> None:
     play(tmp_path, RUN, None)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

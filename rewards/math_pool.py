@@ -71,7 +71,7 @@ class Worker:
         return verdict["outcome"]
 
     def load_algebra(self) -> None:
-        """Import sympy, which takes longer than a verdict may; raises Lost."""
+        """Import and warm up sympy, which takes longer than a verdict may; raises Lost."""
         if not self.has_algebra and self.ask({"load": True}, START_SECONDS) != "undecided":
             raise Lost("computer algebra cannot be loaded")
         self.has_algebra = True

@@ -57,11 +57,11 @@ def _memory_mb() -> int:
 
 
 def judge(request: Mapping[str, Any]) -> Outcome:
-    """The verdict on `gold` and `answer`, by many digits, else by computer algebra, which "load" imports beforehand."""
+    """The verdict on `gold` and `answer`, by many digits, else by computer algebra, which "load" warms up."""
     try:
         if "load" in request:
-            import math_verify  # noqa: F401
-
+            # Not only the import: building the grammar and the first integral take another half second.
+            _by_algebra(r"\int_0^1 x^2 dx", r"\frac{1}{3}")
             return "undecided"
         for digits in DIGITS:
             comparison = Comparison(

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 PROC = Path("/proc")
 VARIABLE = "RLKIT_TEST_SESSION"
@@ -21,6 +22,13 @@ GRACE_SECONDS = 10.0
 """A process that was told to end may need a moment for it."""
 ENDS_WITH_US = b"multiprocessing.resource_tracker"
 """Python's own bookkeeper of shared memory lives as long as its parent."""
+
+
+# The same examples on every machine, however slow; to look for new ones: pytest --hypothesis-profile=default.
+settings.register_profile(
+    "suite", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import Any
 
@@ -31,6 +31,7 @@ LOAD_S = 120.0
 """For a process to import the reward and what it needs."""
 LEAVE_S = 5.0
 """For all processes to close their reward (a sandbox, a pool) when the run ends; then they are killed."""
+OVER = "the run is over"
 # The driver's own search path, so that names mean the same; -P: nothing else goes in front of it.
 PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
@@ -62,7 +63,8 @@ class Scorer:
         self._cfg = cfg
         self._lock, self._closed = Lock(), False
         self._workers: set[_Worker] = set()
-        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._idle: SimpleQueue[_Worker | None] = SimpleQueue()
+        """None for a thread that comes after the end."""
         for _ in range(cfg.workers):
             self._idle.put(self._start())
         self._threads = ThreadPoolExecutor(cfg.workers, "reward")
@@ -76,9 +78,14 @@ class Scorer:
         with self._lock:
             self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        idle = {self._idle.get() for _ in range(self._idle.qsize())}
+        idle = set()
+        with suppress(Empty):
+            while True:
+                idle.add(self._idle.get_nowait())
         for worker in self._workers - idle:
             worker.kill()  # the thread that waits for its verdict reads the end of the channel
+        for _ in range(self._cfg.workers):
+            self._idle.put(None)  # a thread that has taken a group, but no worker yet, would wait for ever
         self._threads.shutdown()
         deadline = time.monotonic() + LEAVE_S
         for worker in self._workers:
@@ -90,6 +97,8 @@ class Scorer:
         samples = [_sample(group, index) for index in range(len(group.rollouts))]
         scores: list[Score] = []
         worker = self._idle.get()
+        if worker is None:
+            raise RuntimeError(OVER)
         try:
             while len(scores) < len(samples):
                 try:
@@ -114,7 +123,7 @@ class Scorer:
     def _start(self) -> _Worker:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the run is over")
+                raise RuntimeError(OVER)
             worker = _Worker(self._cfg.fn, self._cfg.kwargs)
             self._workers.add(worker)
             return worker

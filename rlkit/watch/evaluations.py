@@ -103,4 +103,5 @@ def milestones(evaluations: Sequence[Evaluation], limit: int = 3) -> list[Evalua
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted((folder / "evaluations").glob("[0-9]*.json"))
+    """In their order, which is not that of the alphabet from the 1,000th on."""
+    return sorted((folder / "evaluations").glob("[0-9]*.json"), key=lambda path: int(path.name.partition("-")[0]))

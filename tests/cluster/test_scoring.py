@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from rewards import RewardError
 from rlkit.cluster.reaper import Birth, below, marked
-from rlkit.cluster.scoring import build_reward
+from rlkit.cluster.scoring import Scorer, build_reward
 from rlkit.config import RewardConfig
 from rlkit.loop import collect
 from rlkit.types import Group, Prompt, Rollout, Score
@@ -35,7 +37,7 @@ def batch(prompts, completions, answer, trainer_state, **columns):
 
 async def later(completion):
     import asyncio
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(1.0)
     return 1.0
 
 def who(completion):
@@ -129,7 +131,7 @@ def test_a_batch_function_gets_a_group_and_the_step(plugin: Path) -> None:
 def test_coroutines_of_a_group_wait_together(plugin: Path) -> None:
     [found] = scores(config(f"{plugin}:later"), group(*"abcdefgh"))
     assert [score.value for score in found] == [1.0] * 8
-    assert found[0].seconds < 8 * 0.2
+    assert found[0].seconds < 8 * 1.0
 
 
 def test_parts_and_numbers_of_the_logs_come_along(plugin: Path) -> None:
@@ -239,11 +241,11 @@ def test_one_that_hangs_is_killed_and_the_others_are_judged(plugin: Path, how: s
 
 def test_a_batch_that_hangs_has_no_verdict_after_the_time_of_all_its_samples(plugin: Path) -> None:
     start = time.monotonic()
-    hung, fine = scores(config(f"{plugin}:hanging_batch", timeout=0.5), group("x", "hang", "y"), group("x", id="q"))
+    hung, fine = scores(config(f"{plugin}:hanging_batch", timeout=2.0), group("x", "hang", "y"), group("x", id="q"))
     assert [(score.value, score.reason) for score in hung] == [(None, "deadline")] * 3
     assert [score.value for score in fine] == [1.0]
-    assert hung[0].seconds == pytest.approx(1.5)
-    assert time.monotonic() - start < 20
+    assert hung[0].seconds == pytest.approx(6.0)
+    assert time.monotonic() - start < 60
 
 
 def test_one_that_ends_its_process_costs_itself_only(plugin: Path) -> None:
@@ -295,6 +297,28 @@ def test_closing_does_not_wait_for_what_is_queued_or_running(plugin: Path) -> No
         for i in range(20):
             reward(group("sleep", id=f"p{i}"))
     assert time.monotonic() - start < 10
+
+
+def test_closing_ends_with_a_group_that_has_no_process_yet(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread comes for a process only when `close` has taken all of them and waits for the threads."""
+    taken = threading.Event()
+    reward = Scorer(config(f"{plugin}:length"))
+    monkeypatch.setattr("rlkit.cluster.scoring._sample", lambda group, index: taken.wait())
+    shutdown = reward._threads.shutdown
+
+    def end(wait: bool = True, cancel_futures: bool = False) -> None:
+        if wait:
+            taken.set()
+        shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr(reward._threads, "shutdown", end)
+    found = reward(group("x"))
+    closing = threading.Thread(target=reward.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    ended = not closing.is_alive()
+    reward._idle.put(None)  # should it hang, the other tests go on
+    assert ended and isinstance(found.exception(), RuntimeError)
 
 
 # A driver whose rewards hang: in C code, asleep, or in a program that runs in the sandbox.
@@ -351,12 +375,15 @@ def alive(birth: Birth) -> bool:
 
 
 def test_scoring_64_rollouts_costs_the_driver_little(plugin: Path) -> None:
-    """CPU time of this process, at its best of ten: the wall time is that of the machine's other work too."""
+    """CPU time of this process, at its best of ten, against that of writing the same groups down."""
     groups = [group(*(f"{'x' * 200}{i}" for i in range(8)), id=f"p{i}") for i in range(8)]
     with build_reward(config(f"{plugin}:length", processes=2)) as reward:
-        costs = []
+        costs, units = [], []
         for _ in range(10):
             start = time.process_time()
             collect([(group, reward(group)) for group in groups], [group.prompt for group in groups])
             costs.append(time.process_time() - start)
-    assert min(costs) < 0.010, f"{min(costs) * 1000:.1f} ms"
+            start = time.process_time()
+            pickle.dumps(groups)
+            units.append(time.process_time() - start)
+    assert min(costs) < 50 * min(units), f"{min(costs) * 1000:.1f} ms, pickled in {min(units) * 1000:.2f} ms"

@@ -76,7 +76,7 @@ def test_rollouts_are_the_same_bits_in_a_fresh_process_and_nothing_is_printed(en
         "engine.close()"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, str(checkpoint)], cwd=ROOT, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", program, str(checkpoint)], cwd=ROOT, capture_output=True, text=True, timeout=800
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert json.loads(run.stdout) == json.loads(json.dumps(expected))

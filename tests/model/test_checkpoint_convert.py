@@ -193,7 +193,7 @@ def resident(key: str) -> int:
 
 def run(script: str, *args: str | Path) -> str:
     command = [sys.executable, "-c", script, *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -195,12 +195,12 @@ def test_prints_stay_out_of_the_table(plugin: str, capfd: pytest.CaptureFixture[
 
 
 def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) -> None:
-    process = Process(f"{plugin}:hangs_on_long", {}, seconds=0.5)
+    process = Process(f"{plugin}:hangs_on_long", {}, seconds=2.0)
     long = rewards.Sample("", "x" * LONG, meta=ROWS[0])
     short = rewards.Sample("", "<answer>7</answer>", meta=ROWS[0])
     try:
         for _ in range(2):
-            with pytest.raises(AuditError, match=r"hangs: no answer within 0\.5 s"):
+            with pytest.raises(AuditError, match=r"hangs: no answer within 2 s"):
                 process.judge([long])
             assert process.judge([short]).rewards[0].value == 1.0
     finally:
@@ -208,9 +208,9 @@ def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) ->
 
 
 def test_a_trick_that_hangs_is_a_fault(plugin: str) -> None:
-    found = findings(f"{plugin}:hangs_on_blank", seconds=0.5)
+    found = findings(f"{plugin}:hangs_on_blank", seconds=2.0)
     details = found["known tricks"].details
-    assert details[0] == "a blank answer: hangs: no answer within 0.5 s" and len(details) <= 2
+    assert details[0] == "a blank answer: hangs: no answer within 2 s" and len(details) <= 2
 
 
 @pytest.mark.slow

@@ -62,6 +62,19 @@ def programs(folder: Path) -> Iterator[Program]:
             yield Program(theme=path.stem, name=name, tries=tries, settings=settings, code=code)
 
 
+def same_port() -> list[socket.socket]:
+    """A TCP and a UDP socket on one free port."""
+    while True:
+        tcp, udp = socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        tcp.bind(("127.0.0.1", 0))
+        try:
+            udp.bind(tcp.getsockname())
+            return [tcp, udp]
+        except OSError:  # somebody has the other one
+            tcp.close()
+            udp.close()
+
+
 class Host:
     """What an attack may read, change or reach, and must not."""
 
@@ -78,10 +91,8 @@ class Host:
         self.canary.chmod(0o666)
         self.file.write_text(self.secret)
         self.file.chmod(0o644)
-        self.sockets = [socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
-        self.sockets[0].bind(("127.0.0.1", 0))
+        self.sockets = same_port()
         self.port = self.sockets[0].getsockname()[1]
-        self.sockets[1].bind(("127.0.0.1", self.port))
         for name, kind in (("\0" + self.mark, 1), ("\0" + self.mark + "d", 2), (str(self.folder / "socket"), 1)):
             self.sockets.append(socket.socket(socket.AF_UNIX, kind))
             self.sockets[-1].bind(name)

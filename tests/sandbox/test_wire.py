@@ -196,10 +196,10 @@ def test_elements_of_equal_hash_are_refused_before_they_cost_quadratic_time(tag:
     numbers = [k * (2**61 - 1) for k in range(1, 100_000)]  # the hash of each is 0
     items = [{"i": hex(n)} for n in numbers]
     message = json.dumps({tag: [[item, 0] for item in items] if tag == "d" else items}).encode()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WireError, match="equal hash"):
         loads(message)
-    assert time.perf_counter() - start < 5  # a plain set of them takes minutes
+    assert time.process_time() - start < 30  # a plain set of them takes minutes
 
 
 def test_unique_is_a_frozenset() -> None:

@@ -46,6 +46,14 @@ def test_evaluations_keep_the_order_in_which_they_came(tmp_path: Path) -> None:
     assert [one.name for one in read_evaluations(tmp_path)] == names
 
 
+def test_the_thousandth_evaluation_comes_after_those_before_it(tmp_path: Path) -> None:
+    for place, name in ((999, "GRPO step 999"), (1000, "after GRPO")):
+        write_evaluation(tmp_path, evaluation(name))
+        (written,) = (tmp_path / "evaluations").glob(f"*-{name.lower().replace(' ', '-')}.json")
+        written.rename(written.with_name(f"{place}-{written.name.partition('-')[2]}"))
+    assert [one.name for one in read_evaluations(tmp_path)] == ["GRPO step 999", "after GRPO"]
+
+
 def test_an_evaluation_that_runs_again_replaces_the_first(tmp_path: Path) -> None:
     for name, accuracy in (("before SFT", 0.1), ("after SFT", 0.4), ("before SFT", 0.2)):
         write_evaluation(tmp_path, evaluation(name, accuracy=accuracy))

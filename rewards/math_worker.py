@@ -60,7 +60,7 @@ def judge(request: Mapping[str, Any]) -> Outcome:
     """The verdict on `gold` and `answer`, by many digits, else by computer algebra, which "load" warms up."""
     try:
         if "load" in request:
-            # Not only the import: building the grammar and the first integral take another half second.
+            # Not only the import: building the grammar and the first integral take as long again.
             _by_algebra(r"\int_0^1 x^2 dx", r"\frac{1}{3}")
             return "undecided"
         for digits in DIGITS:

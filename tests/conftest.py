@@ -24,7 +24,7 @@ ENDS_WITH_US = b"multiprocessing.resource_tracker"
 """Python's own bookkeeper of shared memory lives as long as its parent."""
 
 
-# The same examples on every machine, however slow; to look for new ones: pytest --hypothesis-profile=default.
+# The same seed on every machine, however slow; to look for new ones: pytest --hypothesis-profile=default.
 settings.register_profile(
     "suite", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -32,6 +32,7 @@ LOAD_S = 120.0
 LEAVE_S = 5.0
 """For all processes to close their reward (a sandbox, a pool) when the run ends; then they are killed."""
 OVER = "the run is over"
+"""Said to a thread that comes after the end."""
 # The driver's own search path, so that names mean the same; -P: nothing else goes in front of it.
 PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "

@@ -103,5 +103,6 @@ def milestones(evaluations: Sequence[Evaluation], limit: int = 3) -> list[Evalua
 
 
 def _files(folder: Path) -> list[Path]:
-    """In their order, which is not that of the alphabet from the 1,000th on."""
-    return sorted((folder / "evaluations").glob("[0-9]*.json"), key=lambda path: int(path.name.partition("-")[0]))
+    """In their order, which is not that of the alphabet once there are more than a thousand."""
+    written = (folder / "evaluations").glob("[0-9]*.json")
+    return sorted(written, key=lambda path: (int(re.sub(r"\D.*", "", path.name)), path.name))

@@ -53,7 +53,7 @@ class Metrics:
         kept = [] if resume_after is None else _up_to(read_metrics(folder), *resume_after)
         path = folder / _FILE
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-        if tensorboard or resume_after is None:
+        if resume_after is None:
             shutil.rmtree(folder / _BOARD, ignore_errors=True)
         self._index = len(kept)
         self._evaluated = {_key(line) for line in kept if line["stage"] == EVAL}
@@ -147,10 +147,10 @@ def _up_to(lines: list[dict[str, Any]], stage: str, step: int) -> list[dict[str,
 
 
 class _TensorBoard:
-    """One TensorBoard run per stage, because each stage counts its own steps; evaluations are counted 0, 1, 2.
+    """One TensorBoard run per stage, because each stage counts its own steps.
 
-    A resumed run writes the kept lines of the record anew. TensorBoard could drop the lost steps itself, but only from
-    files whose names sort before the new one's, and they begin with the second of a clock that may be behind.
+    A resumed run writes the kept lines of the record anew, at the times of a run without the break: the record has no
+    others.
     """
 
     def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]], elapsed_s: float) -> None:
@@ -165,8 +165,8 @@ class _TensorBoard:
         self._writers[line["stage"]].flush()
 
     def _add(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        # Imported only when TensorBoard is asked for. torch's SummaryWriter, around the same class, takes two seconds
-        # to import and writes one event per number, not per line, which takes seven times as long.
+        # Imported only when TensorBoard is asked for. torch's SummaryWriter, around the same class, writes an event for
+        # every number instead of every line, which takes several times as long.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -175,10 +175,16 @@ class _TensorBoard:
         # Evaluations of several stages share one axis; their place in the record always grows.
         step = index if stage == EVAL else line["step"]
         if stage not in self._writers:
+            earlier = set((self._folder / stage).glob("*.tfevents.*"))
             self._writers[stage] = EventFileWriter(str(self._folder / stage))
-            # A TensorBoard that is open on the folder still has the steps of the run's earlier life: they are dropped.
+            # TensorBoard reads files in the order of their names, and drops at START what it has read from this step
+            # on. The names begin with the second of a clock that may be behind: what would come after, has to go.
             start = SessionLog(status=SessionLog.START)
             self._writers[stage].add_event(Event(wall_time=at, step=step, session_log=start))
+            (ours,) = set((self._folder / stage).glob("*.tfevents.*")) - earlier
+            for path in earlier:
+                if path.name > ours.name:
+                    path.unlink()
         points = [Summary.Value(tag=f"{stage}/{key}", simple_value=value) for key, value in values.items()]
         self._writers[stage].add_event(Event(wall_time=at, step=step, summary=Summary(value=points)))
 

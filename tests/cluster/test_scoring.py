@@ -239,6 +239,7 @@ def test_one_that_hangs_is_killed_and_the_others_are_judged(plugin: Path, how: s
     assert [score.value for score in second] == [1.0], "the process is replaced"
 
 
+@pytest.mark.slow
 def test_a_batch_that_hangs_has_no_verdict_after_the_time_of_all_its_samples(plugin: Path) -> None:
     start = time.monotonic()
     hung, fine = scores(config(f"{plugin}:hanging_batch", timeout=2.0), group("x", "hang", "y"), group("x", id="q"))
@@ -301,9 +302,14 @@ def test_closing_does_not_wait_for_what_is_queued_or_running(plugin: Path) -> No
 
 def test_closing_ends_with_a_group_that_has_no_process_yet(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread comes for a process only when `close` has taken all of them and waits for the threads."""
-    taken = threading.Event()
+    entered, taken = threading.Event(), threading.Event()
     reward = Scorer(config(f"{plugin}:length"))
-    monkeypatch.setattr("rlkit.cluster.scoring._sample", lambda group, index: taken.wait())
+
+    def sample(*_: object) -> None:
+        entered.set()
+        taken.wait()
+
+    monkeypatch.setattr("rlkit.cluster.scoring._sample", sample)
     shutdown = reward._threads.shutdown
 
     def end(wait: bool = True, cancel_futures: bool = False) -> None:
@@ -313,6 +319,7 @@ def test_closing_ends_with_a_group_that_has_no_process_yet(plugin: Path, monkeyp
 
     monkeypatch.setattr(reward._threads, "shutdown", end)
     found = reward(group("x"))
+    entered.wait()
     closing = threading.Thread(target=reward.close, daemon=True)
     closing.start()
     closing.join(60)

@@ -194,6 +194,7 @@ def test_prints_stay_out_of_the_table(plugin: str, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) -> None:
     process = Process(f"{plugin}:hangs_on_long", {}, seconds=2.0)
     long = rewards.Sample("", "x" * LONG, meta=ROWS[0])
@@ -207,6 +208,7 @@ def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) ->
         process.end()
 
 
+@pytest.mark.slow
 def test_a_trick_that_hangs_is_a_fault(plugin: str) -> None:
     found = findings(f"{plugin}:hangs_on_blank", seconds=2.0)
     details = found["known tricks"].details

@@ -82,6 +82,7 @@ def test_every_way_to_end_has_its_status_and_cases_are_counted(
     assert first.status == status and first.passed is verdict.passed and first.num_passed <= num_passed
 
 
+@pytest.mark.slow
 def test_one_deadline_bounds_all_cases(box: Sandbox) -> None:
     code = "import time\nn = int(input())\ntime.sleep(1.2)\nprint(2 * n)"
     start = time.monotonic()

@@ -91,6 +91,7 @@ def test_a_forged_answer_is_only_a_wrong_value(box: Sandbox) -> None:
         assert [call(session, "echo", 1), call(session, "echo", 2)] == [42, 1]
 
 
+@pytest.mark.slow
 def test_the_deadline_is_one_for_the_whole_session(box: Sandbox) -> None:
     nap = "import time\ndef nap(s):\n    time.sleep(s)\n    return s\n"
     with box.session(nap, limits=Limits(wall=3.0)) as session:

@@ -44,7 +44,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None)
 def test_a_value_comes_back_equal_and_of_the_same_types(value: object) -> None:
     assert written(loads(dumps(value))) == written(value)
 
@@ -182,7 +182,7 @@ def test_malformed_messages_are_refused_and_nothing_else_happens(message: bytes)
 
 
 @given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]",:tsfdicnbe0x1-. '), max_size=40).map(str.encode))
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None)
 def test_any_bytes_give_plain_data_or_a_wire_error(message: bytes) -> None:
     try:
         value = loads(message)

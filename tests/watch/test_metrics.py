@@ -213,6 +213,21 @@ def test_tensorboard_shows_the_resumed_run_if_its_clock_is_behind(
     assert scalars(tmp_path / "tensorboard" / "grpo", "grpo/reward") == [(1, 1.0), (2, 2.0)]
 
 
+def test_a_tensorboard_that_stays_open_over_a_resume_drops_the_lost_steps(tmp_path: Path) -> None:
+    with Metrics(tmp_path, tensorboard=True, resume_after=None) as metrics:
+        for step in (1, 2):
+            metrics.write("grpo", step, {"reward": 1.0 if step == 1 else -1.0})
+    name = "events.out.tfevents.1000000000.host.1.0"  # so that the next one is not of the same second
+    (written,) = (tmp_path / "tensorboard" / "grpo").iterdir()
+    board = EventAccumulator(str(written.rename(written.with_name(name)).parent))
+    board.Reload()
+    assert [point.value for point in board.Scalars("grpo/reward")] == [1.0, -1.0]
+    with Metrics(tmp_path, tensorboard=True, resume_after=("grpo", 1)) as metrics:
+        metrics.write("grpo", 2, {"reward": 2.0})
+    board.Reload()
+    assert [(point.step, point.value) for point in board.Scalars("grpo/reward")] == [(1, 1.0), (2, 2.0)]
+
+
 def test_tensorboard_is_not_written_unless_asked_for(tmp_path: Path) -> None:
     play(tmp_path, RUN, None)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -159,6 +159,8 @@ class _TensorBoard:
         self._writers: dict[str, EventFileWriter] = {}
         for index, line in enumerate(kept):
             self._add(index, line, {key: value for key, value in line.items() if key not in _RESERVED})
+        for writer in self._writers.values():
+            writer.flush()  # a stage that is over gets no other line that would
 
     def write(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
         self._add(index, line, values)
@@ -167,30 +169,37 @@ class _TensorBoard:
     def _add(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
         # Imported only when TensorBoard is asked for. torch's SummaryWriter, around the same class, writes an event for
         # every number instead of every line, which takes several times as long.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         stage, at = line["stage"], self._started + line["elapsed_s"]
         # Evaluations of several stages share one axis; their place in the record always grows.
         step = index if stage == EVAL else line["step"]
         if stage not in self._writers:
-            earlier = set((self._folder / stage).glob("*.tfevents.*"))
-            self._writers[stage] = EventFileWriter(str(self._folder / stage))
-            # TensorBoard reads files in the order of their names, and drops at START what it has read from this step
-            # on. The names begin with the second of a clock that may be behind: what would come after, has to go.
-            start = SessionLog(status=SessionLog.START)
-            self._writers[stage].add_event(Event(wall_time=at, step=step, session_log=start))
-            (ours,) = set((self._folder / stage).glob("*.tfevents.*")) - earlier
-            for path in earlier:
-                if path.name > ours.name:
-                    path.unlink()
+            self._writers[stage] = _start(self._folder / stage, step, at)
         points = [Summary.Value(tag=f"{stage}/{key}", simple_value=value) for key, value in values.items()]
         self._writers[stage].add_event(Event(wall_time=at, step=step, summary=Summary(value=points)))
 
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
+
+
+def _start(folder: Path, step: int, at: float) -> EventFileWriter:
+    """A file of TensorBoard events that takes the place of all earlier ones of its folder, from `step` on."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    earlier = set(folder.glob("*.tfevents.*"))
+    writer = EventFileWriter(str(folder))
+    # TensorBoard reads files in the order of their names, and drops at START what it has read from this step on. The
+    # names begin with the second of a clock that may be behind: what would come after, has to go.
+    writer.add_event(Event(wall_time=at, step=step, session_log=SessionLog(status=SessionLog.START)))
+    (ours,) = set(folder.glob("*.tfevents.*")) - earlier
+    for path in earlier:
+        if path.name > ours.name:
+            path.unlink()
+    return writer
 
 
 class _Wandb:

@@ -246,7 +246,7 @@ def test_a_batch_that_hangs_has_no_verdict_after_the_time_of_all_its_samples(plu
     assert [(score.value, score.reason) for score in hung] == [(None, "deadline")] * 3
     assert [score.value for score in fine] == [1.0]
     assert hung[0].seconds == pytest.approx(6.0)
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 25
 
 
 def test_one_that_ends_its_process_costs_itself_only(plugin: Path) -> None:
@@ -393,4 +393,4 @@ def test_scoring_64_rollouts_costs_the_driver_little(plugin: Path) -> None:
             start = time.process_time()
             pickle.dumps(groups)
             units.append(time.process_time() - start)
-    assert min(costs) < 50 * min(units), f"{min(costs) * 1000:.1f} ms, pickled in {min(units) * 1000:.2f} ms"
+    assert min(costs) < 25 * min(units), f"{min(costs) * 1000:.1f} ms, pickled in {min(units) * 1000:.2f} ms"

@@ -24,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = [json.loads(line) for line in (Path(__file__).parent / "math_cases.jsonl").read_text().splitlines()]
 SLOW = r"\int_0^\infty \frac{\sin^9 x^7}{x^{11}+e^x}\,dx"
 LIMIT = 1.0
-MARGIN = 20.0
-"""Seconds that killing and starting a worker, and importing sympy, may take on a busy machine."""
+MARGIN = 3.0
+"""Seconds that killing a worker may take on a busy machine."""
+START = 17.0
+"""Seconds that starting one and importing sympy may take there; neither is on the verdict's clock."""
 ROOTS = {"gold": r"\sqrt{8}", "answer": r"2\sqrt{2}", "percent": "either", "units": "optional"}
 
 
@@ -73,7 +75,7 @@ def judge_each(verifier: MathVerifier) -> list[str]:
     for sample in safety_samples():
         start = time.monotonic()
         [reward] = verifier([sample])
-        if time.monotonic() - start > LIMIT + MARGIN or reward.value != sample.meta["verdict"]:
+        if time.monotonic() - start > LIMIT + MARGIN + START or reward.value != sample.meta["verdict"]:
             problems.append(f"{sample.completion[:80]}: {reward}, {time.monotonic() - start:.1f} s")
     return problems
 
@@ -134,7 +136,7 @@ def test_safety_cases_end_within_their_limit_in_a_ray_actor(monkeypatch: pytest.
     finally:
         ray.shutdown()
     assert [value for value, _ in results] == [verdict for _, _, verdict in samples]
-    assert max(seconds for _, seconds in results) < LIMIT + MARGIN
+    assert max(seconds for _, seconds in results) < LIMIT + MARGIN + START
 
 
 def test_nothing_starts_before_it_is_needed_and_everything_ends_with_close() -> None:
@@ -213,7 +215,9 @@ def test_a_worker_that_cannot_end_itself_is_killed_at_the_deadline(pool: Pool) -
     pool.ask(ROOTS, 5)
     process = busy(pool).process
     process.send_signal(signal.SIGSTOP)
+    start = time.monotonic()
     assert pool.ask(ROOTS, 0.3) == "timeout"
+    assert time.monotonic() - start < 0.3 + MARGIN
     assert process.poll() == -signal.SIGKILL
 
 

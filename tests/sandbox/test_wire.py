@@ -199,7 +199,7 @@ def test_elements_of_equal_hash_are_refused_before_they_cost_quadratic_time(tag:
     start = time.process_time()
     with pytest.raises(WireError, match="equal hash"):
         loads(message)
-    assert time.process_time() - start < 30  # a plain set of them takes minutes
+    assert time.process_time() - start < 5  # a plain set of them takes minutes
 
 
 def test_unique_is_a_frozenset() -> None:

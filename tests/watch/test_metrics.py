@@ -197,6 +197,12 @@ def test_tensorboard_shows_every_step_once_after_a_resume(tmp_path: Path) -> Non
     assert [value for _, value in scalars(board / "eval", "eval/accuracy")] == [0.25, 0.5]
 
 
+def write_rewards(folder: Path, rewards: dict[int, float], resume_after: tuple[str, int] | None) -> None:
+    with Metrics(folder, tensorboard=True, resume_after=resume_after) as metrics:
+        for step, reward in rewards.items():
+            metrics.write("grpo", step, {"reward": reward})
+
+
 def test_tensorboard_shows_the_resumed_run_if_its_clock_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,28 +210,32 @@ def test_tensorboard_shows_the_resumed_run_if_its_clock_is_behind(
 
     A run resumed on another machine, or within the same second, may open a file that sorts before the lost steps.
     """
-    with Metrics(tmp_path, tensorboard=True, resume_after=None) as metrics:
-        for step in (1, 2):
-            metrics.write("grpo", step, {"reward": 1.0 if step == 1 else -1.0})
+    write_rewards(tmp_path, {1: 1.0, 2: -1.0}, None)
     monkeypatch.setattr("time.time", lambda: 1_000_000_000.0)
-    with Metrics(tmp_path, tensorboard=True, resume_after=("grpo", 1)) as metrics:
-        metrics.write("grpo", 2, {"reward": 2.0})
+    write_rewards(tmp_path, {2: 2.0}, ("grpo", 1))
     assert scalars(tmp_path / "tensorboard" / "grpo", "grpo/reward") == [(1, 1.0), (2, 2.0)]
 
 
 def test_a_tensorboard_that_stays_open_over_a_resume_drops_the_lost_steps(tmp_path: Path) -> None:
-    with Metrics(tmp_path, tensorboard=True, resume_after=None) as metrics:
-        for step in (1, 2):
-            metrics.write("grpo", step, {"reward": 1.0 if step == 1 else -1.0})
+    write_rewards(tmp_path, {1: 1.0, 2: -1.0}, None)
     name = "events.out.tfevents.1000000000.host.1.0"  # so that the next one is not of the same second
     (written,) = (tmp_path / "tensorboard" / "grpo").iterdir()
     board = EventAccumulator(str(written.rename(written.with_name(name)).parent))
     board.Reload()
     assert [point.value for point in board.Scalars("grpo/reward")] == [1.0, -1.0]
-    with Metrics(tmp_path, tensorboard=True, resume_after=("grpo", 1)) as metrics:
-        metrics.write("grpo", 2, {"reward": 2.0})
+    write_rewards(tmp_path, {2: 2.0}, ("grpo", 1))
     board.Reload()
     assert [(point.step, point.value) for point in board.Scalars("grpo/reward")] == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_stage_before_the_resume_is_on_disk_at_once(tmp_path: Path) -> None:
+    """A kill later on must not cost its curve: the resumed run writes nothing more to it."""
+    with Metrics(tmp_path, tensorboard=True, resume_after=None) as metrics:
+        metrics.write("sft", 1, {"loss": 1.0})
+    earlier = set((tmp_path / "tensorboard" / "sft").iterdir())
+    with Metrics(tmp_path, tensorboard=True, resume_after=("sft", 1)):
+        (newest,) = set((tmp_path / "tensorboard" / "sft").iterdir()) - earlier
+        assert scalars(newest, "sft/loss") == [(1, 1.0)]
 
 
 def test_tensorboard_is_not_written_unless_asked_for(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_a_large_run_makes_a_small_page_quickly(tmp_path: Path) -> None:
         evaluate(tmp_path, name, [sample("&" * 3000 + str(n), n % 2 == 0, completion="<" * 2500) for n in range(200)])
     start = time.process_time()
     path = write_report(tmp_path, "a run")
-    assert time.process_time() - start < 15
+    assert time.process_time() - start < 3
     assert path.stat().st_size < 1_000_000
     shown = Page(path.read_text())
     assert shown.all("pre")[0] == "<" * 1500 + " ... (1,000 more characters)"

@@ -33,12 +33,12 @@ import psutil
 
 from benchmarks.job import Job, rlkit_overrides, trl_job, write_inputs
 from benchmarks.timing import Step, busy_seconds, check_steps, machine, report, summarise, used_by
-from rlkit.cluster.build import start
-from rlkit.compose import load_config
+from rlkit.cluster.start import start
 from rlkit.config import GrpoRun
+from rlkit.config.compose import load_config
 from rlkit.loop import train
-from rlkit.prepare import Task, prepare
-from rlkit.run import Run
+from rlkit.run.open import Run
+from rlkit.run.prepare import Task, prepare
 
 ENVIRONMENT = dict(os.environ)
 """As the user has it: rlkit puts settings for its own processes into ours."""

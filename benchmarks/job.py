@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from rlkit.compose import load_config
 from rlkit.config import GrpoRun
+from rlkit.config.compose import load_config
 from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import train_tokenizer
 from rlkit.model import DeepseekV3, DeepseekV3Config

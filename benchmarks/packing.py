@@ -24,12 +24,12 @@ import torch
 
 from benchmarks.timing import Step, Summary, busy_seconds, machine, summarise, used_by
 from rlkit.algo import SftLoss, pack_demonstrations
-from rlkit.compose import load_config
 from rlkit.config import SftRun
+from rlkit.config.compose import load_config
 from rlkit.data.prompts import rows_for_step
 from rlkit.model import DeepseekV3
-from rlkit.prepare import Task, prepare
-from rlkit.train.torch import TorchStepper
+from rlkit.run.prepare import Task, prepare
+from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch, Pack
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from recipes.sft import fine_tune
-from rlkit.compose import clear_errors, load_config, parse_command
-from rlkit.extend import ExtendContextRun, stage_folder, stage_run, write_extended
-from rlkit.plan import show
-from rlkit.prepare import INITIAL
-from rlkit.run import MODEL, Run
+from rlkit.config.compose import clear_errors, load_config, parse_command
+from rlkit.config.runs import ExtendContextRun
+from rlkit.extend_context import stage_folder, stage_run, write_extended
+from rlkit.run.open import MODEL, Run
+from rlkit.run.plan import show
+from rlkit.run.prepare import INITIAL
 
 
 def main(argv: Sequence[str] | None = None) -> None:

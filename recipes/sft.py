@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.cluster.build import start
+from rlkit.cluster.start import start
 from rlkit.config import SftRun
-from rlkit.run import Run, open_run
+from rlkit.run.open import Run, open_run
 from rlkit.sft import finetune
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.cluster.build import start
+from rlkit.cluster.start import start
 from rlkit.config import SftThenGrpoRun
 from rlkit.loop import train
-from rlkit.run import open_run
+from rlkit.run.open import open_run
 from rlkit.sft import finetune
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from rlkit.algo.losses import Loss, MtpTerm
-from rlkit.cluster.parts import build_engine, build_trainer
+from rlkit.build import build_engine, build_trainer
 from rlkit.config import EngineConfig, TrainerConfig
 from rlkit.model import DeepseekV3Config
 from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats, Weights

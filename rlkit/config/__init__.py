@@ -1,13 +1,13 @@
 """Every knob of a run, checked before anything starts.
 
-The YAML files in `configs/` hold the values, `rlkit.compose` puts them together with the command line, and the frozen
-dataclasses here say which keys there are and what each may be.
+The YAML files in `configs/` hold the values, `compose` puts them together with the command line, and the frozen
+dataclasses say which keys there are and what each may be.
 """
 
 from __future__ import annotations
 
 from rlkit.config.checks import suggestion
-from rlkit.config.parts import (
+from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -19,7 +19,7 @@ from rlkit.config.parts import (
     RewardConfig,
     TrainerConfig,
 )
-from rlkit.config.runs import GrpoRun, RunConfig, SftRun, SftThenGrpoRun
+from rlkit.config.runs import ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "ExtendContextRun",
     "GrpoRun",
     "LoggingConfig",
     "LoraConfig",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlkit.config.checks import one_of
-from rlkit.config.parts import (
+from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -116,3 +117,37 @@ class SftThenGrpoRun(SftRun, GrpoRun):
         """Check both stages."""
         SftRun.__post_init__(self)
         GrpoRun.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextStage:
+    """One step up in length."""
+
+    length: int
+    """Longest sample of the stage, in tokens."""
+    factor: float
+    """Of YaRN, over the context that the model had before any; V3 takes the final one, 40, in every stage."""
+    source: str
+    """Samples of this stage, as for data.source; "" = those of `data`."""
+    tasks: dict[str, Any]
+    """reasoning_gym only: the tasks of this stage; {} = data.tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendContextRun(SftRun):
+    """`recipes.extend_context`; `sft.steps` and the tokens of a step are the same in every stage."""
+
+    stages: tuple[ContextStage, ...]
+
+    def __post_init__(self) -> None:
+        """Check what all SFT runs need, then that the lengths rise and that the batches divide."""
+        SftRun.__post_init__(self)
+        lengths = [stage.length for stage in self.stages]
+        if not lengths or lengths != sorted(set(lengths)):
+            raise ValueError(f"stages: lengths {lengths} must rise from stage to stage; reorder them or drop some")
+        for number, stage in enumerate(self.stages):
+            if self.sft.batch_size * lengths[0] % stage.length:
+                raise ValueError(
+                    f"stages[{number}].length={stage.length}: sft.batch_size={self.sft.batch_size} samples of "
+                    f"{lengths[0]} tokens are no whole number of samples of this length; change one of the three"
+                )

@@ -14,18 +14,19 @@ from torch import Tensor, nn
 
 from rlkit.model.base import CausalLM
 from rlkit.model.block import Block
-from rlkit.model.checkpoint import Checkpoint, write_checkpoint
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.decode import LatentCache, decode_step, prefill
+from rlkit.model.files.folder import Checkpoint, write_checkpoint
+from rlkit.model.files.names import published_names
+from rlkit.model.files.shards import MAX_SHARD_BYTES
 from rlkit.model.meta import on_meta
 from rlkit.model.moe import Experts, Router
 from rlkit.model.mtp import MtpModule, mtp_hidden
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged, lay_out_pack
 from rlkit.model.rope import rotations
-from rlkit.model.shards import MAX_SHARD_BYTES
 from rlkit.model.trace import trace
-from rlkit.model.weights import checkpoint_weights, load_weights, published_names
+from rlkit.model.weights import checkpoint_weights, load_weights
 
 
 class Backbone(nn.Module):
@@ -127,7 +128,7 @@ class DeepseekV3(CausalLM):
         `dtype` is "bf16", "fp32" or "fp8" (published V3's blocks, made from the weights rounded to bf16); the router's
         correction bias is fp32 in all. ValueError for anything else.
         """
-        write_checkpoint(self, path, dtype, max_shard_bytes)
+        write_checkpoint(self.config, self.checkpoint_weights(), path, dtype, max_shard_bytes)
 
     def end_tokens(self) -> frozenset[int]:
         """Ids that end a completion; empty if config.json names none."""

@@ -28,12 +28,12 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from rlkit.model.base import CausalLM
-from rlkit.model.hf_folder import HfArchitecture, checked
+from rlkit.model.files.hf_folder import HfArchitecture, checked
+from rlkit.model.files.names import HEAD
 from rlkit.model.lora import merged
 from rlkit.model.ragged import lay_out_pack
 from rlkit.model.routing import choice_margins
 from rlkit.model.trace import BLOCK
-from rlkit.model.weights import HEAD
 
 GATE = re.compile(r"model\.layers\.\d+\.mlp\.gate")
 LAYER = re.compile(r"(.*?\.\d+)\.")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rlkit.model.base import CausalLM
-from rlkit.model.checkpoint import as_stored, checkpoint_files
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.deepseek import DeepseekV3
-from rlkit.model.hf_folder import HfArchitecture
+from rlkit.model.files.folder import as_stored, checkpoint_files
+from rlkit.model.files.hf_folder import HfArchitecture
 from rlkit.model.meta import on_meta
 
 Architecture = DeepseekV3Config | HfArchitecture

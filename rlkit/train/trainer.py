@@ -16,7 +16,7 @@ from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import adapter_weights
-from rlkit.train.balance import ExpertBalance
+from rlkit.train.experts import ExpertBalance
 from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
 
 REFERENCE_FILE = "reference.pt"

@@ -19,10 +19,10 @@ import rewards
 from benchmarks import grpo_vs_trl, job, timing
 from benchmarks.spread import spread
 from benchmarks.timing import Step
-from rlkit.compose import ConfigError, load_config
 from rlkit.config import GrpoRun
+from rlkit.config.compose import ConfigError, load_config
 from rlkit.model import DeepseekV3
-from rlkit.prepare import Task, prepare
+from rlkit.run.prepare import Task, prepare
 from rlkit.types import Prompt
 
 JOB = job.Job(new_tokens=64)

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks import packing
 from rlkit.algo import pack_demonstrations
-from rlkit.compose import load_config
 from rlkit.config import SftRun
-from rlkit.prepare import prepare
+from rlkit.config.compose import load_config
+from rlkit.run.prepare import prepare
 
 ROWS = [((1, 2, 3), (4, 5)), ((6,), (7, 8, 9, 1, 2)), ((3,), (4,)), ((5, 6), (7,))]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rlkit import cli
-from rlkit.cluster.scoring import build_reward
-from rlkit.compose import load_config
+from rlkit.cli import main as cli
 from rlkit.config import GrpoRun
+from rlkit.config.compose import load_config
 from rlkit.loop import grpo_step
+from rlkit.scoring.pool import build_reward
 from rlkit.types import Group, Prompt, Rollout, Sampling
 from rlkit.watch import read_evaluations, read_metrics
 from tests.e2e.runs import GRPO_ONLY, LOCAL

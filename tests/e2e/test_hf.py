@@ -12,10 +12,10 @@ from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from recipes import grpo, sft_then_grpo
-from rlkit.checkpoint import newest_checkpoint
-from rlkit.cluster.parts import build_trainer
-from rlkit.compose import load_config
+from rlkit.build import build_trainer
 from rlkit.config import SftThenGrpoRun
+from rlkit.config.compose import load_config
+from rlkit.run.folder import newest_checkpoint
 from rlkit.watch import read_metrics
 from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY, finish
 from tests.hf_folders import make, save

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import sft_then_grpo
-from rlkit.engine.torch import TorchEngine
+from rlkit.engine.local import TorchEngine
 from rlkit.model import DeepseekV3, drafting
 from rlkit.types import Prompt, Sampling
 from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY

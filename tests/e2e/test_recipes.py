@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo, sft, sft_then_grpo
-from rlkit import cli
+from rlkit.cli import main as cli
 from tests.e2e.runs import ALL_CORES, GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, finish
 
 SFT_ONLY = [word for word in TINY if not word.startswith("algo.")]

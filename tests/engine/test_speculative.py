@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from rlkit.engine.local import TorchEngine
 from rlkit.engine.speculative import accept
-from rlkit.engine.torch import TorchEngine
 from rlkit.model import DeepseekV3, drafting
 from rlkit.model.ragged import lay_out
 from rlkit.types import Group, Prompt, Rollout, Sampling
-from tests.engine.test_torch import CONFIG, EOS, PROMPTS, SAMPLING, drawn, spell
+from tests.engine.test_local import CONFIG, EOS, PROMPTS, SAMPLING, drawn, spell
 from tests.model.tiny import seeded
 
 MTP = replace(CONFIG, num_nextn_predict_layers=1)

@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.checkpoint import DTYPES
-from rlkit.model.convert import convert_checkpoint
+from rlkit.model.files.convert import convert_checkpoint
+from rlkit.model.files.folder import DTYPES
+from rlkit.model.files.names import published_names
+from rlkit.model.files.verify import checkpoint_faults, compare_checkpoints
 from rlkit.model.mtp import mtp_hidden
-from rlkit.model.verify import checkpoint_faults, compare_checkpoints
-from rlkit.model.weights import checkpoint_weights, load_weights, published_names
-from rlkit.plan import mtp_parameters
-from rlkit.prepare import _check_names
+from rlkit.model.weights import checkpoint_weights, load_weights
+from rlkit.run.plan import mtp_parameters
+from rlkit.run.prepare import _check_names
 from tests.model.mtp_reference import Reference
 from tests.model.tiny import BASE, relative, seeded
 

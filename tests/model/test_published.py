@@ -13,11 +13,11 @@ from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3ForC
 from transformers import DeepseekV3Config as TheirConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from rlkit.compose import load_config
 from rlkit.config import GrpoRun
+from rlkit.config.compose import load_config
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.weights import checkpoint_weights
-from rlkit.plan import cache_numbers, mtp_parameters, parameters
+from rlkit.run.plan import cache_numbers, mtp_parameters, parameters
 
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
 SHARED: dict[str, Any] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.engine.torch import TorchEngine
+from rlkit.engine.local import TorchEngine
 from rlkit.engine.vllm import VllmEngine
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.weights import load_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkit.engine.torch import TorchEngine
+from rlkit.engine.local import TorchEngine
 from rlkit.engine.vllm import VllmEngine
 from rlkit.parity import check_parity, gate_sequences
 from rlkit.types import Prompt, Sampling

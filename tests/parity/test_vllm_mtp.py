@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from rlkit.engine.torch import TorchEngine
+from rlkit.engine.local import TorchEngine
 from rlkit.engine.vllm import VllmEngine
 from rlkit.model import DeepseekV3
 from rlkit.model.weights import checkpoint_weights

@@ -12,7 +12,7 @@ from rewards.adapters import SHAPES
 from rewards.attacks import fuzz_texts
 from rewards.audit import audit
 from rewards.registry import BUILT_IN
-from rlkit.compose import compose_dict
+from rlkit.config.compose import compose_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 FRONT = (ROOT / "README.md").read_text()

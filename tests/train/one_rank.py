@@ -17,7 +17,7 @@ from torch import distributed
 
 from rlkit.algo import NO_MTP, GrpoLoss, MtpTerm, SftLoss, shard
 from rlkit.model import DeepseekV3
-from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks
+from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.trainer import ModelTrainer
 from tests.model.tiny import seeded
 from tests.train.test_ranks import CASES

@@ -10,13 +10,13 @@ import torch
 from torch import distributed
 
 from rlkit.algo import GrpoLoss, SftLoss
-from rlkit.cluster.parts import build_trainer
+from rlkit.build import build_trainer
 from rlkit.config import LoraConfig, TrainerConfig
-from rlkit.engine.torch import TorchEngine
+from rlkit.engine.local import TorchEngine
 from rlkit.model import DeepseekV3
 from rlkit.model.hf import HfModel
 from rlkit.parity import check_parity
-from rlkit.train.deepspeed import DeepSpeedStepper
+from rlkit.train.steppers.deepspeed import DeepSpeedStepper
 from rlkit.train.trainer import ModelTrainer
 from tests.hf_folders import make, save
 from tests.train.test_trainer import ARCHITECTURE, CFG, demonstrations, make_model, rollouts

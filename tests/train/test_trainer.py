@@ -13,8 +13,8 @@ from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations, pack_rollouts
 from rlkit.config import TrainerConfig
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.weights import checkpoint_weights
-from rlkit.train.deepspeed import DeepSpeedStepper, join_ranks
-from rlkit.train.torch import TorchStepper
+from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
+from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer, Policy
 from rlkit.types import Batch, PolicyPack, Prompt, Rollout, Score, ScoredGroup
 

@@ -1,0 +1,94 @@
+"""What runs in a reward process: one reward, samples in, verdicts out; it imports the reward and little else.
+
+It has no deadline of its own: a function that hangs in C code hears no signal. Who holds the other end of the channel
+kills the process (`rlkit.scoring.pool`). The channel closes with the driver, and then the process ends.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import rewards
+
+MAX_REASON = 200
+"""Characters of a reason; a function may put a whole completion there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The reward is loaded; `one_by_one` says whether samples may be passed one at a time."""
+
+    one_by_one: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """What the reward says of the next samples, and the seconds that the call took; of `logs` only the numbers."""
+
+    rewards: tuple[rewards.Reward, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The reward cannot be loaded, or raised; `trace` shows where."""
+
+    message: str
+    trace: str
+
+
+def main(descriptor: int) -> None:
+    """Serve on an inherited channel until its other end closes: `(name, kwargs)` first, then lists of samples."""
+    channel = Connection(descriptor)
+    with suppress(EOFError, OSError):  # the driver is done, or gone
+        _serve(channel, *channel.recv())
+
+
+def _serve(channel: Connection, name: str, kwargs: Mapping[str, Any]) -> None:
+    try:
+        judge = rewards.load(name, **kwargs)
+    except BaseException as error:  # also what sys.exit() in a module raises: a silent end would look like a crash
+        channel.send(_failed(error))
+        return
+    with closing(judge):
+        channel.send(Ready(one_by_one=judge.independent))
+        while True:
+            _judge(channel, judge, channel.recv())
+
+
+def _judge(channel: Connection, judge: rewards.RewardFunction, samples: Sequence[rewards.Sample]) -> None:
+    for part in [[sample] for sample in samples] if judge.independent else [samples]:
+        start = time.perf_counter()
+        try:
+            found = tuple(map(_portable, judge(part)))
+        except BaseException as error:
+            channel.send(_failed(error))
+            return
+        channel.send(Verdicts(rewards=found, seconds=time.perf_counter() - start))
+
+
+def _portable(verdict: rewards.Reward) -> rewards.Reward:
+    """What the run keeps of a verdict; a reason may be a whole completion, and `logs` may hold anything."""
+    reason = str(verdict.reason)[:MAX_REASON]
+    return replace(verdict, reason=reason, parts=_numbers(verdict.parts), logs=_numbers(verdict.logs))
+
+
+def _numbers(entries: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for name, entry in entries.items():
+        with suppress(TypeError, ValueError, OverflowError):  # of whatever else a reward logs
+            if not isinstance(entry, str) and math.isfinite(number := float(entry)):
+                numbers[str(name)] = number
+    return numbers
+
+
+def _failed(error: BaseException) -> Failed:
+    message = str(error) if isinstance(error, rewards.RewardError) else f"{type(error).__name__}: {error}"
+    return Failed(message=message, trace=traceback.format_exc())

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rlkit.run.folder import START, STATE_FILE, Position, newest_checkpoint, save_checkpoint
+
+
+class Writer:
+    """A trainer whose state is one file."""
+
+    def __init__(self, content: str = "weights") -> None:
+        self.content = content
+
+    def save(self, folder: Path) -> None:
+        (folder / "state.bin").write_text(self.content)
+
+
+class Dying(Writer):
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        raise KeyboardInterrupt
+
+
+def at(stage: str, step: int) -> Position:
+    return Position(stage=stage, step=step, weight_version=step)
+
+
+def test_the_furthest_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
+    for stage, step in (("sft", 100), ("sft", 200), ("grpo", 5), ("grpo", 10)):
+        save_checkpoint(tmp_path, at(stage, step), Writer(), keep=2)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grpo-000005", "grpo-000010"]
+    assert newest_checkpoint(tmp_path) == (tmp_path / "grpo-000010", at("grpo", 10))
+
+
+def test_grpo_comes_after_sft_whatever_the_step(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, at("grpo", 1), Writer(), keep=5)  # type: ignore[arg-type]
+    save_checkpoint(tmp_path, at("sft", 900), Writer(), keep=5)  # type: ignore[arg-type]
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found[1].stage == "grpo"
+
+
+def test_a_kill_while_writing_leaves_the_older_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, at("grpo", 1), Writer(), keep=2)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, at("grpo", 2), Dying(), keep=2)  # type: ignore[arg-type]
+    assert newest_checkpoint(tmp_path) == (tmp_path / "grpo-000001", at("grpo", 1))
+    # and the next attempt is not disturbed by what the killed one left
+    save_checkpoint(tmp_path, at("grpo", 2), Writer("whole"), keep=2)  # type: ignore[arg-type]
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and (found[0] / "state.bin").read_text() == "whole"
+
+
+def test_nothing_there_is_not_an_error(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+WRONG_STAGE = json.dumps({"stage": "ppo", "step": 1, "weight_version": 0})
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": "grpo"}', WRONG_STAGE])
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "grpo-000003"
+    folder.mkdir()
+    if content is not None:
+        (folder / STATE_FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"grpo-000003 is not a checkpoint .*remove that folder"):
+        newest_checkpoint(tmp_path)
+
+
+def test_steps_done_by_stage() -> None:
+    assert [START.steps_done(stage, 9) for stage in ("sft", "grpo")] == [0, 0]
+    assert [at("sft", 4).steps_done(stage, 9) for stage in ("sft", "grpo")] == [4, 0]
+    assert [at("grpo", 4).steps_done(stage, 9) for stage in ("sft", "grpo")] == [9, 4]
+
+
+def test_a_kill_while_an_old_one_is_deleted_does_not_block_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, at("grpo", 1), Writer(), keep=1)  # type: ignore[arg-type]
+    real = shutil.rmtree
+
+    def half_deleted(path: Path, *args: object) -> None:
+        (path / STATE_FILE).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", half_deleted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, at("grpo", 2), Writer(), keep=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(shutil, "rmtree", real)
+    assert newest_checkpoint(tmp_path) == (tmp_path / "grpo-000002", at("grpo", 2))
+    save_checkpoint(tmp_path, at("grpo", 3), Writer(), keep=1)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["grpo-000003"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlkit.engine.base import Engine
-from rlkit.loop import RewardFn, collect
+from rlkit.rollout.judging import RewardFn
+from rlkit.rollout.single import judged_groups
 from rlkit.types import Prompt, Sampling, ScoredGroup
 from rlkit.watch.evaluations import Evaluation, SampleText
+from rlkit.watch.stats import Clock
 
 
 def evaluate(
@@ -17,8 +19,7 @@ def evaluate(
 
     A problem without a verdict counts as not solved, so accuracy cannot rise because a verifier failed.
     """
-    groups = engine.generate(problems, n=1, sampling=sampling)
-    scored = collect([(group, reward(group)) for group in groups], problems)
+    scored = judged_groups(engine, reward, problems, n=1, sampling=sampling, clock=Clock())
     samples = tuple(_sample(group) for group in scored)
     rollouts = [group.rollouts[0] for group in scored]
     return Evaluation(

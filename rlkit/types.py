@@ -9,12 +9,14 @@ Shape suffixes, used everywhere in rlkit:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+Numbers = Mapping[str, float]
+"""What was measured, under the names that the step line, metrics.jsonl and the report show."""
 Weights = Iterable[tuple[str, Tensor]]
 """Named tensors under their checkpoint names (`model.layers.0.mlp.down_proj.weight`)."""
 
@@ -142,8 +144,8 @@ class PolicyPack(Pack):
     advantages_T: Tensor
     old_logprobs_T: Tensor
     """log p under the policy that sampled the token."""
-    ref_logprobs_T: Tensor
-    """log p under the reference policy; equal to `old_logprobs_T` until a trainer fills them in."""
+    ref_logprobs_T: Tensor | None = None
+    """log p under the reference policy. A trainer that keeps a reference fills it in; else it stays absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,90 +161,15 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateStats:
-    """What one optimiser step measured, averaged over the trained tokens with the batch's own weights.
+class Step:
+    """What a story yields after each step, when engine, trainer and reference are consistent.
 
-    `logprob_gap` is max |log p_trainer - log p_engine| over the trained tokens, before the step; 0 in SFT.
+    Example: `Step(stage="grpo", step=7, numbers={"reward": 0.5, "kl": 1e-4}, weight_version=7)`
     """
 
-    loss: float
-    grad_norm: float
-    entropy: float
-    kl: float
-    clip_fraction: float
-    logprob_gap: float
-    load: Mapping[str, float] = field(default_factory=dict)
-    """How evenly the experts were used (see `rlkit.algo.balance.load_numbers`), and the balance loss if it is on; {}
-    without experts."""
-    mtp_loss: float | None = None
-    """Cross entropy of multi-token prediction, the mean over its depths, before lambda; None where it did not run."""
-
-    def values(self) -> dict[str, float]:
-        """Flat names and numbers."""
-        return flat_numbers(asdict(self))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStats:
-    """What one GRPO step measured; `update` and `parity` are None when all groups were flat and it was skipped."""
-
-    weight_version: int
-    """Of the weights that sampled."""
-    reward: float
-    """Mean over the rollouts with a verdict."""
-    accuracy: float
-    """Share of those that solve their problem: `Score.correct`."""
-    length: float
-    """Mean completion length, in tokens."""
-    truncated: float
-    """Share of rollouts cut at max_new_tokens."""
-    masked: int
-    """Rollouts without a verdict."""
-    reasons: Mapping[str, int]
-    """Rollouts by what the reward said of them ("correct", "wrong", "timeout"); those without a reason are left out."""
-    measured: Mapping[str, float]
-    """Means of the rewards' parts and logs, `part/NAME` and `log/NAME`."""
-    reward_p50_s: float
-    """Median time that the reward worked on a rollout."""
-    reward_p99_s: float
-    groups: int
-    drafts: tuple[int, int]
-    """Tokens that speculative decoding proposed, and those of them that were accepted; (0, 0) where it is off."""
-    flat_groups: int
-    """Groups whose rewards are all equal: they teach nothing and are dropped."""
-    sample_tokens: int
-    train_tokens: int
-    """Prompt and completion tokens that went through the trainer."""
-    lr: float
-    update: UpdateStats | None
-    parity: float | None
-    """Largest log-prob gap between engine and trainer after the sync, in nats."""
-    seconds: Mapping[str, float]
-    """By phase: sample, score, train, sync."""
-
-    def values(self) -> dict[str, float]:
-        """Flat names and numbers, as the step line and metrics.jsonl show them."""
-        names = ("weight_version", "reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "lr")
-        values: dict[str, float] = {name: getattr(self, name) for name in names}
-        values |= {f"reason/{kind}": count for kind, count in self.reasons.items()}
-        values |= self.measured
-        values |= {"reward_p50_s": self.reward_p50_s, "reward_p99_s": self.reward_p99_s}
-        values |= {f"{phase}_s": seconds for phase, seconds in self.seconds.items()}
-        values["sample_tok_s"] = self.sample_tokens / max(self.seconds["sample"], 1e-9)
-        if self.drafts[0]:
-            values["drafts_accepted"] = self.drafts[1] / self.drafts[0]
-        if self.update is not None:
-            values["train_tok_s"] = self.train_tokens / max(self.seconds["train"], 1e-9)
-            values |= self.update.values()
-        return values if self.parity is None else values | {"parity": self.parity}
-
-
-def flat_numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """Names and numbers of a record: what is None is left out, and a mapping gives its entries."""
-    flat: dict[str, float] = {}
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            flat |= value
-        elif value is not None:
-            flat[name] = value
-    return flat
+    stage: str
+    """The name under which a recipe runs this story: it heads the step's line, its metrics and its checkpoints."""
+    step: int
+    numbers: Numbers
+    weight_version: int | None
+    """The version of the weights that the engine holds now; None if the newest ones were not sent to it."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 SCALES = ("std", "none")
+FLAT = 1e-9
+"""Rewards that spread over less than this share of their size are equal up to rounding: 0.3 and 0.1 + 0.2."""
 
 
 def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") -> Tensor:
@@ -16,8 +18,8 @@ def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") ->
     scale="std":   A_i = (r_i - mean r) / std r        std is the sample standard deviation (G - 1 in the denominator)
     scale="none":  A_i = r_i - mean r                  (Dr. GRPO, arXiv:2503.20783)
 
-    No epsilon is added: a group whose rewards are all equal has advantage 0, not noise / epsilon. NaN marks a reward
-    without a verdict: it counts in neither mean nor std, and its advantage is 0.
+    No epsilon is added: a group whose rewards are all equal (up to rounding, see `FLAT`) has advantage 0, not noise /
+    epsilon. NaN marks a reward without a verdict: it counts in neither mean nor std, and its advantage is 0.
 
     Args:
         rewards_G: rewards of one group, or [..., G] for several groups of one size.
@@ -37,10 +39,20 @@ def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") ->
     filled = rewards.nan_to_num(nan=0.0)
     centred = torch.where(valid, filled - filled.sum(-1, keepdim=True) / count.clamp(min=1), 0.0)
     # Equal rewards need not have an exact mean (0.1 + 0.1 + 0.1), so flatness is decided on the rewards themselves.
-    low = rewards.nan_to_num(nan=torch.inf).amin(-1, keepdim=True)
-    high = rewards.nan_to_num(nan=-torch.inf).amax(-1, keepdim=True)
-    centred = torch.where(high > low, centred, 0.0)
+    centred = torch.where(_spread(rewards), centred, 0.0)
     if scale == "none":
         return centred
     std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     return torch.where(std > 0, centred / std, 0.0)
+
+
+def is_flat(rewards_G: Tensor | Sequence[float]) -> bool:
+    """Say whether no reward of a group is better than another, NaN left out: such a group teaches nothing."""
+    return not bool(_spread(torch.as_tensor(rewards_G, dtype=torch.float64)))
+
+
+def _spread(rewards: Tensor) -> Tensor:
+    """Whether the rewards of each group differ by more than rounding, [..., 1]; False where none has a verdict."""
+    low = rewards.nan_to_num(nan=torch.inf).amin(-1, keepdim=True)
+    high = rewards.nan_to_num(nan=-torch.inf).amax(-1, keepdim=True)
+    return high - low > FLAT * torch.maximum(low.abs(), high.abs())

@@ -84,17 +84,21 @@ def shard(batch: Batch, num_ranks: int) -> list[Batch]:
     return [replace(batch, packs=tuple(packs + [empty] * (num_packs - len(packs)))) for packs in packed]
 
 
+def tensor_names(pack: Pack) -> list[str]:
+    """Names of the tensors that a pack holds; one that is absent (a reference nobody keeps) is left out."""
+    return [f.name for f in fields(pack) if isinstance(getattr(pack, f.name), Tensor)]
+
+
 def _policy_sample(
     prompt: Sequence[int], completion: Sequence[int], logprobs: Sequence[float], advantage: float
 ) -> PolicyPack:
-    num_prompt, old = len(prompt), _after_prompt(len(prompt), torch.tensor(logprobs))
+    num_prompt = len(prompt)
     return PolicyPack(
         tokens_T=torch.tensor([*prompt, *completion]),
         lengths=(num_prompt + len(completion),),
         weights_T=_after_prompt(num_prompt, torch.ones(len(completion))),
         advantages_T=_after_prompt(num_prompt, torch.full((len(completion),), advantage)),
-        old_logprobs_T=old,
-        ref_logprobs_T=old,
+        old_logprobs_T=_after_prompt(num_prompt, torch.tensor(logprobs)),
     )
 
 
@@ -135,12 +139,12 @@ def _best_fit(samples: Sequence[P], max_tokens: int) -> list[list[P]]:
 
 
 def _join(packs: Sequence[P]) -> P:
-    tensors = {f.name: torch.cat([getattr(pack, f.name) for pack in packs]) for f in _tensor_fields(packs[0])}
+    tensors = {name: torch.cat([getattr(pack, name) for pack in packs]) for name in tensor_names(packs[0])}
     return replace(packs[0], lengths=tuple(length for pack in packs for length in pack.lengths), **tensors)
 
 
 def _samples(pack: P) -> list[P]:
-    pieces = {f.name: getattr(pack, f.name).split(list(pack.lengths)) for f in _tensor_fields(pack)}
+    pieces = {name: getattr(pack, name).split(list(pack.lengths)) for name in tensor_names(pack)}
     return [
         replace(pack, lengths=(length,), **{name: piece[i] for name, piece in pieces.items()})
         for i, length in enumerate(pack.lengths)
@@ -148,9 +152,5 @@ def _samples(pack: P) -> list[P]:
 
 
 def _empty_like(pack: P) -> P:
-    first = {f.name: getattr(pack, f.name)[:1] for f in _tensor_fields(pack)}
+    first = {name: getattr(pack, name)[:1] for name in tensor_names(pack)}
     return replace(pack, lengths=(1,), **{**first, "weights_T": torch.zeros(1)})
-
-
-def _tensor_fields(pack: Pack) -> list:
-    return [f for f in fields(pack) if f.name != "lengths"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -100,6 +101,21 @@ def rows_for_step(num_rows: int, per_step: int, step: int, seed: int) -> list[in
     """
     places = range(step * per_step, (step + 1) * per_step)
     return [order(num_rows, seed, place // num_rows)[place % num_rows] for place in places]
+
+
+def prompts_for_step(prompts: Sequence[Prompt], per_step: int, step: int, seed: int) -> list[Prompt]:
+    """The prompts of step `step` (from 1), each with an id of its own.
+
+    Where two epochs meet, one prompt may come twice. Its rollouts draw their seeds from its id, so the second one is
+    renamed: else both groups would be the same.
+    """
+    seen = Counter[str]()
+    drawn = []
+    for row in rows_for_step(len(prompts), per_step, step - 1, seed):
+        prompt = prompts[row]
+        seen[prompt.id] += 1
+        drawn.append(replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}") if seen[prompt.id] > 1 else prompt)
+    return drawn
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[int, ...]]:

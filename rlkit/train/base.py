@@ -9,18 +9,18 @@ from typing import Protocol
 from torch import Tensor
 
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
-from rlkit.types import Batch, UpdateStats, Weights
+from rlkit.types import Batch, Numbers, Weights
 
 
 class Trainer(Protocol):
     """Holds the policy, its optimiser and the frozen reference."""
 
-    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> UpdateStats:
-        """Take one optimiser step on the whole batch; `mtp` is for models that have modules for it."""
-        ...
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
+        """Take one optimiser step on the whole batch and return what it measured.
 
-    def with_reference(self, batch: Batch) -> Batch:
-        """Fill `ref_logprobs_T` of every pack with the log-probs of the reference policy."""
+        A trainer that keeps a reference fills `ref_logprobs_T` of the packs first. `mtp` is for models that have
+        modules for multi-token prediction.
+        """
         ...
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

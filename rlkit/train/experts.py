@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from rlkit.algo.balance import expert_load, load_numbers, sequence_balance_loss, updated_bias
 from rlkit.model.base import CausalLM
 from rlkit.model.moe import Router
 from rlkit.model.routing import Routing
 from rlkit.model.trace import recorded_routing
+from rlkit.train import ranks
 from rlkit.types import Pack
 
 
@@ -72,22 +73,16 @@ class ExpertBalance:
         """
         if not self.routers:
             return {}
-        loads_LE = _over_ranks(torch.stack(list(self._loads.values())))
+        loads_LE = ranks.total(torch.stack(list(self._loads.values())))
         numbers = load_numbers({_layer(name): row for name, row in zip(self.routers, loads_LE.cpu(), strict=True)})
         if self.coef:
             loss = torch.tensor(self._loss, dtype=torch.float64, device=loads_LE.device)
-            numbers["balance_loss"] = float(_over_ranks(loss))
+            numbers["balance_loss"] = float(ranks.total(loss))
         for router, load_E in zip(self.routers.values(), loads_LE, strict=True):
             bias_E = router.e_score_correction_bias
             if self.speed and bias_E is not None:
                 bias_E.copy_(updated_bias(bias_E, load_E, self.speed))
         return numbers
-
-
-def _over_ranks(values: Tensor) -> Tensor:
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values)
-    return values
 
 
 def _layer(name: str) -> str:

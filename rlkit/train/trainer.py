@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
+from rlkit.algo.packing import tensor_names
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import adapter_weights
+from rlkit.train import ranks
 from rlkit.train.experts import ExpertBalance
-from rlkit.types import Batch, Pack, PolicyPack, UpdateStats
+from rlkit.types import Batch, Numbers, Pack, PolicyPack
 
 REFERENCE_FILE = "reference.pt"
 
@@ -124,57 +126,44 @@ class ModelTrainer:
         self.balance = ExpertBalance(model, bias_update_speed=bias_update_speed, balance_coef=balance_coef)
         self.reference = Policy(frozen_copy(model)) if keep_reference else None
 
-    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> UpdateStats:
-        """Take one optimiser step: sum the gradients of all packs, clip, step; then the routers' biases."""
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
+        """Take one optimiser step: sum the gradients of all packs, clip, step; then the routers' biases.
+
+        Every rank returns the same numbers, those of the whole batch: sums over its tokens with the batch's weights,
+        the largest log-prob gap, the gradient norm, and how evenly the experts were used.
+        """
         self.balance.begin()
-        totals = torch.zeros(4, dtype=torch.float64)
-        mtp_loss: float | None = None
+        sums: dict[str, float] = {}
         gap = 0.0
         for pack in batch.packs:
-            pack = to_device(pack, self.device)
+            pack = self._with_reference(to_device(pack, self.device), batch.temperature)
             with self.balance.recording() as routings:
                 output = self.stepper.module(pack, batch.temperature, mtp)
             terms = loss(output.logprobs_T, pack)
-            total = terms.loss + self.balance.count(routings, pack, batch.num_samples)
+            measured = {"loss": terms.loss, "entropy": (pack.weights_T * output.entropy_T).sum(), **terms.sums}
+            objective = terms.loss + self.balance.count(routings, pack, batch.num_samples)
             if output.mtp_loss is not None:
-                total = total + mtp.weight * output.mtp_loss
-                mtp_loss = (mtp_loss or 0.0) + float(output.mtp_loss.detach())
-            self.stepper.backward(total)
-            entropy = (pack.weights_T * output.entropy_T).sum()
-            totals += torch.stack([terms.loss.detach(), entropy, terms.kl, terms.clip_fraction]).double().cpu()
-            if isinstance(pack, PolicyPack):
-                trained_T = pack.weights_T != 0
-                gaps_T = (output.logprobs_T.detach() - pack.old_logprobs_T).abs()[trained_T]
-                gap = max(gap, float(gaps_T.max()) if gaps_T.numel() else 0.0)
-        require_finite(float(totals[0]), f"the loss is {float(totals[0])}, so no step was taken")
-        require_finite(mtp_loss or 0.0, f"the loss of multi-token prediction is {mtp_loss}, so no step was taken")
-        grad_norm = self.stepper.step(lr, 0.0 if mtp_loss is None else lr)
+                objective = objective + mtp.weight * output.mtp_loss
+                measured["mtp_loss"] = output.mtp_loss
+            self.stepper.backward(objective)
+            add_to(sums, measured)
+            gap = max(gap, largest_gap(output.logprobs_T, pack))
+        numbers = ranks.totals(sums, self.device)
+        for name in numbers.keys() & {"loss", "mtp_loss"}:
+            require_finite(numbers[name], f"the {name} is {numbers[name]}, so no step was taken")
+        grad_norm = self.stepper.step(lr, lr if "mtp_loss" in numbers else 0.0)
         require_finite(grad_norm, f"the gradient norm is {grad_norm}, so the weights are lost")
-        load = self.balance.end()
-        mean_loss, entropy, kl, clip_fraction = totals.tolist()
-        return UpdateStats(
-            loss=mean_loss,
-            grad_norm=grad_norm,
-            entropy=entropy,
-            kl=kl,
-            clip_fraction=clip_fraction,
-            logprob_gap=gap,
-            load=load,
-            mtp_loss=mtp_loss,
-        )
+        numbers["grad_norm"] = grad_norm
+        if isinstance(batch.packs[0], PolicyPack):
+            numbers["logprob_gap"] = ranks.largest(gap, self.device)
+        return numbers | self.balance.end()
 
     @torch.no_grad()
-    def with_reference(self, batch: Batch) -> Batch:
-        """Fill `ref_logprobs_T` of every pack; without a reference (kl_coef 0) the batch comes back as it is."""
-        if self.reference is None:
-            return batch
-        packs = tuple(
-            replace(
-                pack, ref_logprobs_T=self.reference(to_device(pack, self.device), batch.temperature).logprobs_T.cpu()
-            )
-            for pack in batch.packs
-        )
-        return replace(batch, packs=packs)
+    def _with_reference(self, pack: Pack, temperature: float) -> Pack:
+        """Fill `ref_logprobs_T` here, where this rank's share already lies, so that the batch travels once."""
+        if self.reference is None or not isinstance(pack, PolicyPack):
+            return pack
+        return replace(pack, ref_logprobs_T=self.reference(pack, temperature).logprobs_T)
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -211,14 +200,14 @@ class ModelTrainer:
     def save(self, folder: Path) -> None:
         """Write weights, optimiser, reference and random state."""
         self.stepper.save(folder)
-        torch.save(torch.get_rng_state(), folder / f"rng-{_rank()}.pt")
-        if self.reference is not None and _rank() == 0:
+        torch.save(torch.get_rng_state(), folder / f"rng-{ranks.rank()}.pt")
+        if self.reference is not None and ranks.rank() == 0:
             torch.save(without(frozen_names(self.model), self.reference.model), folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit."""
         self.stepper.load(folder)
-        torch.set_rng_state(torch.load(folder / f"rng-{_rank()}.pt"))
+        torch.set_rng_state(torch.load(folder / f"rng-{ranks.rank()}.pt"))
         if self.reference is not None:
             # What is frozen is not in the file: it came with the model that this trainer was made from.
             strict = not frozen_names(self.model)
@@ -259,18 +248,21 @@ def require_finite(value: float, what: str) -> None:
         )
 
 
+def add_to(sums: dict[str, float], measured: Mapping[str, Tensor]) -> None:
+    """Add what one pack measured, in float64; one copy from the device for all numbers."""
+    values = torch.stack([value.detach().double() for value in measured.values()]).tolist()
+    for name, value in zip(measured, values, strict=True):
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def largest_gap(logprobs_T: Tensor, pack: Pack) -> float:
+    """max |log p_trainer - log p_engine| over the trained tokens of a pack, in nats; 0 where nothing was sampled."""
+    if not isinstance(pack, PolicyPack):
+        return 0.0
+    gaps_T = (logprobs_T.detach() - pack.old_logprobs_T).abs()[pack.weights_T != 0]
+    return float(gaps_T.max()) if gaps_T.numel() else 0.0
+
+
 def to_device(pack: Pack, device: torch.device) -> Pack:
-    """The pack with its tensors on a device."""
-    moved = {name: value.to(device) for name, value in _tensors(pack).items()}
-    return replace(pack, **moved)
-
-
-def _tensors(pack: Pack) -> dict[str, Tensor]:
-    names = ["tokens_T", "weights_T"]
-    if isinstance(pack, PolicyPack):
-        names += ["advantages_T", "old_logprobs_T", "ref_logprobs_T"]
-    return {name: getattr(pack, name) for name in names}
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    """Move the pack's tensors to a device."""
+    return replace(pack, **{name: getattr(pack, name).to(device) for name in tensor_names(pack)})

@@ -38,11 +38,11 @@ def step(rank: int, world_size: int, zero_stage: int, kind: str) -> dict[str, An
     if kind.endswith("few"):  # fewer samples than ranks: one rank has nothing to do but must not be waited for
         first = batch.packs[0]
         size = first.lengths[0]
-        names = ("tokens_T", "weights_T", "advantages_T", "old_logprobs_T", "ref_logprobs_T")
+        names = ("tokens_T", "weights_T", "advantages_T", "old_logprobs_T")
         only = replace(first, lengths=(size,), **{name: getattr(first, name)[:size] for name in names})
         batch = replace(batch, packs=(only,), num_samples=1)
     before = bias_of(model).clone()
-    share = trainer.with_reference(shard(batch, world_size)[rank])
+    share = shard(batch, world_size)[rank]
     mtp = MtpTerm(weight=0.3, detached=False) if kind.startswith("mtp") else NO_MTP
     stats = trainer.update(share, SftLoss() if mtp.weight else GrpoLoss(kl_coef=0.05), 1e-3, mtp)
     # DeepSpeed has linked the moments after the step of its first group, when the second, of MTP, had none yet.
@@ -56,8 +56,7 @@ def step(rank: int, world_size: int, zero_stage: int, kind: str) -> dict[str, An
     bias = bias_of(model)
     biases = [torch.empty_like(bias) for _ in range(world_size)]
     distributed.all_gather(biases, bias)
-    seen = {"grad_norm": stats.grad_norm, "loss": stats.loss, "mtp": stats.mtp_loss, "load": dict(stats.load)}
-    return seen | {"moments": moments, "biases": biases, "before": before}
+    return {"numbers": dict(stats), "moments": moments, "biases": biases, "before": before}
 
 
 def main(store: str, rank: int, world_size: int, out: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,11 +13,15 @@ from rlkit.types import Pack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
-    """A loss and what it measured; `kl` and `clip_fraction` are weighted like the loss and carry no gradient."""
+    """A loss and what it measured.
+
+    Example: `LossTerms(loss=loss, sums={"kl": (weights_T * kl_T).sum()})`
+    """
 
     loss: Tensor
-    kl: Tensor
-    clip_fraction: Tensor
+    sums: Mapping[str, Tensor]
+    """Numbers under the names that people read, each a sum over the pack's tokens with the weights of the loss, so that
+    packs and ranks add up to the mean over the batch. They carry no gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

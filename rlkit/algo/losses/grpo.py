@@ -53,15 +53,15 @@ def grpo_loss(
     clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
     gain_T = torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
     loss = -(weights_T * gain_T).sum()
-    kl_value = torch.zeros_like(loss)
+    sums = {"clip_fraction": (weights_T * (clipped_T * advantages_T < ratio_T * advantages_T)).sum().detach()}
     if ref_logprobs_T is not None:
         kl_T = KL_ESTIMATORS[kl](logprobs_T, ref_logprobs_T)
         kl_value = (weights_T * kl_T).sum()
         loss = loss + kl_coef * kl_value if kl_coef else loss
+        sums["kl"] = kl_value.detach()
     elif kl_coef:
         raise ValueError(f"kl_coef={kl_coef} needs ref_logprobs_T; pass the reference's log-probs or kl_coef=0")
-    clip_fraction = (weights_T * (clipped_T * advantages_T < ratio_T * advantages_T)).sum()
-    return LossTerms(loss=loss, kl=kl_value.detach(), clip_fraction=clip_fraction.detach())
+    return LossTerms(loss=loss, sums=sums)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rlkit.algo.losses.base import LossTerms
@@ -21,6 +20,5 @@ class SftLoss:
     """`sft_loss` of a pack."""
 
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
-        """`sft_loss` of one pack; KL and clipping do not apply and are 0."""
-        loss = sft_loss(logprobs_T, pack.weights_T)
-        return LossTerms(loss=loss, kl=torch.zeros_like(loss.detach()), clip_fraction=torch.zeros_like(loss.detach()))
+        """Compute `sft_loss` of one pack."""
+        return LossTerms(loss=sft_loss(logprobs_T, pack.weights_T), sums={})

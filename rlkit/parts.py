@@ -1,0 +1,26 @@
+"""The parts of a run, as the stories see them: real ones, or any others that keep to the same protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlkit.engine.base import Engine
+from rlkit.rollout.judging import RewardFn
+from rlkit.train.base import Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What samples, what learns and what judges, joined for a run that trains."""
+
+    engine: Engine
+    trainer: Trainer
+    reward: RewardFn
+    gate: Callable[[], float]
+    """Compares engine and trainer, returns the log-prob gap in nats and raises when it is too large."""
+
+    def sync(self, version: int) -> float:
+        """Publish the trainer's weights to the engine and check that both now say the same."""
+        self.engine.load(self.trainer.weights(), version)
+        return self.gate()

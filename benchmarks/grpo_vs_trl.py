@@ -33,12 +33,12 @@ import psutil
 
 from benchmarks.job import Job, rlkit_overrides, trl_job, write_inputs
 from benchmarks.timing import Step, busy_seconds, check_steps, machine, report, summarise, used_by
-from rlkit.cluster.start import start
+from rlkit.assemble import started
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.loop import train
-from rlkit.run.open import Run
 from rlkit.run.prepare import Task, prepare
+from rlkit.run.progress import Run
 
 ENVIRONMENT = dict(os.environ)
 """As the user has it: rlkit puts settings for its own processes into ours."""
@@ -65,18 +65,24 @@ def make_trl_environment(folder: Path = TRL_VENV) -> Path:
 def rlkit_side(cfg: GrpoRun, task: Task) -> Iterator[Take]:
     """The loop of `recipes.grpo`, one step per call: sample, score, train, publish, check parity, write metrics."""
     run = Run(cfg, task)
-    with run, start(cfg, run) as parts:
-        steps = train(parts, task.prompts, cfg.algo, seed=cfg.seed, start=0)
+    with run, started(cfg, run) as parts:
+        steps = train(parts, task.prompts, cfg.algo, max_tokens=cfg.trainer.max_tokens, seed=cfg.seed, start=0)
 
         def take() -> Step:
             begin = perf_counter()
-            number, stats = next(steps)
-            run.record(number, cfg.algo.steps, stats, parts)
-            seconds = perf_counter() - begin
-            assert stats.update is not None and not stats.flat_groups, "the reward must differ within every group"
-            phases = {**stats.seconds, "outside": seconds - sum(stats.seconds.values())}
-            tokens, norm = stats.sample_tokens, stats.update.grad_norm
-            return Step(seconds=seconds, phases=phases, tokens=tokens, grad_norm=norm, foreign=0.0)
+            done = next(steps)
+            run.record(done, cfg.algo.steps, parts)
+            seconds, numbers = perf_counter() - begin, done.numbers
+            assert not numbers["flat_groups"], "the reward must differ within every group"
+            phases = {phase: numbers[f"{phase}_s"] for phase in ("sample", "score", "train", "sync")}
+            tokens = round(numbers["sample_tok_s"] * numbers["sample_s"])
+            return Step(
+                seconds=seconds,
+                phases=phases | {"outside": seconds - sum(phases.values())},
+                tokens=tokens,
+                grad_norm=numbers["grad_norm"],
+                foreign=0.0,
+            )
 
         yield take
 

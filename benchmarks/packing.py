@@ -100,9 +100,9 @@ def compare(cfg: SftRun, task: Task, warmup: int, count: int) -> Comparison:
             seconds = perf_counter() - begin
             cpu = used_by(psutil.Process()) - own
             foreign = (busy_seconds() - busy - cpu) / (seconds * (os.cpu_count() or 1))
-            losses.append(update.loss)
+            losses.append(update["loss"])
             places[name] += sum(len(pack.tokens_T) for pack in batch.packs)
-            counted = {"tokens": batch.num_tokens, "grad_norm": update.grad_norm, "foreign": foreign}
+            counted = {"tokens": batch.num_tokens, "grad_norm": update["grad_norm"], "foreign": foreign}
             step = Step(seconds=seconds, phases={"CPU": cpu}, **counted)
             taken[name].append(step)
         loss_gap = max(loss_gap, abs(losses[0] - losses[1]) / losses[0])

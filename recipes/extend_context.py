@@ -14,9 +14,9 @@ from recipes.sft import fine_tune
 from rlkit.config.compose import clear_errors, load_config, parse_command
 from rlkit.config.runs import ExtendContextRun
 from rlkit.extend_context import stage_folder, stage_run, write_extended
-from rlkit.run.open import MODEL, Run
 from rlkit.run.plan import show
 from rlkit.run.prepare import INITIAL
+from rlkit.run.progress import MODEL, Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

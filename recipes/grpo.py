@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.cluster.start import start
+from rlkit.assemble import started
 from rlkit.config import GrpoRun
 from rlkit.loop import train
 from rlkit.run.open import open_run
@@ -24,13 +24,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             "the model starts from random weights, and GRPO can only strengthen what it already does at times; run "
             "recipes.sft first and set model.path to its model folder, or use recipes.sft_then_grpo"
         )
-    with run, start(cfg, run) as parts:
+    with run, started(cfg, run) as parts:
         run.evaluate("before GRPO", 0, parts)
-        done = run.position.steps_done("grpo", cfg.algo.steps)
-        with run.bar("GRPO", cfg.algo.steps) as bar:
-            for step, stats in train(parts, run.task.prompts, cfg.algo, seed=cfg.seed, start=done):
-                run.record(step, cfg.algo.steps, stats, parts)
-                bar.set(step)
+        steps = train(
+            parts,
+            run.task.prompts,
+            cfg.algo,
+            max_tokens=cfg.trainer.max_tokens,
+            seed=cfg.seed,
+            start=run.steps_done("grpo", cfg.algo.steps),
+        )
+        run.follow("grpo", cfg.algo.steps, steps, parts)
         run.evaluate("after GRPO", cfg.algo.steps, parts)
         run.export(parts)
 

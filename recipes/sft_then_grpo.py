@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.cluster.start import start
+from rlkit.assemble import started
 from rlkit.config import SftThenGrpoRun
 from rlkit.loop import train
 from rlkit.run.open import open_run
@@ -20,22 +20,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if opened is None:
         return
     cfg, run = opened
-    with run, start(cfg, run) as parts:
+    room, demonstrations, prompts = cfg.trainer.max_tokens, run.task.demonstrations, run.task.prompts
+    with run, started(cfg, run) as parts:
         run.evaluate("before SFT", 0, parts)
-        done = run.position.steps_done("sft", cfg.sft.steps)
-        with run.bar("SFT", cfg.sft.steps) as bar:
-            for step, stats in finetune(
-                parts.trainer, run.task.demonstrations, cfg.sft, max_tokens=parts.max_tokens, seed=cfg.seed, start=done
-            ):
-                run.record(step, cfg.sft.steps, stats, parts)
-                bar.set(step)
-        run.begin_grpo(parts)
+        done = run.steps_done("sft", cfg.sft.steps)
+        shown = finetune(parts.trainer, demonstrations, cfg.sft, max_tokens=room, seed=cfg.seed, start=done)
+        run.follow("sft", cfg.sft.steps, shown, parts)
+
+        run.begin_stage("grpo", parts)
         run.evaluate("after SFT", 0, parts)
-        done = run.position.steps_done("grpo", cfg.algo.steps)
-        with run.bar("GRPO", cfg.algo.steps) as bar:
-            for step, stats in train(parts, run.task.prompts, cfg.algo, seed=cfg.seed, start=done):
-                run.record(step, cfg.algo.steps, stats, parts)
-                bar.set(step)
+        done = run.steps_done("grpo", cfg.algo.steps)
+        learned = train(parts, prompts, cfg.algo, max_tokens=room, seed=cfg.seed, start=done)
+        run.follow("grpo", cfg.algo.steps, learned, parts)
         run.evaluate("after GRPO", cfg.algo.steps, parts)
         run.export(parts)
 

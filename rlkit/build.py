@@ -1,27 +1,27 @@
-"""From the configuration to engines and trainers: each built in the process that will use it."""
+"""From the configuration to an engine or a trainer rank, built in the process that will use it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import distributed
 
-from rlkit.config import EngineConfig, RunConfig, TrainerConfig
+from rlkit.config import EngineConfig, TrainerConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
 from rlkit.model import DeepseekV3Config
 from rlkit.model.load import load_model
 from rlkit.model.lora import add_lora
-from rlkit.parity import LENGTH, NUM_SEQUENCES, gate_sequences
-from rlkit.run.prepare import Task
 from rlkit.train.trainer import ModelTrainer
+from rlkit.watch.progress import Progress, silent
 
 
-def build_engine(cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Config | None) -> Engine:
-    """The sampler that the configuration asks for, in this process; `architecture` as for `load_model`."""
+def build_engine(
+    cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Config | None, progress: Progress = silent
+) -> Engine:
+    """Build the sampler that the configuration asks for, in this process; `architecture` as for `load_model`."""
     threads = cfg.threads or cores_per(cfg.num_engines)
     if cfg.kind == "vllm":
         from rlkit.engine.vllm import VllmEngine  # vLLM takes seconds to import and is not needed everywhere
@@ -35,13 +35,21 @@ def build_engine(cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Co
             gpu_memory_utilization=cfg.memory,
             threads=threads,
             speculative_tokens=cfg.speculative_tokens,
+            progress=progress,
         )
     from rlkit.engine.local import TorchEngine
 
     torch.set_num_threads(threads)
     model = load_model(checkpoint, torch.float32, architecture)
     assert model.end_tokens()
-    return TorchEngine(model, model.end_tokens(), read_decoder(checkpoint), cfg.max_num_seqs, cfg.speculative_tokens)
+    return TorchEngine(
+        model,
+        model.end_tokens(),
+        read_decoder(checkpoint),
+        cfg.max_num_seqs,
+        cfg.speculative_tokens,
+        progress=progress,
+    )
 
 
 def build_trainer(
@@ -54,7 +62,7 @@ def build_trainer(
     store: distributed.Store,
     rank: int,
 ) -> ModelTrainer:
-    """One rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
+    """Build one rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
     model = load_model(checkpoint, dtype, architecture)
@@ -71,19 +79,6 @@ def build_trainer(
     return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference, **balance)
 
 
-def gate_inputs(cfg: RunConfig, task: Task) -> tuple[Sequence[Sequence[int]], float | None]:
-    """The sequences on which this run's parity gate compares, and the largest gap it lets pass (None: any)."""
-    sequences = gate_sequences(
-        task.architecture.vocab_size,
-        NUM_SEQUENCES,
-        min(LENGTH, cfg.engine.max_model_len - 1),
-        cfg.seed,
-        [prompt.tokens for prompt in task.held_out[:NUM_SEQUENCES]],
-    )
-    exact = cfg.engine.dtype == cfg.trainer.dtype == "fp32"
-    return sequences, cfg.parity.tolerance if exact else None
-
-
 def cores_per(num_processes: int) -> int:
-    """CPU cores of this machine for each of several processes."""
+    """Share out the CPU cores of this machine among several processes."""
     return max(1, len(os.sched_getaffinity(0)) // num_processes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -49,6 +51,52 @@ def gate_sequences(
     starts = [prompts[i % len(prompts)] for i in range(num // 2)] if prompts else []
     starts += [()] * (num - len(starts))
     return tuple(tuple([*start, *row[len(start) :]][:length]) for start, row in zip(starts, rows, strict=True))
+
+
+class Replicated(Protocol):
+    """What the gate needs of an engine: every copy of the model that samples, each of which may be wrong alone."""
+
+    def replicas(self) -> Sequence[Traced]:
+        """The copies: one in this process, or several in others."""
+        ...
+
+
+def gate(
+    engine: Replicated, trainer: Traced, sequences: Sequence[Sequence[int]], tolerance: float | None
+) -> Callable[[], float]:
+    """A check of every replica of the engine against the trainer; it returns the largest gap, or raises ParityError."""
+
+    def check() -> float:
+        learner = Answered(trainer, trainer.logprobs(sequences))
+        samplers = _ask_all(engine.replicas(), sequences)
+        return max(check_parity(sampler, learner, sequences, tolerance) for sampler in samplers)
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A model that has been asked for the log-probs of the gate's sequences already."""
+
+    model: Traced
+    answer: list[list[float]]
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probs of the sequences that it was asked about."""
+        return self.answer
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Block outputs of the model itself."""
+        return self.model.trace(tokens)
+
+
+def _ask_all(replicas: Sequence[Traced], sequences: Sequence[Sequence[int]]) -> list[Answered]:
+    """Ask every replica; several are in processes of their own, so a thread each waits while all are at work."""
+    if len(replicas) == 1:
+        return [Answered(replicas[0], replicas[0].logprobs(sequences))]
+    with ThreadPoolExecutor(len(replicas)) as threads:
+        answers = threads.map(lambda replica: replica.logprobs(sequences), replicas)
+        return [Answered(replica, answer) for replica, answer in zip(replicas, answers, strict=True)]
 
 
 def check_parity(engine: Traced, trainer: Traced, sequences: Sequence[Sequence[int]], tolerance: float | None) -> float:

@@ -31,22 +31,22 @@ SHOWN = tuple(
 
 def test_demonstrations_are_learned() -> None:
     trainer = make_trainer("torch")
-    stats = [stats for _, stats in finetune(trainer, SHOWN, CFG, max_tokens=64, seed=0, start=0)]
-    assert stats[-1].loss < 0.2 < 2 < stats[0].loss
+    losses = [done.numbers["loss"] for done in finetune(trainer, SHOWN, CFG, max_tokens=64, seed=0, start=0)]
+    assert losses[-1] < 0.2 < 2 < losses[0]
     sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
     # the loss is that of the completions alone: prompts, which no one can predict, stay unlearned
     learned = torch.tensor([row[2:] for row in trainer.logprobs(sequences)])
     assert learned.exp().min() > 0.5
-    assert -learned.mean().item() == pytest.approx(stats[-1].loss, abs=0.1)
+    assert -learned.mean().item() == pytest.approx(losses[-1], abs=0.1)
 
 
 def test_a_stage_that_continues_equals_one_that_was_not_interrupted() -> None:
     whole, halves = make_trainer("torch"), make_trainer("torch")
     list(finetune(whole, SHOWN, CFG, max_tokens=64, seed=3, start=0))
-    for step, _ in finetune(halves, SHOWN, CFG, max_tokens=64, seed=3, start=0):
-        if step == 11:
+    for done in finetune(halves, SHOWN, CFG, max_tokens=64, seed=3, start=0):
+        if done.step == 11:
             break
-    seen = [step for step, _ in finetune(halves, SHOWN, CFG, max_tokens=64, seed=3, start=11)]
+    seen = [done.step for done in finetune(halves, SHOWN, CFG, max_tokens=64, seed=3, start=11)]
     assert seen == list(range(12, 31))
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(halves)[name], tensor), name
@@ -56,9 +56,10 @@ def test_first_loss_is_the_cross_entropy_of_the_batch() -> None:
     trainer = make_trainer("torch")
     sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
     expected = -torch.tensor([row[2:] for row in trainer.logprobs(sequences)]).double().mean().item()
-    _, stats = next(finetune(trainer, SHOWN, CFG, max_tokens=20, seed=0, start=0))
-    assert stats.loss == pytest.approx(expected, rel=1e-5)
-    assert stats.tokens == 8 * 6
+    first = next(finetune(trainer, SHOWN, CFG, max_tokens=20, seed=0, start=0))
+    assert first.numbers["loss"] == pytest.approx(expected, rel=1e-5)
+    assert (first.stage, first.step, first.numbers["tokens"], first.weight_version) == ("sft", 1, 8 * 6, None)
+    assert not {"kl", "clip_fraction", "logprob_gap"} & first.numbers.keys(), "they do not apply, so they are absent"
 
 
 class Parrot:

@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import torch
 from torch import Tensor, distributed
 
 from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.build import build_engine, build_trainer
+from rlkit.cluster.transfer import RemoteWeights, publish
 from rlkit.config import EngineConfig, TrainerConfig
 from rlkit.model import DeepseekV3Config
-from rlkit.types import Batch, Group, Prompt, Sampling, UpdateStats, Weights
-
-BUCKET_BYTES = 2**28
-"""Weights travel in pieces of at most this size (or one tensor)."""
-
-
-def buckets(weights: Weights, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Weights in order, in lists of at most `max_bytes` (or one tensor), each tensor in memory of its own on the CPU.
-
-    Parameters are views: experts of a stack, everything of ZeRO's flat buffer. Sending a view sends all that it views.
-    """
-    bucket, size = [], 0
-    for name, tensor in weights:
-        if bucket and size + tensor.nbytes > max_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format)))
-        size += tensor.nbytes
-    yield bucket
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteWeights:
-    """Weights in the object store; whoever iterates over them pulls one bucket at a time."""
-
-    buckets: tuple[ray.ObjectRef, ...]
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor under its checkpoint name."""
-        for bucket in self.buckets:
-            yield from ray.get(bucket)
+from rlkit.types import Batch, Group, Numbers, Prompt, Sampling
 
 
 class EngineActor:
@@ -52,10 +21,6 @@ class EngineActor:
 
     def __init__(self, cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Config | None) -> None:
         self.engine = build_engine(cfg, checkpoint, architecture)
-
-    def ready(self) -> bool:
-        """Returns when the engine is up."""
-        return True
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
         """`Engine.generate`, one group at a time: Ray sends each on its way as soon as it is yielded."""
@@ -117,13 +82,9 @@ class TrainerActor:
             rank=self.rank,
         )
 
-    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm) -> UpdateStats:
+    def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm) -> Numbers:
         """`Trainer.update` on this rank's share."""
         return self.trainer.update(batch, loss, lr, mtp)
-
-    def with_reference(self, batch: Batch) -> Batch:
-        """`Trainer.with_reference` on this rank's share."""
-        return self.trainer.with_reference(batch)
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """`Trainer.logprobs`."""
@@ -135,7 +96,7 @@ class TrainerActor:
 
     def publish(self) -> RemoteWeights:
         """Put all weights into the object store, bucket by bucket."""
-        return RemoteWeights(tuple(ray.put(bucket) for bucket in buckets(self.trainer.weights(), BUCKET_BYTES)))
+        return publish(self.trainer.weights())
 
     def adapter(self) -> Mapping[str, Tensor]:
         """`Trainer.adapter`."""

@@ -24,14 +24,23 @@ LOOK_EVERY_S = 0.5
 PATIENCE_S = 10.0
 """How long to look for processes that others were still starting."""
 
+_inside = False
+"""Whether this process is inside a block of `reaped`."""
 Birth = tuple[int, str]
 """Process id and start time: an id alone may be given to somebody else."""
 
 
 @contextmanager
 def reaped() -> Iterator[None]:
-    """Every process started inside the block ends with it, at the latest when this process does."""
-    mark = uuid4().hex
+    """Every process started inside the block ends with it, at the latest when this process does.
+
+    Blocks may stand inside each other: the outermost one does the work.
+    """
+    global _inside
+    if _inside:
+        yield
+        return
+    mark, _inside = uuid4().hex, True
     older = ",".join(str(pid) for pid, _ in below({os.getpid()}))
     os.environ[VARIABLE] = mark
     # -I -S: it must start fast and need nothing. A session of its own: Ctrl-C in the terminal is for the driver.
@@ -40,6 +49,7 @@ def reaped() -> Iterator[None]:
     try:
         yield
     finally:
+        _inside = False
         del os.environ[VARIABLE]
         reaper.communicate()
 

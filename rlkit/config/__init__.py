@@ -19,7 +19,7 @@ from rlkit.config.groups import (
     RewardConfig,
     TrainerConfig,
 )
-from rlkit.config.runs import ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun
+from rlkit.config.runs import ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 
 __all__ = [
@@ -42,5 +42,6 @@ __all__ = [
     "SftRun",
     "SftThenGrpoRun",
     "TrainerConfig",
+    "TrainingRun",
     "suggestion",
 ]

@@ -18,12 +18,12 @@ from rlkit.config.groups import (
     RewardConfig,
     TrainerConfig,
 )
-from rlkit.config.stages import AlgoConfig, EvaluationConfig, SftConfig
+from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every recipe needs."""
+    """What every recipe needs: something that samples, something that judges, and data for both."""
 
     recipe: str
     output_dir: Path
@@ -35,56 +35,87 @@ class RunConfig:
     data: DataConfig
     reward: RewardConfig
     engine: EngineConfig
-    trainer: TrainerConfig
     cluster: ClusterConfig
     evaluation: EvaluationConfig
-    parity: ParityConfig
     logging: LoggingConfig
+
+    def __post_init__(self) -> None:
+        """Refuse groups that do not go together."""
+        one_of("resume", self.resume, ("auto", "never"))
+        if self.cluster.kind == "local" and self.engine.num_engines > 1:
+            raise ValueError(
+                f"cluster=local is one process, but engine.num_engines={self.engine.num_engines}; set it to 1 or use "
+                "cluster=ray"
+            )
+        if self.cluster.kind == "local" and self.engine.kind == "vllm":
+            raise ValueError("engine=vllm needs a process of its own; use cluster=ray, or engine=torch")
+        self._check_room("evaluation", self.evaluation.sampling)
+
+    def _check_room(self, group: str, sampling: SamplingConfig) -> None:
+        """Refuse completions that would fill the whole context."""
+        if sampling.max_new_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"{group}.sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
+                f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
+            )
+
+    @property
+    def num_actors(self) -> int:
+        """Processes that share the machine's GPUs."""
+        return self.engine.num_engines
+
+    @property
+    def longest_completion(self) -> int:
+        """The most tokens that any stage samples after a prompt."""
+        return self.evaluation.sampling.max_new_tokens
+
+    @property
+    def think_share(self) -> float | None:
+        """The share of demonstrations that show their worked solution; None for a run that shows none at all."""
+        return None
+
+    def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
+        """Say in labels and words how much each stage does; a number that is not known yet is None."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(RunConfig):
+    """What every recipe needs that also learns."""
+
+    trainer: TrainerConfig
+    parity: ParityConfig
     checkpoint: CheckpointConfig
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not go together."""
-        one_of("resume", self.resume, ("auto", "never"))
-        if self.cluster.kind == "local":
-            if self.engine.num_engines > 1 or self.trainer.num_ranks > 1:
-                raise ValueError(
-                    f"cluster=local is one process, but engine.num_engines={self.engine.num_engines} and "
-                    f"trainer.num_ranks={self.trainer.num_ranks}; set both to 1 or use cluster=ray"
-                )
-            if self.engine.kind == "vllm":
-                raise ValueError("engine=vllm needs a process of its own; use cluster=ray, or engine=torch")
-        if self.evaluation.sampling.max_new_tokens >= self.engine.max_model_len:
+        """Check what all recipes need, then that there is a process for every rank."""
+        super().__post_init__()
+        if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
             raise ValueError(
-                f"evaluation.sampling.max_new_tokens={self.evaluation.sampling.max_new_tokens} leaves no room for a "
-                f"prompt in engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
+                f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
+                "cluster=ray"
             )
+
+    @property
+    def num_actors(self) -> int:
+        """Processes that share the machine's GPUs."""
+        return super().num_actors + self.trainer.num_ranks
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any stage compares the policy with a frozen copy of itself."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftRun(RunConfig):
-    """`recipes.sft`."""
-
-    sft: SftConfig
-
-    def __post_init__(self) -> None:
-        """Check what all recipes need, then that the batch can be dealt to the ranks."""
-        RunConfig.__post_init__(self)
-        if self.sft.batch_size % self.trainer.num_ranks:
-            raise ValueError(
-                f"sft.batch_size={self.sft.batch_size} cannot be dealt evenly to trainer.num_ranks="
-                f"{self.trainer.num_ranks}; use a multiple of it"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrpoRun(RunConfig):
+class GrpoRun(TrainingRun):
     """`recipes.grpo`."""
 
     algo: AlgoConfig
 
     def __post_init__(self) -> None:
         """Check what all recipes need, then that the rollouts can be dealt to engines and ranks, and fit."""
-        RunConfig.__post_init__(self)
+        super().__post_init__()
         algo = self.algo
         if algo.prompts_per_step % self.engine.num_engines:
             raise ValueError(
@@ -97,26 +128,73 @@ class GrpoRun(RunConfig):
                 f"algo.prompts_per_step x algo.group_size / algo.minibatches = {num_rollouts // algo.minibatches} "
                 f"rollouts cannot be dealt evenly to trainer.num_ranks={self.trainer.num_ranks}; change one of them"
             )
-        if algo.sampling.max_new_tokens >= self.engine.max_model_len:
-            raise ValueError(
-                f"algo.sampling.max_new_tokens={algo.sampling.max_new_tokens} leaves no room for a prompt in "
-                f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
-            )
+        self._check_room("algo", algo.sampling)
         if algo.mtp_weight and self.trainer.lora is not None:
             raise ValueError(
                 f"algo.mtp_weight={algo.mtp_weight} trains MTP modules, which trainer.lora leaves as they are; set it "
                 "to 0, or trainer.lora to null"
             )
 
+    @property
+    def needs_reference(self) -> bool:
+        """The KL penalty compares with the reference; without the penalty nobody keeps one."""
+        return self.algo.loss.kl_coef > 0
+
+    @property
+    def longest_completion(self) -> int:
+        """The most tokens that any stage samples after a prompt."""
+        return max(super().longest_completion, self.algo.sampling.max_new_tokens)
+
+    def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
+        """Add what GRPO samples and learns from."""
+        algo, rollouts = self.algo, self.algo.prompts_per_step * self.algo.group_size
+        new = rollouts * algo.sampling.max_new_tokens
+        longest = algo.sampling.max_new_tokens
+        steps = f"{algo.steps} steps x {algo.prompts_per_step} groups x {algo.group_size} rollouts = {rollouts} a step"
+        rows = [
+            ("GRPO", steps),
+            ("tokens per step", f"at most {new:,} sampled, in rollouts of up to {longest}"),
+            ("optimiser steps", f"{algo.minibatches} a step on {rollouts // algo.minibatches} rollouts each"),
+        ]
+        if num_prompts is not None:
+            rows.append(
+                ("epochs", f"{algo.steps * algo.prompts_per_step / num_prompts:.2f} of {num_prompts:,} prompts")
+            )
+        return super().amounts(num_prompts, num_demonstrations) + rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRun(TrainingRun):
+    """`recipes.sft`."""
+
+    sft: SftConfig
+
+    def __post_init__(self) -> None:
+        """Check what all recipes need, then that the batch can be dealt to the ranks."""
+        super().__post_init__()
+        if self.sft.batch_size % self.trainer.num_ranks:
+            raise ValueError(
+                f"sft.batch_size={self.sft.batch_size} cannot be dealt evenly to trainer.num_ranks="
+                f"{self.trainer.num_ranks}; use a multiple of it"
+            )
+
+    @property
+    def think_share(self) -> float | None:
+        """The share of demonstrations that show their worked solution."""
+        return self.sft.think_share
+
+    def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
+        """Say how often SFT shows how many demonstrations, before what other stages do."""
+        sft, per_rank = self.sft, self.sft.batch_size // self.trainer.num_ranks
+        size = self.data.train_size if num_demonstrations is None else num_demonstrations
+        epochs = f", {sft.steps * sft.batch_size / size:.2f} epochs of {size:,}" if size > 0 else ""
+        row = ("SFT", f"{sft.steps} steps x {sft.batch_size} demonstrations{epochs}; {per_rank} per rank")
+        return [row, *super().amounts(num_prompts, num_demonstrations)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftThenGrpoRun(SftRun, GrpoRun):
-    """`recipes.sft_then_grpo`."""
-
-    def __post_init__(self) -> None:
-        """Check both stages."""
-        SftRun.__post_init__(self)
-        GrpoRun.__post_init__(self)
+    """`recipes.sft_then_grpo`: what SFT needs and what GRPO needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +219,7 @@ class ExtendContextRun(SftRun):
 
     def __post_init__(self) -> None:
         """Check what all SFT runs need, then that the lengths rise and that the batches divide."""
-        SftRun.__post_init__(self)
+        super().__post_init__()
         lengths = [stage.length for stage in self.stages]
         if not lengths or lengths != sorted(set(lengths)):
             raise ValueError(f"stages: lengths {lengths} must rise from stage to stage; reorder them or drop some")

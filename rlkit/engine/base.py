@@ -38,6 +38,10 @@ class Engine(Protocol):
         """Run one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...
 
+    def replicas(self) -> Sequence[Engine]:
+        """Every copy of the model that samples, as an engine of its own: the parity gate asks each of them."""
+        ...
+
 
 def rollout_seed(seed: int, prompt_id: str, index: int) -> int:
     """Seed of rollout `index` of a prompt: the same whichever engine, batch or place in the queue draws it.

@@ -19,6 +19,7 @@ from rlkit.engine.speculative import accept
 from rlkit.model import DeepseekV3, drafting
 from rlkit.model.base import CausalLM
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
+from rlkit.watch.progress import Progress, silent
 
 COMPACT_BELOW = 0.75
 """Finished samples leave the batch once less than this share is still running: each copy of the cache costs time."""
@@ -53,6 +54,7 @@ class TorchEngine:
         decode: Callable[[Sequence[int]], str],
         max_batch: int = 256,
         speculative_tokens: int = 0,
+        progress: Progress = silent,
     ) -> None:
         """`eos_token_id` is one id or several; `decode` turns completion ids (end token left out) into text.
 
@@ -69,6 +71,7 @@ class TorchEngine:
         self.max_batch = max_batch
         self.speculative_tokens = speculative_tokens
         self.version = 0
+        self._progress = progress
         self._finished = 0
         self._drafts = (0, 0)
 
@@ -84,12 +87,14 @@ class TorchEngine:
         # A wave holds whole groups where it can, so that each prompt is run once.
         wave = self.max_batch - self.max_batch % n if n <= self.max_batch else self.max_batch
         missing = [n] * len(prompts)
-        for start in range(0, len(drafts), wave):
-            for i in write(prompts, drafts[start : start + wave], sampling):
-                missing[i] -= 1
-                if not missing[i]:
-                    rollouts = tuple(self._finish(draft) for draft in drafts[i * n : (i + 1) * n])
-                    yield Group(prompt=prompts[i], rollouts=rollouts)
+        with self._progress("sampling", len(drafts), "rollouts") as bar:
+            for start in range(0, len(drafts), wave):
+                for i in write(prompts, drafts[start : start + wave], sampling):
+                    bar.set(self._finished)
+                    missing[i] -= 1
+                    if not missing[i]:
+                        rollouts = tuple(self._finish(draft) for draft in drafts[i * n : (i + 1) * n])
+                        yield Group(prompt=prompts[i], rollouts=rollouts)
 
     def finished(self) -> int:
         """Rollouts that the running `generate` has finished; another thread may ask."""
@@ -121,6 +126,10 @@ class TorchEngine:
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Run one sequence and return the output [T, D] of every block under its name, in order."""
         return self.model.trace(tokens)
+
+    def replicas(self) -> tuple[TorchEngine]:
+        """This engine: there is one copy of the model."""
+        return (self,)
 
     @torch.no_grad()
     def _write(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:

@@ -21,7 +21,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import rollout_seed
+from rlkit.engine.vllm_blocks import watch_blocks
 from rlkit.model.config import end_tokens
-from rlkit.model.trace import BLOCK
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
+from rlkit.watch.progress import Progress, silent
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _SHARED = ("embed_tokens.weight", "shared_head.head.weight")
@@ -59,6 +60,7 @@ class VllmEngine:
         gpu_memory_utilization: float = 0.6,
         threads: int,
         speculative_tokens: int = 0,
+        progress: Progress = silent,
         seed: int = 0,
     ) -> None:
         """Start vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
@@ -72,6 +74,7 @@ class VllmEngine:
         self._max_model_len = max_model_len
         self._version = 0
         self._finished = 0
+        self._progress = progress
         self._cuda = torch.cuda.is_available()
         self._speculative = speculative_tokens > 0
         self._drafts_before = (0, 0)
@@ -131,11 +134,13 @@ class VllmEngine:
             tokens = (prompt.tokens for prompt in prompts for _ in range(n))
             requests = [(t, self._params(seed=s, **drawn)) for t, s in zip(tokens, seeds, strict=True)]
             found: dict[int, dict[int, Rollout]] = {row: {} for row in range(len(prompts))}
-            for i, output in self._run(requests):
-                row, place = divmod(i, n)
-                found[row][place] = self._rollout(output.outputs[0], seeds[i])
-                if len(found[row]) == n:
-                    yield Group(prompt=prompts[row], rollouts=tuple(found[row][place] for place in range(n)))
+            with self._progress("sampling", len(requests), "rollouts") as bar:
+                for i, output in self._run(requests):
+                    bar.set(self._finished)
+                    row, place = divmod(i, n)
+                    found[row][place] = self._rollout(output.outputs[0], seeds[i])
+                    if len(found[row]) == n:
+                        yield Group(prompt=prompts[row], rollouts=tuple(found[row][place] for place in range(n)))
 
     def finished(self) -> int:
         """Rollouts finished so far in the running (else the last) call of `generate`; safe from another thread."""
@@ -200,13 +205,17 @@ class VllmEngine:
         self._check("sequence", tokens, 1)
         chunks: dict[str, list[Tensor]] = {}
         with self._lock, _use_threads(self._threads):
-            (stop_watching,) = self._engine.apply_model(lambda model: _watch_blocks(model, chunks))
+            (stop_watching,) = self._engine.apply_model(lambda model: watch_blocks(model, chunks))
             try:
                 list(self._run([(tokens, self._params(max_tokens=1, temperature=0.0))]))
             finally:
                 stop_watching()
         # A long sequence is run in chunks; a captured graph may pad the last one.
         return {name: torch.cat(outputs_TD)[: len(tokens)] for name, outputs_TD in chunks.items()}
+
+    def replicas(self) -> tuple[VllmEngine]:
+        """This engine: there is one copy of the model."""
+        return (self,)
 
     def close(self) -> None:
         """Stop vLLM and free its memory; the process can then start another engine."""
@@ -367,28 +376,3 @@ def _reload_drafter(worker: Any, weights: Sequence[tuple[str, Tensor]], cuda: bo
         reload.initialize_layerwise_reload(model)
         model.load_weights(iter(weights))
         reload.finalize_layerwise_reload(model, worker.speculative_config.draft_model_config)
-
-
-def _watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable[[], None]:
-    """Copy the output of every block into `chunks`; call what is returned to stop."""
-    handles = []
-    for name, module in model.named_modules():
-        if BLOCK.fullmatch(name):
-            outputs = chunks.setdefault(name, [])
-
-            def keep(_module: nn.Module, _inputs: Any, output: Any, outputs: list[Tensor] = outputs) -> None:
-                output_TD = output[0] if isinstance(output, tuple) else output  # a norm also returns the residual
-                outputs.append(output_TD.detach().to("cpu", torch.float32, copy=True))
-
-            handles.append(module.register_forward_hook(keep))
-    # Compiled code passes hooks by; vLLM runs the plain forward while this is set.
-    inner: Any = model.get_submodule("model")
-    compiled = not inner.do_not_compile
-    inner.do_not_compile = True
-
-    def stop() -> None:
-        inner.do_not_compile = not compiled
-        for handle in handles:
-            handle.remove()
-
-    return stop

@@ -11,28 +11,35 @@ from pathlib import Path
 from rlkit.train.base import Trainer
 
 STATE_FILE = "state.json"
-STAGES = ("sft", "grpo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """How far a run has come: `step` steps of `stage` are done.
+    """How far a run has come: `step` steps of `stage` are done, and all of the stages in `finished`.
 
-    Example: `Position(stage="grpo", step=20, weight_version=20)`
+    Example: `Position(stage="grpo", step=20, weight_version=20, finished=("sft",))`
     """
 
     stage: str
+    """The name under which the recipe runs the stage; "" before the first step of the first one."""
     step: int
     weight_version: int
-    """Of the weights that the engine had."""
+    """The version of the weights that the engine had."""
+    finished: tuple[str, ...] = ()
+    """The stages before this one, in the order in which the recipe ran them."""
 
     def steps_done(self, stage: str, total: int) -> int:
         """Steps of a stage that need not be run again."""
-        mine, other = STAGES.index(self.stage), STAGES.index(stage)
-        return total if other < mine else self.step if other == mine else 0
+        return total if stage in self.finished else self.step if stage == self.stage else 0
+
+    def after(self, stage: str, step: int, weight_version: int | None) -> Position:
+        """The position after a step; a `weight_version` of None means that the engine keeps the weights it had."""
+        version = self.weight_version if weight_version is None else weight_version
+        earlier = self.finished if stage == self.stage or not self.stage else (*self.finished, self.stage)
+        return Position(stage=stage, step=step, weight_version=version, finished=earlier)
 
 
-START = Position(stage=STAGES[0], step=0, weight_version=0)
+START = Position(stage="", step=0, weight_version=0)
 
 
 def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: int) -> None:
@@ -69,14 +76,14 @@ def newest_checkpoint(folder: Path) -> tuple[Path, Position] | None:
 
 def _complete(folder: Path) -> list[tuple[Path, Position]]:
     found = [(path, _read(path)) for path in folder.glob("*-*") if path.is_dir() and path.suffix != ".tmp"]
-    return sorted(found, key=lambda item: (STAGES.index(item[1].stage), item[1].step))
+    return sorted(found, key=lambda item: (len(item[1].finished), item[1].step))
 
 
 def _read(path: Path) -> Position:
     try:
-        position = Position(**json.loads((path / STATE_FILE).read_text()))
-        STAGES.index(position.stage)
-    except (OSError, ValueError, TypeError) as error:
+        state = json.loads((path / STATE_FILE).read_text())
+        position = Position(**state | {"finished": tuple(state["finished"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a checkpoint ({STATE_FILE}: {error}); remove that folder, or set another output_dir"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rlkit.config import GrpoRun, RunConfig, SftRun
+from rlkit.config import TrainingRun
 from rlkit.config.compose import to_yaml
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.files.hf_folder import HfArchitecture
@@ -19,7 +19,7 @@ BYTES = {"fp32": 4, "bf16": 2}
 GIB = 2**30
 
 
-def show(cfg: RunConfig, *, print_only: bool) -> Task | None:
+def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
     """Read and check what the run needs; for `--cfg job` and `dry_run=true` print the plan instead and return None.
 
     `--cfg job` prints without reading the data; `dry_run=true` reads and checks everything first.
@@ -35,7 +35,7 @@ def show(cfg: RunConfig, *, print_only: bool) -> Task | None:
     return None
 
 
-def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
+def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
     """Labels and values of everything that follows from the configuration."""
     if task is not None:
         architecture = task.architecture
@@ -61,16 +61,7 @@ def derived(cfg: RunConfig, task: Task | None) -> list[tuple[str, str]]:
     trained = lora_parameters(cfg, architecture)
     if trained != 0:
         rows.append(("LoRA", f"{trained:,} parameters are trained, {trained / total:.2%} as many as there are"))
-    if isinstance(cfg, SftRun):
-        shown = cfg.sft.steps * cfg.sft.batch_size
-        size = len(task.demonstrations) if task else cfg.data.train_size
-        epochs = f", {shown / size:.2f} epochs of {size:,}" if size > 0 else ""
-        per_rank = cfg.sft.batch_size // cfg.trainer.num_ranks
-        rows.append(
-            ("SFT", f"{cfg.sft.steps} steps x {cfg.sft.batch_size} demonstrations{epochs}; {per_rank} per rank")
-        )
-    if isinstance(cfg, GrpoRun):
-        rows += _grpo(cfg, task)
+    rows += cfg.amounts(len(task.prompts) if task else None, len(task.demonstrations) if task else None)
     if task is not None:
         longest = max(len(prompt.tokens) for prompt in (*task.prompts, *task.held_out))
         rows.append(
@@ -102,7 +93,7 @@ def mtp_parameters(architecture: Architecture) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def lora_parameters(cfg: RunConfig, architecture: Architecture) -> int:
+def lora_parameters(cfg: TrainingRun, architecture: Architecture) -> int:
     """Parameters of all adapters; 0 without LoRA. ValueError for a target that is not there."""
     if cfg.trainer.lora is None:
         return 0
@@ -125,28 +116,10 @@ def cache_numbers(architecture: Architecture) -> int:
     return architecture.kv_lora_rank + architecture.qk_rope_head_dim
 
 
-def _grpo(cfg: GrpoRun, task: Task | None) -> list[tuple[str, str]]:
-    algo = cfg.algo
-    rollouts = algo.prompts_per_step * algo.group_size
-    new = rollouts * algo.sampling.max_new_tokens
-    rows = [
-        (
-            "GRPO",
-            f"{algo.steps} steps x {algo.prompts_per_step} groups x {algo.group_size} rollouts = {rollouts} a step",
-        ),
-        ("tokens per step", f"at most {new:,} sampled, in rollouts of up to {algo.sampling.max_new_tokens}"),
-        ("optimiser steps", f"{algo.minibatches} a step on {rollouts // algo.minibatches} rollouts each"),
-    ]
-    if task is not None:
-        share = algo.steps * algo.prompts_per_step / len(task.prompts)
-        rows.append(("epochs", f"{share:.2f} of {len(task.prompts):,} prompts"))
-    return rows
-
-
-def _memory(cfg: RunConfig, architecture: Architecture, total: int, trained: int) -> list[tuple[str, str]]:
+def _memory(cfg: TrainingRun, architecture: Architecture, total: int, trained: int) -> list[tuple[str, str]]:
     """Bytes that can be computed: weights, gradients, AdamW, KV cache. Activations and the runtimes are not in it."""
     trainer, engine, ranks = BYTES[cfg.trainer.dtype], BYTES[cfg.engine.dtype], cfg.trainer.num_ranks
-    reference = trainer if isinstance(cfg, GrpoRun) and cfg.algo.loss.kl_coef > 0 else 0
+    reference = trainer if cfg.needs_reference else 0
     # ZeRO shards fp32 master weights and both moments over the ranks; weights and fp32 gradients are whole.
     # Below LoRA the weights are frozen, and the reference has its own adapters only.
     copies = trained if cfg.trainer.lora else total

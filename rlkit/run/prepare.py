@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import rewards
-from rlkit.config import AlgoConfig, GrpoRun, RewardConfig, RunConfig, SftRun
+from rlkit.config import RewardConfig, TrainingRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import load_tokenizer, train_tokenizer
@@ -49,7 +49,7 @@ class Task:
     """Where the model comes from; None = random weights."""
 
 
-def prepare(cfg: RunConfig) -> Task:
+def prepare(cfg: TrainingRun) -> Task:
     """Read and check all that the run needs, without starting or writing anything.
 
     Raises:
@@ -79,15 +79,15 @@ def prepare(cfg: RunConfig) -> Task:
     _check_balance(cfg, architecture)
     if cfg.trainer.lora is not None:
         choose_targets(empty_model(architecture), cfg.trainer.lora.targets)
-    room = cfg.engine.max_model_len - longest_completion(cfg)
+    room = cfg.engine.max_model_len - cfg.longest_completion
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
     held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
     with closing(judge):
         check_reward(judge, cfg.reward, [*prompts, *held_out])
     demonstrations: Sequence[Demonstration] = ()
-    if isinstance(cfg, SftRun):
+    if cfg.think_share is not None:
         demonstrations = to_demonstrations(
-            split.train, tokenizer, cfg.data.instruction, cfg.sft.think_share, cfg.data.seed, cfg.engine.max_model_len
+            split.train, tokenizer, cfg.data.instruction, cfg.think_share, cfg.data.seed, cfg.engine.max_model_len
         )
     return Task(
         prompts=prompts,
@@ -110,13 +110,7 @@ def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequ
     judge.check_samples([rewards.Sample(prompt.text, "", meta=prompt.meta, step=0) for prompt in prompts])
 
 
-def longest_completion(cfg: RunConfig) -> int:
-    """Tokens that any stage may sample after a prompt."""
-    algo: AlgoConfig | None = cfg.algo if isinstance(cfg, GrpoRun) else None
-    return max(cfg.evaluation.sampling.max_new_tokens, algo.sampling.max_new_tokens if algo else 0)
-
-
-def initial_checkpoint(cfg: RunConfig, task: Task) -> Path:
+def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
     """The folder that trainer and engine load from; a new model is made there, from `seed`, on first call."""
     if task.checkpoint is not None:
         return task.checkpoint
@@ -163,7 +157,7 @@ def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, arch
         )
 
 
-def _check_fit(cfg: RunConfig, architecture: Architecture) -> None:
+def _check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     """Refuse a model that the engine cannot run, in words; the engine itself would fail deep inside."""
     ours = isinstance(architecture, DeepseekV3Config)
     if cfg.engine.kind == "vllm" and not ours:
@@ -206,7 +200,7 @@ def _check_fit(cfg: RunConfig, architecture: Architecture) -> None:
         )
 
 
-def _check_balance(cfg: RunConfig, architecture: Architecture) -> None:
+def _check_balance(cfg: TrainingRun, architecture: Architecture) -> None:
     """Refuse to balance what is not there."""
     trainer, where = cfg.trainer, f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
     keys = [key for key in ("bias_update_speed", "balance_coef") if getattr(trainer, key)]

@@ -26,7 +26,7 @@ class Dying(Writer):
 
 
 def at(stage: str, step: int) -> Position:
-    return Position(stage=stage, step=step, weight_version=step)
+    return Position(stage=stage, step=step, weight_version=step, finished=("sft",) if stage == "grpo" else ())
 
 
 def test_the_furthest_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
@@ -58,10 +58,10 @@ def test_nothing_there_is_not_an_error(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-WRONG_STAGE = json.dumps({"stage": "ppo", "step": 1, "weight_version": 0})
+INCOMPLETE = json.dumps({"stage": "grpo", "step": 1, "weight_version": 0})
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": "grpo"}', WRONG_STAGE])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": "grpo"}', INCOMPLETE])
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, content: str | None) -> None:
     folder = tmp_path / "grpo-000003"
     folder.mkdir()
@@ -75,6 +75,17 @@ def test_steps_done_by_stage() -> None:
     assert [START.steps_done(stage, 9) for stage in ("sft", "grpo")] == [0, 0]
     assert [at("sft", 4).steps_done(stage, 9) for stage in ("sft", "grpo")] == [4, 0]
     assert [at("grpo", 4).steps_done(stage, 9) for stage in ("sft", "grpo")] == [9, 4]
+
+
+def test_stages_have_the_names_that_a_recipe_gives_them() -> None:
+    """An R1 pipeline runs SFT and RL twice each, under names of their own."""
+    position = START
+    for stage, step, version in (("cold-start", 1, None), ("cold-start", 2, None), ("reasoning-rl", 1, 1)):
+        position = position.after(stage, step, version)
+    assert position == Position(stage="reasoning-rl", step=1, weight_version=1, finished=("cold-start",))
+    position = position.after("second-sft", 1, None)
+    assert position == Position(stage="second-sft", step=1, weight_version=1, finished=("cold-start", "reasoning-rl"))
+    assert [position.steps_done(s, 7) for s in ("cold-start", "reasoning-rl", "second-sft", "last-rl")] == [7, 7, 1, 0]
 
 
 def test_a_kill_while_an_old_one_is_deleted_does_not_block_the_next_start(

@@ -17,10 +17,9 @@ import pytest
 from rewards import RewardError
 from rlkit.cluster.reaper import Birth, below, marked
 from rlkit.config import RewardConfig
-from rlkit.loop import collect
+from rlkit.rollout.judging import NoVerdictError, collect
 from rlkit.scoring.pool import Scorer, build_reward
 from rlkit.types import Group, Prompt, Rollout, Score
-from rlkit.watch.verdicts import NoVerdictError
 
 PLUGIN = """
 import os, sys, time

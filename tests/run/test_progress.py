@@ -10,22 +10,20 @@ import pytest
 import torch
 import yaml
 
-from rlkit.cluster.start import start
+from rlkit.assemble import started
 from rlkit.config import SftThenGrpoRun
 from rlkit.config.compose import load_config
 from rlkit.model import DeepseekV3
 from rlkit.model.weights import checkpoint_weights
 from rlkit.parity import ParityError
 from rlkit.run.folder import Position
-from rlkit.run.open import Run
 from rlkit.run.plan import show
-from rlkit.run.prepare import INITIAL, Task, initial_checkpoint, longest_completion
-from rlkit.sft import SftStats
-from rlkit.types import StepStats, UpdateStats
+from rlkit.run.prepare import INITIAL, Task, initial_checkpoint
+from rlkit.run.progress import Run
+from rlkit.types import Step
 from rlkit.watch import read_evaluations, read_metrics
 from tests.e2e.runs import LOCAL, TINY
 
-UPDATE = UpdateStats(loss=0.1, grad_norm=1.0, entropy=0.5, kl=0.0, clip_fraction=0.0, logprob_gap=1e-6)
 LOAD = {"max_violation": 1.5, "max_violation/1": 1.5, "mean_violation": 0.2, "load_entropy": 0.9}
 
 
@@ -36,32 +34,20 @@ def configured(folder: Path, *overrides: str) -> tuple[SftThenGrpoRun, Task]:
     return cfg, task
 
 
-def sft_stats(step: int) -> SftStats:
-    return SftStats(loss=1.0 / step, entropy=0.1, grad_norm=1.0, lr=1e-3, tokens=100, tok_s=50.0, mtp_loss=None)
+def shown(step: int, **more: float) -> Step:
+    """A step of SFT."""
+    numbers = {"loss": 1.0 / step, "entropy": 0.1, "grad_norm": 1.0, "lr": 1e-3, "tokens": 100, "tok_s": 50.0, **more}
+    return Step(stage="sft", step=step, numbers=numbers, weight_version=None)
 
 
-def grpo_stats(*, learned: bool) -> StepStats:
-    return StepStats(
-        weight_version=0,
-        reward=0.5,
-        accuracy=0.5,
-        length=9.0,
-        truncated=0.0,
-        masked=0,
-        reasons={},
-        measured={},
-        reward_p50_s=0.0,
-        reward_p99_s=0.0,
-        groups=4,
-        drafts=(0, 0),
-        flat_groups=0 if learned else 4,
-        sample_tokens=100,
-        train_tokens=200 if learned else 0,
-        lr=1e-3,
-        update=UPDATE if learned else None,
-        parity=1e-6 if learned else None,
-        seconds={"sample": 1.0, "score": 0.1, "train": 1.0, "sync": 0.1},
-    )
+def learned(step: int, version: int | None = None, **more: float) -> Step:
+    """A step of GRPO; with another `version` than its own number it was skipped."""
+    numbers = {"reward": 0.5, "accuracy": 0.5, "length": 9.0, "groups": 4, "sample_s": 1.0, **more}
+    if version is None:
+        numbers |= {"flat_groups": 0, "kl": 0.0, "entropy": 0.5, "parity": 1e-6, "lr": 1e-3, "train_s": 1.0}
+    else:
+        numbers |= {"flat_groups": 4}
+    return Step(stage="grpo", step=step, numbers=numbers, weight_version=step if version is None else version)
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -70,23 +56,23 @@ def checkpoints(folder: Path) -> list[str]:
 
 def test_checkpoints_come_on_schedule_and_at_the_end_of_a_stage(tmp_path: Path) -> None:
     cfg, task = configured(tmp_path, "checkpoint.every=2", "checkpoint.keep=9")
-    with Run(cfg, task) as run, start(cfg, run) as parts:
+    with Run(cfg, task) as run, started(cfg, run) as parts:
         for step in range(1, 6):
-            run.record(step, 5, sft_stats(step), parts)
-        run.record(1, 3, grpo_stats(learned=True), parts)
-        run.record(2, 3, grpo_stats(learned=False), parts)
+            run.record(shown(step), 5, parts)
+        run.record(learned(1), 3, parts)
+        run.record(learned(2, version=1), 3, parts)
     assert checkpoints(tmp_path) == ["grpo-000002", "sft-000002", "sft-000004", "sft-000005"]
     # the engine still has the weights of step 1, because step 2 learned nothing
-    assert run.position == Position(stage="grpo", step=2, weight_version=1)
+    assert run.position == Position(stage="grpo", step=2, weight_version=1, finished=("sft",))
 
 
 def test_every_step_is_in_the_record_and_only_some_sft_steps_on_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg, task = configured(tmp_path, "checkpoint.every=0")
-    with Run(cfg, task) as run, start(cfg, run) as parts:
+    with Run(cfg, task) as run, started(cfg, run) as parts:
         for step in range(1, 61):
-            run.record(step, 100, sft_stats(step), parts)
+            run.record(shown(step), 100, parts)
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 61))
     rows = [line for line in capsys.readouterr().out.splitlines() if "/100 " in line]
     assert [row.split()[0] for row in rows] == ["1/100", *(f"{step}/100" for step in range(5, 61, 5))]
@@ -96,10 +82,10 @@ def test_the_load_of_the_experts_is_in_the_record_and_on_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg, task = configured(tmp_path, "checkpoint.every=0")
-    with Run(cfg, task) as run, start(cfg, run) as parts:
-        run.record(1, 100, replace(sft_stats(1), load=LOAD), parts)
-        run.record(1, 3, replace(grpo_stats(learned=True), update=replace(UPDATE, load=LOAD)), parts)
-        run.record(2, 3, grpo_stats(learned=False), parts)
+    with Run(cfg, task) as run, started(cfg, run) as parts:
+        run.record(shown(1, **LOAD), 100, parts)
+        run.record(learned(1, **LOAD), 3, parts)
+        run.record(learned(2, version=1), 3, parts)
     sft, grpo, skipped = read_metrics(tmp_path)
     assert LOAD.items() <= sft.items() and LOAD.items() <= grpo.items()
     assert "load" not in sft and "load" not in grpo and not LOAD.keys() & skipped.keys()
@@ -110,7 +96,7 @@ def test_the_load_of_the_experts_is_in_the_record_and_on_screen(
 def test_an_evaluation_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg, task = configured(tmp_path)
     for _ in range(2):
-        with Run(cfg, task) as run, start(cfg, run) as parts:
+        with Run(cfg, task) as run, started(cfg, run) as parts:
             run.evaluate("before SFT", 0, parts)
     assert capsys.readouterr().out.count("held-out accuracy before SFT") == 1
     [found] = read_evaluations(tmp_path)
@@ -120,15 +106,15 @@ def test_an_evaluation_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_evaluations_between_the_steps(tmp_path: Path) -> None:
     cfg, task = configured(tmp_path, "evaluation.every=2")
-    with Run(cfg, task) as run, start(cfg, run) as parts:
+    with Run(cfg, task) as run, started(cfg, run) as parts:
         for step in range(1, 5):
-            run.record(step, 4, grpo_stats(learned=True), parts)
+            run.record(learned(step), 4, parts)
     assert [found.name for found in read_evaluations(tmp_path)] == ["GRPO step 2"]
 
 
 def test_the_export_is_the_policy(tmp_path: Path) -> None:
     cfg, task = configured(tmp_path)
-    with Run(cfg, task) as run, start(cfg, run) as parts:
+    with Run(cfg, task) as run, started(cfg, run) as parts:
         run.export(parts)
         expected = {name: tensor.clone() for name, tensor in parts.trainer.weights()}
     exported = dict(checkpoint_weights(DeepseekV3.from_checkpoint(tmp_path / "model")))
@@ -169,8 +155,8 @@ def test_settings_that_make_another_run_are_refused_and_harmless_ones_are_not(tm
 
 def test_the_report_is_written_even_when_the_run_fails(tmp_path: Path) -> None:
     cfg, task = configured(tmp_path)
-    with pytest.raises(ZeroDivisionError), Run(cfg, task) as run, start(cfg, run) as parts:
-        run.record(1, 5, sft_stats(1), parts)
+    with pytest.raises(ZeroDivisionError), Run(cfg, task) as run, started(cfg, run) as parts:
+        run.record(shown(1), 5, parts)
         raise ZeroDivisionError
     assert "<svg" in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 1
@@ -178,7 +164,7 @@ def test_the_report_is_written_even_when_the_run_fails(tmp_path: Path) -> None:
 
 def test_a_corrupted_sync_stops_the_run(tmp_path: Path) -> None:
     cfg, task = configured(tmp_path)
-    with Run(cfg, task) as run, start(cfg, run) as parts:
+    with Run(cfg, task) as run, started(cfg, run) as parts:
         name = "model.layers.1.mlp.experts.3.down_proj.weight"
         healthy = parts.trainer.weights
 
@@ -192,15 +178,15 @@ def test_a_corrupted_sync_stops_the_run(tmp_path: Path) -> None:
 
 def test_room_for_prompts_is_what_the_longest_completion_leaves(tmp_path: Path) -> None:
     cfg, _ = configured(tmp_path, "algo.sampling.max_new_tokens=30", "evaluation.sampling.max_new_tokens=20")
-    assert longest_completion(cfg) == 30
+    assert cfg.longest_completion == 30
 
 
 def test_a_killed_run_gets_the_lines_of_its_evaluations_back(tmp_path: Path) -> None:
     cfg, task = configured(tmp_path, "checkpoint.every=0")
     for _ in range(2):  # the second life starts from nothing, but the evaluation is there already
-        with Run(cfg, task) as run, start(cfg, run) as parts:
+        with Run(cfg, task) as run, started(cfg, run) as parts:
             run.evaluate("before SFT", 0, parts)
-            run.record(1, 5, sft_stats(1), parts)
+            run.record(shown(1), 5, parts)
     assert [(line["stage"], line.get("name")) for line in read_metrics(tmp_path)] == [
         ("eval", "before SFT"),
         ("sft", None),
@@ -210,8 +196,8 @@ def test_a_killed_run_gets_the_lines_of_its_evaluations_back(tmp_path: Path) -> 
 def test_an_evaluation_comes_before_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a kill between the two would skip the evaluation for ever."""
     cfg, task = configured(tmp_path, "checkpoint.every=2", "evaluation.every=2")
-    with Run(cfg, task) as run, start(cfg, run) as parts:
+    with Run(cfg, task) as run, started(cfg, run) as parts:
         monkeypatch.setattr(Run, "evaluate", lambda *_: pytest.fail("killed here"))
         with pytest.raises(pytest.fail.Exception):
-            run.record(2, 4, grpo_stats(learned=True), parts)
+            run.record(learned(2), 4, parts)
     assert checkpoints(tmp_path) == []

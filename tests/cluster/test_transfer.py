@@ -4,7 +4,7 @@ import pickle
 
 import torch
 
-from rlkit.cluster.actors import buckets
+from rlkit.cluster.transfer import buckets
 
 
 def views() -> list[tuple[str, torch.Tensor]]:

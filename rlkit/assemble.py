@@ -1,0 +1,95 @@
+"""Start the parts of a run, each alone and wherever the configuration puts it, and join them for a run that trains.
+
+Every part is a context manager that needs no run folder: a recipe takes what it needs. A recipe that only samples and
+judges starts no trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import distributed
+
+from rlkit.build import build_engine, build_trainer
+from rlkit.cluster.reaper import reaped
+from rlkit.config import RewardConfig, RunConfig, TrainingRun
+from rlkit.engine.base import Engine
+from rlkit.parity import gate
+from rlkit.parts import Parts
+from rlkit.rollout.judging import RewardFn
+from rlkit.run.progress import Run
+from rlkit.scoring.pool import build_reward
+from rlkit.train.base import Trainer
+from rlkit.watch.progress import Progress, silent
+
+
+@contextmanager
+def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Iterator[Engine]:
+    """Start what samples, from a checkpoint folder; `progress` shows how many rollouts are finished.
+
+    On Ray the engines may still be loading when the block begins; the first call waits for them.
+    """
+    if cfg.cluster.kind == "local":
+        yield build_engine(cfg.engine, checkpoint, cfg.model.architecture, progress)
+        return
+    from rlkit.cluster.start import on_ray, start_engines  # cluster=local runs without Ray
+
+    with reaped(), on_ray(cfg, checkpoint):
+        yield start_engines(cfg, checkpoint, progress)
+
+
+@contextmanager
+def trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
+    """Start what learns, from a checkpoint folder; on Ray the ranks may still be loading when the block begins."""
+    if cfg.cluster.kind == "local":
+        yield build_trainer(
+            cfg.trainer,
+            checkpoint,
+            cfg.model.architecture,
+            keep_reference=cfg.needs_reference,
+            seed=cfg.seed,
+            store=distributed.HashStore(),
+            rank=0,
+        )
+        return
+    from rlkit.cluster.start import on_ray, start_trainer
+
+    with reaped(), on_ray(cfg, checkpoint):
+        yield start_trainer(cfg, checkpoint)
+
+
+@contextmanager
+def reward(cfg: RewardConfig) -> Iterator[RewardFn]:
+    """Start what judges, in plain processes beside this one."""
+    with reaped(), build_reward(cfg) as judge:
+        yield judge
+
+
+@contextmanager
+def parts(
+    cfg: TrainingRun, checkpoint: Path, sequences: Sequence[Sequence[int]], progress: Progress = silent
+) -> Iterator[Parts]:
+    """Start all three and join them by the parity gate, which compares on `sequences`."""
+    # The reward first: its processes load it while the models are loaded.
+    with (
+        reaped(),
+        reward(cfg.reward) as judge,
+        trainer(cfg, checkpoint) as learner,
+        engine(cfg, checkpoint, progress) as sampler,
+    ):
+        exact = cfg.engine.dtype == cfg.trainer.dtype == "fp32"
+        check = gate(sampler, learner, sequences, cfg.parity.tolerance if exact else None)
+        yield Parts(engine=sampler, trainer=learner, reward=judge, gate=check)
+
+
+@contextmanager
+def started(cfg: TrainingRun, run: Run) -> Iterator[Parts]:
+    """Start the parts of a run, bring them to where its newest checkpoint was, and hand them to the recipe."""
+    if cfg.cluster.kind == "ray":
+        number, ranks = cfg.engine.num_engines, cfg.trainer.num_ranks
+        run.console.line(f"starting {number} engine(s) and {ranks} trainer rank(s) on Ray")
+    with parts(cfg, run.initial(), run.gate_sequences(), run.console.bar) as joined:
+        run.restore(joined)
+        yield joined

@@ -1,0 +1,201 @@
+"""A run while it goes: follow the stages, record every step, evaluate, take checkpoints, write the model at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import yaml
+
+from rewards import RewardError
+from rlkit.config import TrainingRun
+from rlkit.config.compose import flat_keys, to_yaml
+from rlkit.evaluate import evaluate
+from rlkit.model.load import write_model
+from rlkit.model.lora import write_adapter
+from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
+from rlkit.parts import Parts
+from rlkit.rollout.judging import NoVerdictError
+from rlkit.run.folder import START, Position, newest_checkpoint, save_checkpoint
+from rlkit.run.prepare import Task, initial_checkpoint
+from rlkit.types import Step
+from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
+from rlkit.watch.metrics import write_atomic
+
+CONFIG_FILE = "config.yaml"
+MODEL = "model"
+"""Folder of the trained model, inside the output folder."""
+ADAPTER = "adapter"
+"""Folder of LoRA's matrices, inside that of the model, where they are merged in."""
+MAY_CHANGE = (
+    *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
+    *("reward.timeout", "reward.workers"),
+)
+"""Keys that may differ when a run goes on; any other would make it another run."""
+SAY_ALL = (RewardError, NoVerdictError, ParityError)
+"""Errors of a run whose message names what failed and what to do; where they arose in rlkit helps nobody."""
+QUIET_LINES = 20
+"""Lines that a stage prints whose steps sample nothing and take no time; metrics.jsonl has every step."""
+
+
+class Run:
+    """One run and its folder; use it in a `with` block.
+
+    It finds where to go on, records what the stories yield, and writes the report whatever happens.
+    """
+
+    def __init__(self, cfg: TrainingRun, task: Task) -> None:
+        """Raises ValueError if the folder holds a run that this one may not continue."""
+        self.cfg, self.task, self.folder = cfg, task, cfg.output_dir
+        self.restored = self._find()
+        self.position = self.restored[1] if self.restored else START
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / CONFIG_FILE, to_yaml(cfg))
+        self.console = Console(self.folder)
+        self.metrics = Metrics(
+            self.folder,
+            tensorboard=cfg.logging.tensorboard,
+            wandb_project=cfg.logging.wandb_project,
+            resume_after=(self.position.stage, self.position.step) if self.restored else None,
+        )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the files and write the report, whatever happened.
+
+        An error whose message says all there is to do, and Ctrl-C, end the program with it and without a traceback.
+        """
+        self.metrics.close()
+        self.console.close()
+        path = write_report(self.folder, f"rlkit: {self.cfg.recipe}")
+        self.console.line(f"report: {path}")
+        if isinstance(error, SAY_ALL):
+            for note in getattr(error.__cause__, "__notes__", ()):
+                print(note, file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted; with resume=auto the same command goes on from the newest checkpoint", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    def initial(self) -> Path:
+        """The checkpoint that all parts load first; a new model is made on the first call."""
+        return initial_checkpoint(self.cfg, self.task).absolute()
+
+    def gate_sequences(self) -> tuple[tuple[int, ...], ...]:
+        """The fixed sequences on which the parity gate compares engine and trainer."""
+        prompts = [prompt.tokens for prompt in self.task.held_out[:NUM_SEQUENCES]]
+        length = min(LENGTH, self.cfg.engine.max_model_len - 1)
+        return gate_sequences(self.task.architecture.vocab_size, NUM_SEQUENCES, length, self.cfg.seed, prompts)
+
+    def restore(self, parts: Parts) -> None:
+        """Bring trainer and engine to where the newest checkpoint was, and check that they agree."""
+        if self.restored:
+            path, position = self.restored
+            parts.trainer.load(path)
+            self.console.line(f"resuming after {position.stage} step {position.step} from {path}")
+            if (self.folder / MODEL).exists():
+                self.console.line("this run is complete; for a new one, set another output_dir")
+        self.sync(parts, self.position.weight_version)
+
+    def sync(self, parts: Parts, version: int) -> None:
+        """Publish the weights outside a step, and say what the parity gate measured."""
+        gap = parts.sync(version)
+        limit = f"limit {self.cfg.parity.tolerance:g}" if self.cfg.engine.dtype == "fp32" else "bf16: reported only"
+        self.console.line(f"parity: engine and trainer agree within {gap:.1e} nats ({limit})")
+
+    def steps_done(self, stage: str, total: int) -> int:
+        """Steps of a stage that an earlier life of this run has taken."""
+        return self.position.steps_done(stage, total)
+
+    def begin_stage(self, stage: str, parts: Parts) -> None:
+        """Before the first step of a later stage: forget the optimiser's moments, make the policy the reference.
+
+        The engine gets the weights too. A run that goes on inside the stage, or behind it, has done this before.
+        """
+        if self.position.stage != stage and stage not in self.position.finished:
+            parts.trainer.begin_stage()
+            self.sync(parts, self.position.weight_version)
+
+    def follow(self, stage: str, total: int, steps: Iterator[Step], parts: Parts) -> None:
+        """Take the steps of a stage behind a progress bar: print and record each, take a checkpoint when one is due."""
+        with self.console.bar(named(stage), total, "steps") as bar:
+            for step in steps:
+                self.record(step, total, parts)
+                bar.set(step.step)
+
+    def record(self, done: Step, total: int, parts: Parts) -> None:
+        """Print a step's line, append its numbers, evaluate and take a checkpoint when they are due."""
+        stage, step, sampled = done.stage, done.step, done.weight_version is not None
+        if sampled or step == 1 or step % max(1, total // QUIET_LINES) == 0:
+            self.console.step(stage, step, total, done.numbers)
+        self.metrics.write(stage, step, done.numbers)
+        self.position = self.position.after(stage, step, done.weight_version)
+        if sampled and step != total and self.cfg.evaluation.every and step % self.cfg.evaluation.every == 0:
+            self.evaluate(f"{named(stage)} step {step}", step, parts)
+        every = self.cfg.checkpoint.every
+        if step == total or (every and step % every == 0):
+            save_checkpoint(self.folder / "checkpoints", self.position, parts.trainer, self.cfg.checkpoint.keep)
+
+    def evaluate(self, name: str, step: int, parts: Parts) -> None:
+        """Measure held-out accuracy once: an evaluation that the folder already has is not repeated."""
+        result = next((done for done in read_evaluations(self.folder) if done.name == name), None)
+        known = result is not None
+        if result is None:
+            sampling = self.cfg.evaluation.sampling.seeded(self.cfg.seed)
+            result = evaluate(parts.engine, parts.reward, self.task.held_out, sampling, name=name, step=step)
+            write_evaluation(self.folder, result)
+        # Also when it is known: a kill may have cut its line, and a line that is there is not written twice.
+        values = {"accuracy": result.accuracy, "problems": result.problems, "length": result.mean_length}
+        self.metrics.write("eval", step, values | {"truncated": result.truncated}, name)
+        if known:
+            return
+        self.console.line(
+            f"held-out accuracy {name}: {result.accuracy:.1%} of {result.problems} problems, "
+            f"{result.mean_length:.1f} tokens each"
+        )
+
+    def export(self, parts: Parts, folder: str = MODEL) -> None:
+        """Write the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
+        path = self.folder / folder
+        write_model(self.task.architecture, parts.trainer.weights(), path, self.cfg.trainer.dtype)
+        self.task.tokenizer.save_pretrained(path)
+        if (lora := self.cfg.trainer.lora) is not None:
+            adapter = parts.trainer.adapter()
+            write_adapter(path / ADAPTER, adapter, rank=lora.rank, alpha=lora.alpha, base=self.initial())
+        self.console.line(f"model: {path}")
+
+    def _find(self) -> tuple[Path, Position] | None:
+        found = newest_checkpoint(self.folder / "checkpoints")
+        saved = self.folder / CONFIG_FILE
+        if self.cfg.resume == "never" and saved.exists():
+            raise ValueError(
+                f"output_dir={self.folder} already holds a run, and resume=never; set resume=auto to continue it, or "
+                "another output_dir"
+            )
+        if saved.exists():
+            self._compare(yaml.safe_load(saved.read_text()))
+        return found
+
+    def _compare(self, before: Mapping[str, object]) -> None:
+        old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(self.cfg))))
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"output_dir={self.folder} holds a run with other settings: {', '.join(changed)} ({key} was "
+                f"{old.get(key)!r}, now {new.get(key)!r}); use another output_dir, or the settings in "
+                f"{self.folder / CONFIG_FILE}"
+            )
+
+
+def named(stage: str) -> str:
+    """A stage as people write it: "sft" and "grpo" are abbreviations, longer names stay as they are."""
+    return stage.upper() if len(stage) <= 4 else stage

@@ -80,7 +80,7 @@ def grpo_step(
             )
             lr = cfg.schedule.at(step, cfg.steps)
             mtp = MtpTerm(weight=cfg.mtp_weight, detached=True)  # its gradient stays in the MTP modules
-            updates = [parts.trainer.update(batch, cfg.loss, lr, mtp) for batch in batches]
+            updates = [parts.trainer.update(batch, cfg.objective, lr, mtp) for batch in batches]
         with clock("sync"):
             parity, version = parts.sync(step), step
         numbers |= average(updates) | {"lr": lr, "parity": parity}

@@ -31,7 +31,7 @@ RECIPES: dict[str, type[RunConfig]] = {
     "sft_then_grpo": SftThenGrpoRun,
     "extend_context": ExtendContextRun,
 }
-OPEN_DICTS = ("reward.kwargs", "data.tasks")
+OPEN_DICTS = ("reward.kwargs", "data.tasks", "algo.loss_settings")
 """Below these any key may be set, and `data.tasks={...}` replaces the whole: they belong to the reward function and to
 the reasoning-gym tasks."""
 NOT_ALL_LISTED = (*OPEN_DICTS, "model.architecture")

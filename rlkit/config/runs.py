@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkit.algo.losses import UserLoss
 from rlkit.config.checks import one_of
 from rlkit.config.groups import (
     CheckpointConfig,
@@ -73,6 +74,9 @@ class RunConfig:
     def think_share(self) -> float | None:
         """The share of demonstrations that show their worked solution; None for a run that shows none at all."""
         return None
+
+    def check_files(self) -> None:
+        """Raise ValueError for a file of the user's own that cannot be found or imported."""
 
     def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
         """Say in labels and words how much each stage does; a number that is not known yet is None."""
@@ -144,6 +148,12 @@ class GrpoRun(TrainingRun):
     def longest_completion(self) -> int:
         """The most tokens that any stage samples after a prompt."""
         return max(super().longest_completion, self.algo.sampling.max_new_tokens)
+
+    def check_files(self) -> None:
+        """Import the user's loss, if there is one."""
+        super().check_files()
+        if isinstance(self.algo.objective, UserLoss):
+            self.algo.objective.check()
 
     def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
         """Add what GRPO samples and learns from."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from rlkit.algo.advantages import SCALES
-from rlkit.algo.losses import GrpoLoss
+from rlkit.algo.losses import GrpoLoss, Loss, UserLoss
 from rlkit.algo.packing import AGGREGATES
 from rlkit.algo.schedule import Schedule
 from rlkit.config.checks import at_least, one_of
@@ -74,6 +76,21 @@ class AlgoConfig:
     sampling: SamplingConfig
     loss: GrpoLoss
     schedule: Schedule
+    loss_fn: str = ""
+    """"file.py:function" or "package.module:function" that takes the place of GRPO's loss; "" = GRPO's. With
+    `algo.loss.kl_coef` above 0 a reference is kept for it too."""
+    loss_settings: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that function."""
+
+    @property
+    def objective(self) -> Loss:
+        """The loss that the trainer follows."""
+        if not self.loss_fn:
+            return self.loss
+        place, _, function = self.loss_fn.rpartition(":")
+        # Ranks may run in another folder.
+        name = f"{Path(place).absolute()}:{function}" if place.endswith(".py") else self.loss_fn
+        return UserLoss(name=name, settings=self.loss_settings)
 
     def __post_init__(self) -> None:
         """Refuse groups that cannot be compared and batches that do not divide."""

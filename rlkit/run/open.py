@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rlkit.config import TrainingRun
@@ -14,8 +15,10 @@ from rlkit.run.progress import Run
 R = TypeVar("R", bound=TrainingRun)
 
 
-def open_run(recipe: str, cls: type[R], argv: Sequence[str] | None) -> tuple[R, Run] | None:
+def open_run(recipe: str | Path, cls: type[R], argv: Sequence[str] | None) -> tuple[R, Run] | None:
     """Open the run that a command line asks for; None when it only asked for a look.
+
+    `recipe` names a file in `configs/`, or is the path of the YAML file beside a recipe of the user's own.
 
     Every mistake that can be seen now ends here, before anything is started: `clear_errors`.
     """

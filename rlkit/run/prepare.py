@@ -56,6 +56,7 @@ def prepare(cfg: TrainingRun) -> Task:
         ValueError: naming key, value and fix, for missing files and columns, empty data, prompts that do not fit,
             a checkpoint that is not one, a reward that does not load.
     """
+    cfg.check_files()
     judge = rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None

@@ -1,7 +1,8 @@
 """The losses, one algorithm a file; each is a pure function of log-probs and a pack."""
 
 from rlkit.algo.losses.base import NO_MTP, Loss, LossTerms, MtpTerm
+from rlkit.algo.losses.custom import UserLoss
 from rlkit.algo.losses.grpo import GrpoLoss, grpo_loss
 from rlkit.algo.losses.sft import SftLoss, sft_loss
 
-__all__ = ["NO_MTP", "GrpoLoss", "Loss", "LossTerms", "MtpTerm", "SftLoss", "grpo_loss", "sft_loss"]
+__all__ = ["NO_MTP", "GrpoLoss", "Loss", "LossTerms", "MtpTerm", "SftLoss", "UserLoss", "grpo_loss", "sft_loss"]

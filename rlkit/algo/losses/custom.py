@@ -1,0 +1,68 @@
+"""A loss of the user's own, found by name in every process that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rlkit.algo.losses.base import LossTerms
+from rlkit.types import Pack
+
+EXPECTED = "a function (logprobs_T, pack, **settings) that returns rlkit.algo.LossTerms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserLoss:
+    """A `Loss` that travels as a name: each trainer rank imports the function itself.
+
+    Example: `UserLoss(name="/runs/my_loss.py:reinforce", settings={"baseline": 0.1})`
+    """
+
+    name: str
+    """"file.py:function" or "package.module:function"."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError, with the fix, if the function cannot be found or imported."""
+        find_loss(self.name)
+
+    def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
+        """Call the user's function; TypeError if it returns anything but LossTerms."""
+        terms = find_loss(self.name)(logprobs_T, pack, **self.settings)
+        if not isinstance(terms, LossTerms):
+            raise TypeError(f"algo.loss_fn={self.name!r} returned a {type(terms).__name__}; write {EXPECTED}")
+        return terms
+
+
+@lru_cache
+def find_loss(name: str) -> Callable[..., LossTerms]:
+    """Import a loss; ValueError names what is missing and how to mend it."""
+    place, _, attribute = name.rpartition(":")
+    if not place:
+        raise ValueError(f"algo.loss_fn={name!r} is not 'file.py:function' or 'package.module:function'")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else import_module(place)
+    except FileNotFoundError as error:
+        raise ValueError(f"algo.loss_fn={name!r}: the file {place} does not exist; correct the path") from error
+    except ModuleNotFoundError as error:
+        raise ValueError(f"algo.loss_fn={name!r}: {error}; install it, or use file.py:function") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ValueError(f"algo.loss_fn={name!r}: {place} has no function {attribute!r}; write {EXPECTED}")
+    return found
+
+
+def _import_file(path: Path) -> Any:
+    """Run a file as a module of its own, so that nothing else of its name can take its place."""
+    spec = spec_from_file_location(f"loss_file_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, "a path ending in .py always has a loader"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

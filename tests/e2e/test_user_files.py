@@ -65,16 +65,8 @@ def test_a_recipe_of_the_users_own_runs_and_goes_on(tmp_path: Path) -> None:
 def test_a_loss_of_the_users_own_takes_the_place_of_grpos(tmp_path: Path) -> None:
     write_blocks(DOCS / "write-a-recipe.md", tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
-    words = [
-        "run",
-        "grpo",
-        *GRPO_ONLY,
-        *LOCAL,
-        "reward=mine.py:mine",
-        "algo.steps=2",
-        "algo.loss_fn=my_loss.py:reinforce",
-    ]
-    done = rlkit(tmp_path, *words, "output_dir=out", "algo.loss_settings={entropy_of_signs: true}")
+    files = ["reward=mine.py:mine", "algo.loss_fn=my_loss.py:reinforce", "algo.loss_settings={baseline: 0.1}"]
+    done = rlkit(tmp_path, "run", "grpo", *GRPO_ONLY, *LOCAL, *files, "algo.steps=2", "output_dir=out")
     assert done.returncode == 0, done.stderr
     for line in lines(tmp_path / "out", "grpo"):
         assert 0 < line["better_tokens"] < 1
@@ -88,6 +80,7 @@ def test_a_loss_of_the_users_own_takes_the_place_of_grpos(tmp_path: Path) -> Non
         ("nowhere.py:f", "nowhere.py does not exist"),
         ("my_loss.py:reinforc", "has no function 'reinforc'"),
         ("no_such_package.loss:f", "install it, or use file.py:function"),
+        ("my_loss.py:reinforce algo.loss_settings={base: 1}", "unexpected keyword argument 'base'"),
     ],
 )
 def test_a_loss_that_cannot_be_found_is_refused_before_anything_starts(
@@ -98,7 +91,7 @@ def test_a_loss_that_cannot_be_found_is_refused_before_anything_starts(
     write_blocks(DOCS / "write-a-recipe.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        cli.main(["run", "grpo", *GRPO_ONLY, *LOCAL, f"algo.loss_fn={value}", "output_dir=out"])
+        cli.main(["run", "grpo", *GRPO_ONLY, *LOCAL, *f"algo.loss_fn={value}".split(" ", 1), "output_dir=out"])
     printed = capsys.readouterr().err
     assert printed.startswith("error: algo.loss_fn=") and words in printed
     assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,14 @@ class UserLoss:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise ValueError, with the fix, if the function cannot be found or imported."""
-        find_loss(self.name)
+        """Raise ValueError, with the fix, if the function cannot be found, imported or called with these settings."""
+        try:
+            signature(find_loss(self.name)).bind(None, None, **self.settings)
+        except TypeError as error:
+            given = ", ".join(self.settings) or "none"
+            raise ValueError(
+                f"algo.loss_fn={self.name!r}: {error} (algo.loss_settings: {given}); write {EXPECTED}"
+            ) from error
 
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
         """Call the user's function; TypeError if it returns anything but LossTerms."""
@@ -53,7 +60,7 @@ def find_loss(name: str) -> Callable[..., LossTerms]:
         raise ValueError(f"algo.loss_fn={name!r}: the file {place} does not exist; correct the path") from error
     except ModuleNotFoundError as error:
         raise ValueError(f"algo.loss_fn={name!r}: {error}; install it, or use file.py:function") from error
-    found = getattr(module, attribute, None)
+    found: Any = getattr(module, attribute, None)
     if not callable(found):
         raise ValueError(f"algo.loss_fn={name!r}: {place} has no function {attribute!r}; write {EXPECTED}")
     return found

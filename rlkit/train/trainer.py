@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,13 @@ from rlkit.types import Batch, Numbers, Pack, PolicyPack
 REFERENCE_FILE = "reference.pt"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyOutput:
-    """What the policy says of a pack; every [T] is 0 where the pack's weight is 0."""
+class PolicyOutput(NamedTuple):
+    """What the policy says of a pack; every [T] is 0 where the pack's weight is 0.
+
+    This is a tuple and not a dataclass because DeepSpeed looks into tuples, lists and dicts alone for the tensors on
+    which it hangs the start of a backward pass. With bf16 and ZeRO-1 that start clears the gradients of the pack
+    before, which are in the fp32 sum by then; where it does not happen, early packs are added again and again.
+    """
 
     logprobs_T: Tensor
     """log p of each token under the model at the batch's temperature, in nats."""

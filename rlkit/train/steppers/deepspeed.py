@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime import bf16_optimizer
 from torch import Tensor, distributed
 
 from rlkit.config import TrainerConfig
@@ -32,6 +35,8 @@ def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
     # Its shared-memory collectives are compiled on first use, which takes a C++ compiler and a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # With bf16 and ZeRO-1 it collects garbage and prints the machine's memory a dozen times, and cannot be told not to.
+    bf16_optimizer.see_memory_usage = lambda *_args, **_options: None
     # ZeRO calls what torch has renamed; nobody who runs a recipe can do anything about it.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
@@ -81,7 +86,8 @@ class DeepSpeedStepper:
     def load(self, folder: Path) -> None:
         """Restore weights and optimiser state, bit for bit; all ranks call it, with the number of ranks that saved."""
         strict = not frozen_names(self.module)
-        loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
+        with redirect_stdout(StringIO()):  # it prints a line that was left in for debugging
+            loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
         if loaded is None:
             raise ValueError(f"{folder} is not a DeepSpeed checkpoint; remove it or set resume=never")
 

@@ -10,6 +10,8 @@ from torch import Tensor
 SCALES = ("std", "none")
 FLAT = 1e-9
 """Rewards that spread over less than this share of their size are equal up to rounding: 0.3 and 0.1 + 0.2."""
+SMALLEST = 1e-6
+"""Rewards count as at least this large: 0.1 + 0.2 - 0.3 is 5.6e-17, which is all rounding and still means 0."""
 
 
 def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") -> Tensor:
@@ -55,4 +57,4 @@ def _spread(rewards: Tensor) -> Tensor:
     """Whether the rewards of each group differ by more than rounding, [..., 1]; False where none has a verdict."""
     low = rewards.nan_to_num(nan=torch.inf).amin(-1, keepdim=True)
     high = rewards.nan_to_num(nan=-torch.inf).amax(-1, keepdim=True)
-    return high - low > FLAT * torch.maximum(low.abs(), high.abs())
+    return high - low > FLAT * torch.maximum(low.abs(), high.abs()).clamp(min=SMALLEST)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlkit.algo import group_advantages
+from rlkit.algo.advantages import is_flat
 
 
 def test_one_right_of_four_by_hand() -> None:
@@ -49,6 +50,60 @@ def test_a_group_of_several_equals_each_alone() -> None:
 def test_flat_groups_are_exactly_zero(value: float, size: int) -> None:
     # 0.1 summed thrice is not 0.3, so a formula that divides by std + epsilon would return noise here.
     assert group_advantages([value] * size).tolist() == [0.0] * size
+
+
+ROUNDED = [
+    [0.3, 0.1 + 0.2, 0.3, 0.3],
+    [0.1 + 0.2, 0.3],
+    [-0.3, -(0.1 + 0.2), -0.3],
+    [0.1 + 0.7, 0.8, 0.8],
+    [1.1 + 2.2, 3.3, 3.3],
+    [1e9 + 0.1, 1e9 + 0.1 + 1e-7, 1e9],
+    [sum([0.1] * 10), 1.0, 1.0],
+    [0.1 + 0.2 - 0.3, 0.0, 0.0, 0.0],
+    [-5.6e-17, 5.6e-17],
+    [float("nan"), 0.1 + 0.2, 0.3],
+    [float(torch.tensor(0.1 + 0.2, dtype=torch.float64)), 0.3],
+    [7.0, 7.0 * (1 + 9e-10)],
+]
+"""Rewards that differ by rounding alone."""
+DIFFERENT = [
+    [0.3, 0.3 + 1e-6, 0.3, 0.3],
+    [0.0, 1e-6],
+    [1e6, 1e6 + 0.01],
+    [-1.0, 1.0],
+    [5.0, 5.0 * (1 + 2e-9)],
+    [0.0, float("nan"), 1e-9],
+]
+"""Rewards that differ, though little."""
+
+
+@pytest.mark.parametrize("rewards", ROUNDED)
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_rewards_that_differ_by_rounding_are_equal(rewards: list[float], scale: str) -> None:
+    assert is_flat(rewards)
+    assert group_advantages(rewards, scale).tolist() == [0.0] * len(rewards)
+
+
+@pytest.mark.parametrize("rewards", DIFFERENT)
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_rewards_that_differ_by_more_are_told_apart(rewards: list[float], scale: str) -> None:
+    assert not is_flat(rewards)
+    found = group_advantages(rewards, scale)
+    best = max(range(len(rewards)), key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i])
+    assert found[best] > 0
+    assert float(found.sum()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_flat_group_beside_others_stays_flat() -> None:
+    """Each group of a batch is judged by its own size, not by that of the largest."""
+    rewards_PG = torch.tensor([[0.3, 0.1 + 0.2], [1e12, 0.0], [1e-3, 2e-3]], dtype=torch.float64)
+    assert group_advantages(rewards_PG).abs().gt(0).tolist() == [[False] * 2, [True] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize("rewards", [[float("nan")] * 2, [float("nan"), 3.0], [4.0]])
+def test_what_cannot_be_compared_is_flat(rewards: list[float]) -> None:
+    assert is_flat(rewards)
 
 
 def test_missing_verdicts_count_in_neither_mean_nor_std() -> None:

@@ -110,12 +110,101 @@ def test_estimators_agree_with_the_exact_divergence() -> None:
     assert (kl_k3(p.log(), q.log()) >= 0).all()
 
 
-@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
-def test_every_estimator_can_be_the_penalty(kl: str) -> None:
+@pytest.mark.parametrize("kl", ["k2", "k3"])
+def test_both_estimators_with_a_gradient_can_be_the_penalty(kl: str) -> None:
     t = tensors(1)
-    estimate = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[kl](t["logprobs_T"], t["ref_logprobs_T"])
+    estimate = {"k2": kl_k2, "k3": kl_k3}[kl](t["logprobs_T"], t["ref_logprobs_T"])
     with_penalty = grpo_loss(**t, kl_coef=0.5, kl=kl).loss - grpo_loss(**t).loss
     assert float(with_penalty) == pytest.approx(0.5 * float((t["weights_T"] * estimate).sum()), rel=1e-12)
+
+
+def test_every_estimator_can_be_measured() -> None:
+    t = tensors(1)
+    for name, estimate in {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}.items():
+        terms = grpo_loss(**t, kl=name)
+        expected = (t["weights_T"] * estimate(t["logprobs_T"], t["ref_logprobs_T"])).sum()
+        assert float(terms.sums["kl"]) == pytest.approx(float(expected), rel=1e-12)
+        assert float(terms.loss) == pytest.approx(float(grpo_loss(**t).loss), rel=1e-12), "and adds nothing to the loss"
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    return (p.exp() * (p - q)).sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("size", [2, 7])
+def test_expected_gradients_of_the_penalties_over_a_whole_vocabulary(seed: int, size: int) -> None:
+    """Each token of a small vocabulary with its probability as weight: what a step averages over many samples.
+
+    k2 has the gradient of KL(policy || reference), k3 that of KL(reference || policy), k1 none.
+    """
+    random = torch.Generator().manual_seed(seed)
+    logits_V, ref_V = torch.randn(2, size, generator=random, dtype=torch.float64)
+    logits_V.requires_grad_()
+    ref_V = ref_V.log_softmax(-1)
+
+    def gradient(loss: Tensor) -> list[float]:
+        return torch.autograd.grad(loss, logits_V)[0].tolist()
+
+    def penalty(kl: str) -> Tensor:
+        logprobs_V = logits_V.log_softmax(-1)
+        fixed = logprobs_V.detach()
+        zeros = torch.zeros_like(fixed)
+        return grpo_loss(logprobs_V, fixed, zeros, ref_V, fixed.exp(), kl_coef=1.0, kl=kl).loss
+
+    logprobs_V = logits_V.log_softmax(-1)
+    forward, backward = gradient(divergence(logprobs_V, ref_V)), gradient(divergence(ref_V, logits_V.log_softmax(-1)))
+    assert max(abs(a - b) for a, b in zip(forward, backward, strict=True)) > 1e-3, "the two are different"
+    assert gradient(penalty("k2")) == pytest.approx(forward, abs=1e-12)
+    assert gradient(penalty("k3")) == pytest.approx(backward, abs=1e-12)
+    logprobs_V = logits_V.log_softmax(-1)
+    k1 = (logprobs_V.detach().exp() * kl_k1(logprobs_V, ref_V)).sum()
+    assert gradient(k1) == pytest.approx([0.0] * size, abs=1e-12)
+
+
+@pytest.mark.parametrize("kl_coef", [1e-6, 0.001, 1.0])
+def test_k1_is_refused_as_a_penalty(kl_coef: float) -> None:
+    t = tensors(0)
+    with pytest.raises(ValueError, match=rf"kl='k1' with kl_coef={kl_coef} has an expected gradient of 0.*use k3"):
+        grpo_loss(**t, kl_coef=kl_coef, kl="k1")
+    words = rf"algo.loss.kl='k1' with algo.loss.kl_coef={kl_coef} has an expected gradient of 0.*use k3.*or kl_coef=0"
+    with pytest.raises(ValueError, match=words):
+        GrpoLoss(kl_coef=kl_coef, kl="k1")
+    assert GrpoLoss(kl_coef=0, kl="k1").kl == "k1"
+
+
+@pytest.mark.parametrize("gap", [89.0, 100.0, 700.0, 1e4, -89.0, -1e4])
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("of", ["sampler", "reference", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_huge_log_ratio_has_a_finite_gradient(gap: float, advantage: float, of: str, dtype: torch.dtype) -> None:
+    """One ordinary token beside one whose ratio would be infinite; the ordinary one keeps its gradient."""
+    logprobs_T = torch.tensor([-1.0, -1.0], dtype=dtype, requires_grad=True)
+    far = torch.tensor([-1.2, -1.0 - gap], dtype=dtype)
+    near = torch.tensor([-1.2, -1.1], dtype=dtype)
+    old, ref = (near if of == "reference" else far), (near if of == "sampler" else far - 2 * (far + 1))
+    advantages = torch.tensor([1.0, advantage], dtype=dtype)
+    terms = grpo_loss(logprobs_T, old, advantages, ref, kl_coef=0.1, clip_low=10, clip_high=10)
+    terms.loss.backward()
+    assert logprobs_T.grad is not None
+    assert terms.loss.isfinite() and logprobs_T.grad.isfinite().all() and terms.sums["kl"].isfinite()
+    alone = torch.tensor([-1.0], dtype=dtype, requires_grad=True)
+    weights = torch.tensor([0.5], dtype=dtype)
+    grpo_loss(alone, old[:1], advantages[:1], ref[:1], weights, kl_coef=0.1, clip_low=10, clip_high=10).loss.backward()
+    assert alone.grad is not None
+    assert logprobs_T.grad[0].item() == pytest.approx(alone.grad.item(), rel=1e-6)
+
+
+def test_log_ratios_are_cut_off_at_20_and_not_before() -> None:
+    """A ratio of e^19 still counts in full, one of e^21 as e^20; k3 below the reference (log r = -50) is not cut."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    for gap, counted in ((19.0, 19.0), (21.0, 20.0), (-19.0, -19.0), (-21.0, -20.0)):
+        sign = -1 if gap > 0 else 1  # of the advantage for which the ratio is not clipped
+        assert float(grpo_loss(zero, zero - gap, zero + sign).loss) == pytest.approx(
+            -sign * math.exp(counted), rel=1e-12
+        )
+    for gap, counted in ((19.0, 19.0), (21.0, 20.0), (-50.0, -50.0)):
+        assert float(kl_k3(zero, zero + gap)) == pytest.approx(math.exp(counted) - 1 - counted, rel=1e-12)
 
 
 def test_without_weights_every_token_counts_alike() -> None:

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlkit.algo.kl import kl_k1, kl_k2, kl_k3
+from rlkit.algo.kl import MAX_LOG_RATIO, kl_k1, kl_k2, kl_k3
 from rlkit.algo.losses.base import LossTerms
 from rlkit.types import Pack, PolicyPack
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+NO_PENALTY = (
+    "has an expected gradient of 0, so as a penalty it adds nothing but noise; use k3, or k2, whose gradient is that "
+    "of KL(policy || reference), or kl_coef=0"
+)
+"""Why k1 can be reported and not minimised: E[grad log p] = 0 over the policy's own tokens."""
 
 
 def grpo_loss(
@@ -29,7 +34,10 @@ def grpo_loss(
     """Clipped policy gradient with a KL penalty in the loss (GRPO: DeepSeekMath, arXiv:2402.03300, equation 3).
 
     L = - sum_t w_t [ min(ratio_t A_t, clip(ratio_t, 1 - clip_low, 1 + clip_high) A_t) - kl_coef KL_t ]
-    ratio_t = exp(log p_t - log p_old,t)
+    ratio_t = exp(log p_t - log p_old,t), the exponent kept within -20 and 20 (`rlkit.algo.kl.MAX_LOG_RATIO`)
+
+    A token whose exponent is cut off has no gradient. Without that bound a token with a log-ratio above 88 would have
+    an infinite ratio, and 0 x infinity in its gradient even where the loss itself is clipped to something finite.
 
     Args:
         logprobs_T: log-probs of the tokens under the policy, in nats; the only argument that gets a gradient.
@@ -40,16 +48,18 @@ def grpo_loss(
         clip_low: epsilon below 1.
         clip_high: epsilon above 1.
         kl_coef: beta.
-        kl: estimator of KL(policy || reference): "k1", "k2" or "k3".
+        kl: estimator of KL(policy || reference) that is measured and, with `kl_coef`, minimised: "k1", "k2" or "k3".
 
     Raises:
-        ValueError: for an unknown estimator, or a penalty without a reference.
+        ValueError: for an unknown estimator, a penalty without a reference, or k1 as the penalty.
     """
     if kl not in KL_ESTIMATORS:
         raise ValueError(f"kl={kl!r} is unknown; use one of {', '.join(KL_ESTIMATORS)}")
+    if kl == "k1" and kl_coef:
+        raise ValueError(f"kl='k1' with kl_coef={kl_coef} {NO_PENALTY}")
     if weights_T is None:
         weights_T = torch.full_like(logprobs_T, 1 / max(1, logprobs_T.numel()))
-    ratio_T = (logprobs_T - old_logprobs_T).exp()
+    ratio_T = (logprobs_T - old_logprobs_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
     gain_T = torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
     loss = -(weights_T * gain_T).sum()
@@ -84,6 +94,8 @@ class GrpoLoss:
             raise ValueError(f"algo.loss.kl_coef={self.kl_coef} must be 0 or more")
         if self.kl not in KL_ESTIMATORS:
             raise ValueError(f"algo.loss.kl={self.kl!r} is unknown; use one of {', '.join(KL_ESTIMATORS)}")
+        if self.kl == "k1" and self.kl_coef:
+            raise ValueError(f"algo.loss.kl='k1' with algo.loss.kl_coef={self.kl_coef} {NO_PENALTY}")
 
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
         """`grpo_loss` of one pack."""

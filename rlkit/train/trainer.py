@@ -90,9 +90,10 @@ class Stepper(Protocol):
         ...
 
     def step(self, lr: float, mtp_lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping.
+        """Clip, update the weights, clear the gradients; returns the norm before clipping, the same on every rank.
 
-        `mtp_lr` is for the MTP modules; 0 leaves them as they are, whatever moments and weight decay say.
+        A gradient whose norm is not finite is dropped: weights and moments stay as they are. `mtp_lr` is for the MTP
+        modules; 0 leaves them as they are, whatever moments and weight decay say.
         """
         ...
 
@@ -154,9 +155,9 @@ class ModelTrainer:
             gap = max(gap, largest_gap(output.logprobs_T, pack))
         numbers = ranks.totals(sums, self.device)
         for name in numbers.keys() & {"loss", "mtp_loss"}:
-            require_finite(numbers[name], f"the {name} is {numbers[name]}, so no step was taken")
+            require_finite(name, numbers[name])
         grad_norm = self.stepper.step(lr, lr if "mtp_loss" in numbers else 0.0)
-        require_finite(grad_norm, f"the gradient norm is {grad_norm}, so the weights are lost")
+        require_finite("gradient norm", grad_norm)
         numbers["grad_norm"] = grad_norm
         if isinstance(batch.packs[0], PolicyPack):
             numbers["logprob_gap"] = ranks.largest(gap, self.device)
@@ -244,11 +245,12 @@ def without(names: set[str], module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict().items() if name not in names}
 
 
-def require_finite(value: float, what: str) -> None:
-    """Stop a run that has left the numbers; FloatingPointError says what to do."""
+def require_finite(name: str, value: float) -> None:
+    """Stop a run that has left the numbers, while its weights are still good; FloatingPointError says what to do."""
     if not math.isfinite(value):
         raise FloatingPointError(
-            f"{what}; start again with resume=auto from the last checkpoint and a lower schedule.lr"
+            f"the {name} is {value}, so no step was taken and the weights are those of the step before; start again in "
+            "another output_dir with a lower schedule.lr"
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from rlkit.algo import shard
 from rlkit.build import build_trainer
 from rlkit.train.trainer import ModelTrainer
-from tests.train.test_ranks import LAYOUTS, Layout, recompute
+from tests.train.test_ranks import LAYOUTS, SPOILED, Layout, recompute, spoil
 from tests.train.test_trainer import ARCHITECTURE
 
 
@@ -38,31 +38,58 @@ def moments(trainer: ModelTrainer) -> dict[str, Tensor]:
     }
 
 
-def step(layout: Layout, folder: Path, store: distributed.Store, rank: int, world_size: int) -> dict[str, Any]:
-    trainer = build_trainer(
-        layout.cfg(world_size),
-        folder / layout.architecture(),
-        ARCHITECTURE,
-        keep_reference=True,
-        seed=0,
-        store=store,
-        rank=rank,
-    )
-    if layout.kind == "recomputed":
-        recompute(trainer.model)
+def from_all(value: Any, world_size: int) -> list[Any]:
+    found: list[Any] = [None] * world_size
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> dict[str, Any]:
     before = bias_of(trainer.model).clone()
     loss, mtp = layout.loss()
     numbers = trainer.update(shard(layout.batch(), world_size)[rank], loss, 1e-3, mtp)
-    bias = bias_of(trainer.model)
-    biases = [torch.empty_like(bias) for _ in range(world_size)]
-    distributed.all_gather(biases, bias)
+    biases = from_all(bias_of(trainer.model), world_size)
     return {"numbers": dict(numbers), "moments": moments(trainer), "biases": biases, "before": before}
+
+
+def spoiled_step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> dict[str, Any]:
+    """A step whose gradient is no number on the last rank alone, then an ordinary one."""
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    value = float("nan") if layout.kind == "grpo" else float("inf")
+    hooks = [spoil(trainer.model, layout, value)] if rank == world_size - 1 else []
+    try:
+        step(trainer, layout, rank, world_size)
+        said = "nothing"
+    except FloatingPointError as error:
+        said = str(error)
+    for hook in hooks:
+        hook.remove()
+    same = all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    after = step(trainer, layout, rank, world_size)["moments"]
+    return {"refused": from_all(said, world_size), "unmoved": from_all(same, world_size), "moments after": after}
 
 
 def main(folder: Path, rank: int, world_size: int, out: str) -> None:
     torch.set_num_threads(1)
     store = distributed.FileStore(str(folder / f"store-{world_size}"), world_size)
-    seen = {layout: step(layout, folder, store, rank, world_size) for layout in LAYOUTS}
+
+    def new(layout: Layout) -> ModelTrainer:
+        made = build_trainer(
+            layout.cfg(world_size),
+            folder / layout.architecture(),
+            ARCHITECTURE,
+            keep_reference=True,
+            seed=0,
+            store=store,
+            rank=rank,
+        )
+        if layout.kind == "recomputed":
+            recompute(made.model)
+        return made
+
+    seen = {layout: step(new(layout), layout, rank, world_size) for layout in LAYOUTS}
+    for layout in SPOILED:
+        seen[layout] |= spoiled_step(new(layout), layout, rank, world_size)
     if rank == 0:
         torch.save(seen, out)
     distributed.barrier()

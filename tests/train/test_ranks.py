@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -77,6 +78,8 @@ LAYOUTS = [
     for kind in KINDS
     for max_tokens in ((40, 1000) if kind == "grpo" else (40,))
 ]
+SPOILED = [layout for layout in LAYOUTS if layout.kind in ("grpo", "lora", "mtp") and layout.max_tokens == 40]
+"""Layouts in which a step is also tried with a gradient that is no number."""
 Seen = dict[Layout, dict[str, Any]]
 """What rank 0 saw of one optimiser step in each layout."""
 
@@ -94,6 +97,17 @@ def recompute(model: CausalLM) -> None:
         layer.forward = lambda *args, forward=forward: torch.utils.checkpoint.checkpoint(  # type: ignore[method-assign]
             forward, *args, use_reentrant=False
         )
+
+
+def spoil(model: CausalLM, layout: Layout, value: float) -> torch.utils.hooks.RemovableHandle:
+    """Put one such number into the gradient of one matrix; with MTP into that of a module, which is a group apart."""
+    inside = {"grpo": "lm_head.weight", "lora": "lora_B", "mtp": "eh_proj.weight"}[layout.kind]
+    parameter = next(parameter for name, parameter in model.named_parameters() if inside in name)
+
+    def change(grad: Tensor) -> Tensor:
+        return grad.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(value, dtype=grad.dtype))
+
+    return parameter.register_hook(change)
 
 
 def steps(folder: Path, world_size: int) -> Seen:
@@ -188,6 +202,20 @@ def test_packs_and_ranks_add_up_to_one_gradient(
     print(f"against one pack {found:.1e}")
     assert found <= {"fp32": 1e-5, "bf16": 3e-2}[layout.dtype]
     assert len(shard(layout.batch(), num_ranks)[0].packs) > 1 or layout.max_tokens > 40 or "few" in layout.kind
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("layout", SPOILED, ids=lambda layout: " ".join(map(str, layout)))
+def test_a_gradient_that_is_no_number_on_one_rank_is_refused_on_all(
+    layout: Layout, num_ranks: int, seen: dict[int, Seen]
+) -> None:
+    """Neither weights nor moments have moved, and nothing of it is left in the step that follows."""
+    found = seen[num_ranks][layout]
+    words = re.compile(r"the gradient norm is (inf|nan), so no step was taken and the weights are those of the step b")
+    assert len(found["refused"]) == num_ranks and all(words.match(said) for said in found["refused"])
+    assert found["unmoved"] == [True] * num_ranks
+    for name, moment in found["moments"].items():
+        assert torch.equal(moment, found["moments after"][name]), name
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,10 @@ class DeepSpeedStepper:
         self.module.backward(loss * self.world_size)
 
     def step(self, lr: float, mtp_lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping."""
+        """Clip, update the weights, clear the gradients; returns the norm before clipping.
+
+        A norm that is not finite comes back as infinity, on every rank, and leaves weights and moments as they are.
+        """
         for group, rate in zip(self.zero.param_groups, (lr, mtp_lr), strict=False):  # there may be no second
             group["lr"] = rate
         self.module.step()

@@ -29,11 +29,15 @@ class TorchStepper:
         loss.backward()
 
     def step(self, lr: float, mtp_lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping."""
+        """Clip, update the weights, clear the gradients; returns the norm before clipping.
+
+        A norm that is not finite leaves weights and moments as they are.
+        """
         for group, rate in zip(self.optimizer.param_groups, (lr, mtp_lr), strict=False):  # there may be no second
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip)
-        self.optimizer.step()
+        if norm.isfinite():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm)
 

@@ -6,20 +6,14 @@ covered: whether a reward measures what you want.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +31,7 @@ from rewards.attacks import (
 )
 from rewards.base import Reward, RewardError, Sample
 from rewards.function import RewardFunction
+from rewards.process import Channel, Gone, Overdue, Process
 from rewards.registry import load
 
 LOAD_S = 120.0
@@ -48,9 +43,6 @@ MAX_ROWS = 8
 """Of the rows given, so that an audit of a slow reward ends."""
 MAX_HANGS = 3
 """Hostile texts that may take the whole deadline before the others are left out."""
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from rewards.audit import serve; serve(int(sys.argv[1]))"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +76,8 @@ def audit(name: str, kwargs: Mapping[str, Any], rows: Sequence[Row] = ROWS, seco
 
     Ends early if the reward cannot be loaded or fails on honest answers.
     """
-    process, rows = Process(name, kwargs, seconds), rows[:MAX_ROWS]
-    checks: dict[str, Callable[[Process, Sequence[Row]], Finding]] = {
+    subject, rows = Subject(name, kwargs, seconds), rows[:MAX_ROWS]
+    checks: dict[str, Callable[[Subject, Sequence[Row]], Finding]] = {
         "load": _load,
         "contract": _contract,
         "determinism": _repeats,
@@ -97,81 +89,61 @@ def audit(name: str, kwargs: Mapping[str, Any], rows: Sequence[Row] = ROWS, seco
     try:
         for title, check in checks.items():
             try:
-                finding = check(process, rows)
+                finding = check(subject, rows)
             except AuditError as error:
                 finding = Finding(result="FAIL", details=(str(error),))
             yield replace(finding, check=title)
             if finding.result == "FAIL" and title in ("load", "contract"):
                 return
     finally:
-        process.end()
+        subject.end()
 
 
-class Process:
-    """The reward in a process of its own, started when it is first needed and again after it hung or died."""
+class Subject:
+    """The reward under audit, in a process that starts when first needed, and again after it has hung or died."""
 
     def __init__(self, name: str, kwargs: Mapping[str, Any], seconds: float) -> None:
         self.shape = ""
         self._given, self._seconds = (name, dict(kwargs)), seconds
-        self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
+        self._process: Process | None = None
 
     def start(self) -> None:
         """Start anew; raises AuditError if the reward cannot be loaded."""
         self.end()
-        ours, theirs = Pipe()
-        command = [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), json.dumps(sys.path)]
-        # What it prints would tear the table apart. A session of its own, so that its children can be killed with it.
-        program = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        self._running = (program, ours)
+        self._process = Process("rewards.audit:serve", prints=False)  # what it prints would tear the table apart
         self.shape = self._ask(self._given, LOAD_S).shape
 
     def judge(self, samples: Sequence[Sample], copy: str = "loaded") -> Answer:
-        """Verdicts of the reward, or of its "unpickled" copy; raises AuditError if it gives none."""
-        if self._running is None:
+        """Return the verdicts of the reward, or of its "unpickled" copy; raises AuditError if it gives none."""
+        if self._process is None:
             self.start()
         return self._ask((copy, samples), self._seconds)
 
-    def end(self, patience: float = LEAVE_S) -> None:
-        """Let the process close its reward within `patience` seconds; then kill it and what it started."""
-        if self._running is None:
-            return
-        program, channel = self._running
-        self._running = None
-        channel.close()
-        with suppress(subprocess.TimeoutExpired):
-            program.wait(patience)
-        with suppress(ProcessLookupError):
-            os.killpg(program.pid, signal.SIGKILL)
-        program.wait()
+    def end(self, patience: float = LEAVE_S) -> int:
+        """Let the process close its reward within `patience` seconds, then kill it; returns its exit code."""
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        return process.end(patience)
 
     def _ask(self, message: object, seconds: float) -> Answer:
-        assert self._running is not None
-        program, channel = self._running
+        assert self._process is not None
         try:
-            channel.send(message)
-            if not channel.poll(seconds):
-                self.end(patience=0)
-                raise AuditError(f"hangs: no answer within {seconds:g} s")
-            answer: Answer = channel.recv()
-        except (EOFError, OSError):
-            self.end()
-            raise AuditError(f"ends its process (exit code {program.returncode})") from None
+            self._process.send(message, seconds)
+            answer: Answer = self._process.receive(seconds)
+        except Overdue:
+            self.end(patience=0)
+            raise AuditError(f"hangs: no answer within {seconds:g} s") from None
+        except Gone:
+            raise AuditError(f"ends its process (exit code {self.end()})") from None
         if answer.error:
             raise AuditError(answer.error)
         return answer
 
 
-def serve(descriptor: int) -> None:
-    """What the process runs: load `(name, kwargs)`, then judge lists of samples until the other end closes."""
-    channel = Connection(descriptor)
-    name, kwargs = channel.recv()
+def serve(channel: Channel) -> None:
+    """Load `(name, kwargs)`, then judge a list of samples for each message: what the process runs."""
+    name, kwargs = channel.receive()
     try:
         judge = load(name, **kwargs)
     except BaseException as error:  # sys.exit() in a module included
@@ -181,9 +153,9 @@ def serve(descriptor: int) -> None:
     calls = "called for each sample" if judge.shape.per_sample else "called for a batch"
     channel.send(Answer(shape=f"{judge.shape.name} signature, {calls}; {settings}"))
     copies = {"loaded": judge}
-    with closing(judge), suppress(EOFError, BrokenPipeError):
+    with closing(judge):
         while True:
-            copy, samples = channel.recv()
+            copy, samples = channel.receive()
             channel.send(_answer(copies, copy, samples))
 
 
@@ -204,14 +176,14 @@ def _message(error: BaseException) -> str:
     return str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
 
 
-def _load(process: Process, rows: Sequence[Row]) -> Finding:
-    process.start()
-    return Finding(result="pass", details=(process.shape,))
+def _load(subject: Subject, rows: Sequence[Row]) -> Finding:
+    subject.start()
+    return Finding(result="pass", details=(subject.shape,))
 
 
-def _contract(process: Process, rows: Sequence[Row]) -> Finding:
+def _contract(subject: Subject, rows: Sequence[Row]) -> Finding:
     honest = _honest(rows)
-    verdicts = process.judge(honest).rewards
+    verdicts = subject.judge(honest).rewards
     values = Counter("None" if verdict.value is None else f"{verdict.value:.3g}" for verdict in verdicts)
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason)
     counted = [", ".join(f"{count} x {name}" for name, count in found.most_common(8)) for found in (values, reasons)]
@@ -219,7 +191,7 @@ def _contract(process: Process, rows: Sequence[Row]) -> Finding:
     known = {verdict.value for verdict in verdicts if verdict.value is not None}
     if not known:
         return Finding(result="FAIL", details=("no verdict on any honest completion", *details))
-    if len(known) == 1 and not _reacts(process, rows[0], known):
+    if len(known) == 1 and not _reacts(subject, rows[0], known):
         fault = (
             f"earns {known.pop():.3g} whatever the completion is: right or wrong in each form ({', '.join(FORMS)}), "
             "empty, endless, cut off; if it reads another form, try it with `score` on rows that have completions"
@@ -228,63 +200,63 @@ def _contract(process: Process, rows: Sequence[Row]) -> Finding:
     return Finding(result="pass", details=details)
 
 
-def _reacts(process: Process, row: Row, known: Set[float]) -> bool:
+def _reacts(subject: Subject, row: Row, known: Set[float]) -> bool:
     """Whether any extreme completion earns what the honest ones do not; a failure is left to the other checks."""
     cut_off = replace(_sample(row, THOUGHT), finish_reason="length")
     for sample in (cut_off, *(_sample(row, text) for text in extremes())):
         try:
-            if not {verdict.value for verdict in process.judge([sample]).rewards} <= known | {None}:
+            if not {verdict.value for verdict in subject.judge([sample]).rewards} <= known | {None}:
                 return True
         except AuditError:
             return True
     return False
 
 
-def _repeats(process: Process, rows: Sequence[Row]) -> Finding:
+def _repeats(subject: Subject, rows: Sequence[Row]) -> Finding:
     honest = _honest(rows)
-    first = _values(process.judge(honest))
+    first = _values(subject.judge(honest))
     faults = []
-    if _values(process.judge(honest)) != first:
+    if _values(subject.judge(honest)) != first:
         faults.append("the same completions get other rewards when judged again")
-    if _values(process.judge(honest[::-1])) != first[::-1]:
+    if _values(subject.judge(honest[::-1])) != first[::-1]:
         faults.append("rewards depend on the order of the batch")
-    process.start()
-    if _values(process.judge(honest)) != first:
+    subject.start()
+    if _values(subject.judge(honest)) != first:
         faults.append("another process gives other rewards (hash() and sets of text differ between processes)")
     return _finding(faults, "equal when judged again, in reverse, and in another process")
 
 
-def _pickles(process: Process, rows: Sequence[Row]) -> Finding:
+def _pickles(subject: Subject, rows: Sequence[Row]) -> Finding:
     honest = _honest(rows)
-    first = _values(process.judge(honest))
+    first = _values(subject.judge(honest))
     try:
-        same = _values(process.judge(honest, "unpickled")) == first
+        same = _values(subject.judge(honest, "unpickled")) == first
     except AuditError as error:
         return Finding(result="FAIL", details=(str(error),))
     faults = [] if same else ["an unpickled copy gives other rewards"]
     return _finding(faults, "an unpickled copy gives the same rewards")
 
 
-def _speed(process: Process, rows: Sequence[Row]) -> Finding:
+def _speed(subject: Subject, rows: Sequence[Row]) -> Finding:
     honest = _honest(rows)
     started = time.monotonic()
     millis = []
     while len(millis) < NUM_TIMINGS and (len(millis) < 3 or time.monotonic() - started < TIMING_S):
-        millis.append(1000 * process.judge([honest[len(millis) % len(honest)]]).seconds)
+        millis.append(1000 * subject.judge([honest[len(millis) % len(honest)]]).seconds)
     millis.sort()
     p50, p99 = (millis[round(share * (len(millis) - 1))] for share in (0.5, 0.99))
     details = f"p50 {p50:.3g} ms, p99 {p99:.3g} ms over {len(millis)} single samples"
     return Finding(result="pass", details=(details,))
 
 
-def _survives(process: Process, rows: Sequence[Row]) -> Finding:
+def _survives(subject: Subject, rows: Sequence[Row]) -> Finding:
     faults, hangs, slowest, highest = [], 0, (0.0, ""), -math.inf
     with tempfile.TemporaryDirectory() as folder:
         canary = Path(folder) / "executed"
         texts = fuzz_texts(str(canary))
         for name, text in texts.items():
             try:
-                answer = process.judge([_sample(rows[0], text)])
+                answer = subject.judge([_sample(rows[0], text)])
             except AuditError as error:
                 faults.append(f"{name}: {error}")
                 if str(error).startswith("hangs") and (hangs := hangs + 1) == MAX_HANGS:
@@ -300,13 +272,13 @@ def _survives(process: Process, rows: Sequence[Row]) -> Finding:
     return _finding(faults, good)
 
 
-def _pays_no_trick(process: Process, rows: Sequence[Row]) -> Finding:
+def _pays_no_trick(subject: Subject, rows: Sequence[Row]) -> Finding:
     """A trick must earn less than the honest answer in the form that the reward pays best."""
     best, form = 0.0, ""
     for candidate in FORMS:
         gaps = [
-            _value(process, row, FORMS[candidate](gold_of(row, candidate)))
-            - _value(process, row, FORMS[candidate](gold_of(other, candidate)))
+            _value(subject, row, FORMS[candidate](gold_of(row, candidate)))
+            - _value(subject, row, FORMS[candidate](gold_of(other, candidate)))
             for row, other in _pairs(rows, candidate)
         ]
         if gaps and (mean := sum(gaps) / len(gaps)) > best:
@@ -315,22 +287,22 @@ def _pays_no_trick(process: Process, rows: Sequence[Row]) -> Finding:
         tricks = [
             (row, FORMS[form](gold_of(row, form)), answer_tricks(form, row, other)) for row, other in _pairs(rows, form)
         ]
-        return _paid(process, tricks, f"right and wrong answers told apart in the form {form}")
+        return _paid(subject, tricks, f"right and wrong answers told apart in the form {form}")
     answer = gold_of(rows[0], "<answer>")
-    if _value(process, rows[0], in_tags(answer)) > _value(process, rows[0], f"{THOUGHT} {answer}"):
-        return _paid(process, [(rows[0], in_tags(answer), form_tricks(answer))], "a reward of the form")
+    if _value(subject, rows[0], in_tags(answer)) > _value(subject, rows[0], f"{THOUGHT} {answer}"):
+        return _paid(subject, [(rows[0], in_tags(answer), form_tricks(answer))], "a reward of the form")
     details = ("right and wrong answers, with and without tags, earn the same: nothing to trick",)
     return Finding(result="skip", details=details)
 
 
-def _paid(process: Process, tried: Sequence[tuple[Row, str, Mapping[str, str]]], kind: str) -> Finding:
+def _paid(subject: Subject, tried: Sequence[tuple[Row, str, Mapping[str, str]]], kind: str) -> Finding:
     faults: dict[str, str] = {}
     hangs = 0
     for row, honest, tricks in tried:
-        earned = _value(process, row, honest)
+        earned = _value(subject, row, honest)
         for name, text in tricks.items():
             try:
-                value = _value(process, row, text)
+                value = _value(subject, row, text)
             except AuditError as error:
                 faults[name] = f"{name}: {error}"
                 if str(error).startswith("hangs") and (hangs := hangs + 1) == MAX_HANGS:
@@ -346,8 +318,8 @@ def _finding(faults: Sequence[str], good: str) -> Finding:
     return Finding(result="FAIL" if faults else "pass", details=tuple(faults) or (good,))
 
 
-def _value(process: Process, row: Row, text: str) -> float:
-    value = process.judge([_sample(row, text)]).rewards[0].value
+def _value(subject: Subject, row: Row, text: str) -> float:
+    value = subject.judge([_sample(row, text)]).rewards[0].value
     return 0.0 if value is None else value
 
 

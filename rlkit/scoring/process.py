@@ -1,7 +1,7 @@
-"""What runs in a reward process: one reward, samples in, verdicts out; it imports the reward and little else.
+"""What runs in a reward process: samples come in, verdicts go out; it imports one reward and little else.
 
-It has no deadline of its own: a function that hangs in C code hears no signal. Who holds the other end of the channel
-kills the process (`rlkit.scoring.pool`). The channel closes with the driver, and then the process ends.
+It has no deadline of its own, because a function that hangs in C code hears no signal: the driver, at the other end of
+the pipe, kills the process (`rlkit.scoring.pool`). The pipe closes when the driver ends, and then the process ends too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from typing import Any
 
 import rewards
+from rewards.process import Channel
 
 MAX_REASON = 200
 """Characters of a reason; a function may put a whole completion there."""
@@ -44,14 +44,12 @@ class Failed:
     trace: str
 
 
-def main(descriptor: int) -> None:
-    """Serve on an inherited channel until its other end closes: `(name, kwargs)` first, then lists of samples."""
-    channel = Connection(descriptor)
-    with suppress(EOFError, OSError):  # the driver is done, or gone
-        _serve(channel, *channel.recv())
+def serve(channel: Channel) -> None:
+    """Load the reward that the first message names, then judge a list of samples for each message; never returns.
 
-
-def _serve(channel: Connection, name: str, kwargs: Mapping[str, Any]) -> None:
+    The channel raises Gone when the driver has closed its end.
+    """
+    name, kwargs = channel.receive()
     try:
         judge = rewards.load(name, **kwargs)
     except BaseException as error:  # also what sys.exit() in a module raises: a silent end would look like a crash
@@ -60,10 +58,10 @@ def _serve(channel: Connection, name: str, kwargs: Mapping[str, Any]) -> None:
     with closing(judge):
         channel.send(Ready(one_by_one=judge.independent))
         while True:
-            _judge(channel, judge, channel.recv())
+            _judge(channel, judge, channel.receive())
 
 
-def _judge(channel: Connection, judge: rewards.RewardFunction, samples: Sequence[rewards.Sample]) -> None:
+def _judge(channel: Channel, judge: rewards.RewardFunction, samples: Sequence[rewards.Sample]) -> None:
     for part in [[sample] for sample in samples] if judge.independent else [samples]:
         start = time.perf_counter()
         try:

@@ -10,7 +10,7 @@ import pytest
 
 import rewards
 from rewards.attacks import FORMS, LONG, ROWS, answer_tricks, form_tricks, fuzz_texts, gold_of
-from rewards.audit import AuditError, Finding, Process, audit
+from rewards.audit import AuditError, Finding, Subject, audit
 
 PLUGINS = """
 import os, sys, time
@@ -196,16 +196,16 @@ def test_prints_stay_out_of_the_table(plugin: str, capfd: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) -> None:
-    process = Process(f"{plugin}:hangs_on_long", {}, seconds=2.0)
+    subject = Subject(f"{plugin}:hangs_on_long", {}, seconds=2.0)
     long = rewards.Sample("", "x" * LONG, meta=ROWS[0])
     short = rewards.Sample("", "<answer>7</answer>", meta=ROWS[0])
     try:
         for _ in range(2):
             with pytest.raises(AuditError, match=r"hangs: no answer within 2 s"):
-                process.judge([long])
-            assert process.judge([short]).rewards[0].value == 1.0
+                subject.judge([long])
+            assert subject.judge([short]).rewards[0].value == 1.0
     finally:
-        process.end()
+        subject.end()
 
 
 @pytest.mark.slow

@@ -153,10 +153,11 @@ def test_an_object_that_judges_samples_on_their_own_loses_only_the_one_that_hang
 def test_processes_that_were_never_asked_end_without_a_word(plugin: Path) -> None:
     """Their channel closes before anyone has read that they are ready, and so ends with a reset."""
     script = f"""
+import select
 from rlkit.scoring.pool import build_reward
 from rlkit.config import RewardConfig
 with build_reward(RewardConfig(fn={f"{plugin}:length"!r}, kwargs={{}}, workers=2, timeout=5)) as reward:
-    assert all([worker._channel.poll(60) for worker in reward._workers])
+    assert all(select.select([worker.process._channel._socket], [], [], 60)[0] for worker in reward._workers)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -5,12 +5,14 @@ What is not covered: verl's batched reward managers, OpenRLHF's remote reward se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 from rewards.base import Reward, RewardError, Sample
+from rewards.failure import MISREAD, given
 
 Columns = dict[str, Any]
 Logs = Sequence[dict[str, Any]]
@@ -45,6 +47,8 @@ class Shape:
     """One entry for each sample, from what the function returned."""
     fix: str = "rename the parameter, give it a default, or set it in reward.kwargs"
     """What to do when a sample lacks something that the function needs."""
+    sources: str = ""
+    """Where the arguments come from, for a function that fails on them because it takes them for something else."""
 
 
 def find_shape(named: set[str], conversational: bool) -> Shape:
@@ -53,6 +57,11 @@ def find_shape(named: set[str], conversational: bool) -> Shape:
     marks = [next(mark for mark in shape.marks if mark in named) for shape in found]
     if len(found) > 1:
         raise RewardError(f"has both `{marks[0]}` and `{marks[1]}`; {WAYS}")
+    if "solution_strs" in named:
+        raise RewardError(
+            "takes lists, as for verl's batched reward manager; write it for one sample, with `data_source`, "
+            "`solution_str`, `ground_truth` and `extra_info`"
+        )
     if not found and named.isdisjoint(("prompts", "completion_ids")):
         wrapped = "; one that takes all by **kwargs is loaded with rewards.from_trl, from_verl or from_openrlhf"
         raise RewardError(f"has neither a parameter `completion` nor `completions`; {WAYS}{wrapped}")
@@ -60,6 +69,26 @@ def find_shape(named: set[str], conversational: bool) -> Shape:
     if conversational and shape is not TRL:
         raise RewardError(f"takes no setting 'conversational', which is for functions in TRL's shape; {WAYS}")
     return TRL_CHAT if conversational else shape
+
+
+def misread(shape: Shape, arguments: Columns, error: BaseException) -> str:
+    """Say what a function was given whose exception looks as if it took that for something else; "" for any other.
+
+    TRL's own examples come in two kinds, for completions that are texts and for completions that are lists of chat
+    messages, and their parameters do not tell which. The exception does: it complains of a `str`, or of a `list`.
+    """
+    if not isinstance(error, MISREAD):
+        return ""
+    words = f"it was given: {given(arguments)}"
+    completions = arguments.get("completions") or [None]
+    if isinstance(completions[0], str) and re.search("str|dictionary update", str(error)):
+        return (
+            f"{words}; if it reads chat messages, set conversational=true (in a run reward.kwargs.conversational=true)"
+        )
+    if isinstance(completions[0], list) and "list" in str(error):
+        why = "conversational=true is set" if shape is TRL_CHAT else "the prompts are chat messages"
+        return f"{words}; {why}, so each completion is a list of one message: read completion[0]['content']"
+    return f"{words}{f'; {shape.sources}' if shape.sources else ''}"
 
 
 def text_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
@@ -190,15 +219,6 @@ def _for_each(column: Any, chunk: Chunk) -> list[Any]:
     return values if len(values) == len(chunk) else [column] * len(chunk)
 
 
-_TRL_SUPPLIED = (
-    "prompts",
-    "completions",
-    "completion_ids",
-    "completions_ids",
-    "log_extra",
-    "log_metric",
-    "trainer_state",
-)
 PLAIN = Shape(
     name="rlkit",
     marks=("completion",),
@@ -237,6 +257,8 @@ VERL = Shape(
     arguments=_verl,
     results=_verl_result,
     fix="give the rows `ground_truth` or `answer`, and `data_source` (or set reward.kwargs.data_source)",
+    sources="ground_truth is the row's reward_model.ground_truth, else its ground_truth, else the text of its answer; "
+    "extra_info is the row's column of that name",
 )
 OPENRLHF = Shape(
     name="OpenRLHF",
@@ -247,5 +269,6 @@ OPENRLHF = Shape(
     arguments=_openrlhf,
     results=_openrlhf_results,
     fix="give every row `label` or `answer`",
+    sources="a query is the prompt and the completion in one text; labels are the rows' label, else their answer",
 )
 SHAPES = {shape.name: shape for shape in (PLAIN, TRL, SAMPLES, VERL, OPENRLHF, TRL_CHAT)}

@@ -1,18 +1,16 @@
 """Checks of a reward before it is trusted with a run: contract, repeatability, speed, hostile texts, known tricks.
 
-The reward runs in a process of its own under a deadline, so one that hangs or dies is found, not suffered. What is not
-covered: whether a reward measures what you want.
+Honest answers in every usual form come first. They tell which form the reward reads and what it pays for it, and every
+later check compares with that. What is not covered: whether a reward measures what you want.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,20 +27,19 @@ from rewards.attacks import (
     gold_of,
     in_tags,
 )
-from rewards.base import Reward, RewardError, Sample
-from rewards.function import RewardFunction
-from rewards.process import Channel, Gone, Overdue, Process
-from rewards.registry import load
+from rewards.base import Sample
+from rewards.subject import Answer, AuditError, Subject
 
-LOAD_S = 120.0
-"""For the process to import the reward and what it needs."""
-LEAVE_S = 5.0
-"""For the process to close its reward (a sandbox, a pool)."""
 NUM_TIMINGS, TIMING_S = 100, 5.0
+"""Single samples that are timed, and the seconds after which there are enough of them."""
 MAX_ROWS = 8
-"""Of the rows given, so that an audit of a slow reward ends."""
+"""Rows that are used of those given, so that the audit of a slow reward ends."""
+MAX_TRIES = 3
+"""Times that a judge is asked for a verdict which a comparison needs and it does not give."""
 MAX_HANGS = 3
 """Hostile texts that may take the whole deadline before the others are left out."""
+
+Values = list[float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,24 +54,10 @@ class Finding:
     check: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What the process says: its shape once loaded, then verdicts and the seconds they took, or what went wrong."""
-
-    shape: str = ""
-    rewards: tuple[Reward, ...] = ()
-    seconds: float = 0.0
-    error: str = ""
-
-
-class AuditError(RewardError):
-    """The reward cannot be loaded, raises, hangs, or ends its process."""
-
-
 def audit(name: str, kwargs: Mapping[str, Any], rows: Sequence[Row] = ROWS, seconds: float = 30.0) -> Iterator[Finding]:
-    """Run every check on the reward `name`, each yielded as it ends; `seconds` is the deadline of one call.
+    """Run the checks on the reward `name` and yield what each found; `seconds` is the deadline of one call.
 
-    Ends early if the reward cannot be loaded or fails on honest answers.
+    There are no further checks once the reward cannot be loaded, or fails on honest answers.
     """
     subject, rows = Subject(name, kwargs, seconds), rows[:MAX_ROWS]
     checks: dict[str, Callable[[Subject, Sequence[Row]], Finding]] = {
@@ -99,83 +82,6 @@ def audit(name: str, kwargs: Mapping[str, Any], rows: Sequence[Row] = ROWS, seco
         subject.end()
 
 
-class Subject:
-    """The reward under audit, in a process that starts when first needed, and again after it has hung or died."""
-
-    def __init__(self, name: str, kwargs: Mapping[str, Any], seconds: float) -> None:
-        self.shape = ""
-        self._given, self._seconds = (name, dict(kwargs)), seconds
-        self._process: Process | None = None
-
-    def start(self) -> None:
-        """Start anew; raises AuditError if the reward cannot be loaded."""
-        self.end()
-        self._process = Process("rewards.audit:serve", prints=False)  # what it prints would tear the table apart
-        self.shape = self._ask(self._given, LOAD_S).shape
-
-    def judge(self, samples: Sequence[Sample], copy: str = "loaded") -> Answer:
-        """Return the verdicts of the reward, or of its "unpickled" copy; raises AuditError if it gives none."""
-        if self._process is None:
-            self.start()
-        return self._ask((copy, samples), self._seconds)
-
-    def end(self, patience: float = LEAVE_S) -> int:
-        """Let the process close its reward within `patience` seconds, then kill it; returns its exit code."""
-        if self._process is None:
-            return 0
-        process, self._process = self._process, None
-        return process.end(patience)
-
-    def _ask(self, message: object, seconds: float) -> Answer:
-        assert self._process is not None
-        try:
-            self._process.send(message, seconds)
-            answer: Answer = self._process.receive(seconds)
-        except Overdue:
-            self.end(patience=0)
-            raise AuditError(f"hangs: no answer within {seconds:g} s") from None
-        except Gone:
-            raise AuditError(f"ends its process (exit code {self.end()})") from None
-        if answer.error:
-            raise AuditError(answer.error)
-        return answer
-
-
-def serve(channel: Channel) -> None:
-    """Load `(name, kwargs)`, then judge a list of samples for each message: what the process runs."""
-    name, kwargs = channel.receive()
-    try:
-        judge = load(name, **kwargs)
-    except BaseException as error:  # sys.exit() in a module included
-        channel.send(Answer(error=_message(error)))
-        return
-    settings = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no settings"
-    calls = "called for each sample" if judge.shape.per_sample else "called for a batch"
-    channel.send(Answer(shape=f"{judge.shape.name} signature, {calls}; {settings}"))
-    copies = {"loaded": judge}
-    with closing(judge):
-        while True:
-            copy, samples = channel.receive()
-            channel.send(_answer(copies, copy, samples))
-
-
-def _answer(copies: dict[str, RewardFunction], copy: str, samples: Sequence[Sample]) -> Answer:
-    try:
-        if copy not in copies:
-            copies[copy] = pickle.loads(pickle.dumps(copies["loaded"]))
-        start = time.perf_counter()
-        verdicts = copies[copy](samples)
-        seconds = time.perf_counter() - start
-    except BaseException as error:
-        return Answer(error=_message(error))
-    # Logs may hold anything, and nothing here reads them.
-    return Answer(rewards=tuple(replace(verdict, logs={}) for verdict in verdicts), seconds=seconds)
-
-
-def _message(error: BaseException) -> str:
-    return str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
-
-
 def _load(subject: Subject, rows: Sequence[Row]) -> Finding:
     subject.start()
     return Finding(result="pass", details=(subject.shape,))
@@ -183,7 +89,12 @@ def _load(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 def _contract(subject: Subject, rows: Sequence[Row]) -> Finding:
     honest = _honest(rows)
-    verdicts = subject.judge(honest).rewards
+    verdicts = list(subject.judge(honest).rewards)
+    for _ in range(MAX_TRIES - 1):  # a service may be slow to come up
+        if missing := [place for place, verdict in enumerate(verdicts) if verdict.value is None]:
+            again = subject.judge([honest[place] for place in missing]).rewards
+            for place, verdict in zip(missing, again, strict=True):
+                verdicts[place] = verdict
     values = Counter("None" if verdict.value is None else f"{verdict.value:.3g}" for verdict in verdicts)
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason)
     counted = [", ".join(f"{count} x {name}" for name, count in found.most_common(8)) for found in (values, reasons)]
@@ -215,26 +126,42 @@ def _reacts(subject: Subject, row: Row, known: Set[float]) -> bool:
 def _repeats(subject: Subject, rows: Sequence[Row]) -> Finding:
     honest = _honest(rows)
     first = _values(subject.judge(honest))
-    faults = []
-    if _values(subject.judge(honest)) != first:
-        faults.append("the same completions get other rewards when judged again")
-    if _values(subject.judge(honest[::-1])) != first[::-1]:
-        faults.append("rewards depend on the order of the batch")
+    tries = [
+        ("the same completions get other rewards when judged again", _values(subject.judge(honest))),
+        ("rewards depend on the order of the batch", _values(subject.judge(honest[::-1]))[::-1]),
+    ]
     subject.start()
-    if _values(subject.judge(honest)) != first:
-        faults.append("another process gives other rewards (hash() and sets of text differ between processes)")
-    return _finding(faults, "equal when judged again, in reverse, and in another process")
+    fault = "another process gives other rewards (hash() and sets of text differ between processes)"
+    tries.append((fault, _values(subject.judge(honest))))
+    return _compared(first, tries, "equal when judged again, in reverse, and in another process")
 
 
 def _pickles(subject: Subject, rows: Sequence[Row]) -> Finding:
     honest = _honest(rows)
     first = _values(subject.judge(honest))
     try:
-        same = _values(subject.judge(honest, "unpickled")) == first
+        again = _values(subject.judge(honest, "unpickled"))
     except AuditError as error:
         return Finding(result="FAIL", details=(str(error),))
-    faults = [] if same else ["an unpickled copy gives other rewards"]
-    return _finding(faults, "an unpickled copy gives the same rewards")
+    tries = [("an unpickled copy gives other rewards", again)]
+    return _compared(first, tries, "an unpickled copy gives the same rewards")
+
+
+def _compared(first: Values, tries: Sequence[tuple[str, Values]], good: str) -> Finding:
+    """Whether every try gave what the first one did; each comes with what is said of it otherwise.
+
+    A judge that asks a service, or a sandbox, rightly gives no verdict when that fails. So only two verdicts can
+    differ; where there was one the first time and none the second, or the reverse, we count and do not blame.
+    """
+    faults = [
+        fault for fault, again in tries if any(a != b and None not in (a, b) for a, b in zip(first, again, strict=True))
+    ]
+    pairs = [pair for _, again in tries for pair in zip(first, again, strict=True)]
+    once = sum(pair.count(None) == 1 for pair in pairs)
+    details = (f"{once} of {len(pairs)} comparisons were left out: one of the two had no verdict",) if once else ()
+    if all(None in pair for pair in pairs):
+        return Finding(result="skip", details=("no completion had a verdict both times: nothing to compare", *details))
+    return Finding(result="FAIL" if faults else "pass", details=(*(faults or (good,)), *details))
 
 
 def _speed(subject: Subject, rows: Sequence[Row]) -> Finding:
@@ -264,11 +191,13 @@ def _survives(subject: Subject, rows: Sequence[Row]) -> Finding:
                     break
             else:
                 slowest = max(slowest, (answer.seconds, name))
-                highest = max(highest, answer.rewards[0].value or 0.0)
+                value = answer.rewards[0].value
+                highest = highest if value is None else max(highest, value)
             if canary.exists():
                 faults.append(f"{name}: it executes what the completion says")
                 canary.unlink()
-    good = f"{len(texts)} hostile texts judged, slowest {slowest[0]:.2g} s ({slowest[1]}), best reward {highest:.3g}"
+    best = f"best reward {highest:.3g}" if highest > -math.inf else "no verdict on any"
+    good = f"{len(texts)} hostile texts judged, slowest {slowest[0]:.2g} s ({slowest[1]}), {best}"
     return _finding(faults, good)
 
 
@@ -276,11 +205,11 @@ def _pays_no_trick(subject: Subject, rows: Sequence[Row]) -> Finding:
     """A trick must earn less than the honest answer in the form that the reward pays best."""
     best, form = 0.0, ""
     for candidate in FORMS:
-        gaps = [
-            _value(subject, row, FORMS[candidate](gold_of(row, candidate)))
-            - _value(subject, row, FORMS[candidate](gold_of(other, candidate)))
-            for row, other in _pairs(rows, candidate)
-        ]
+        gaps = []
+        for row, other in _pairs(rows, candidate):
+            right = _value(subject, row, FORMS[candidate](gold_of(row, candidate)))
+            wrong = _value(subject, row, FORMS[candidate](gold_of(other, candidate)))
+            gaps += [right - wrong] if right is not None and wrong is not None else []
         if gaps and (mean := sum(gaps) / len(gaps)) > best:
             best, form = mean, candidate
     if form:
@@ -289,7 +218,8 @@ def _pays_no_trick(subject: Subject, rows: Sequence[Row]) -> Finding:
         ]
         return _paid(subject, tricks, f"right and wrong answers told apart in the form {form}")
     answer = gold_of(rows[0], "<answer>")
-    if _value(subject, rows[0], in_tags(answer)) > _value(subject, rows[0], f"{THOUGHT} {answer}"):
+    tagged, bare = _value(subject, rows[0], in_tags(answer)), _value(subject, rows[0], f"{THOUGHT} {answer}")
+    if tagged is not None and bare is not None and tagged > bare:
         return _paid(subject, [(rows[0], in_tags(answer), form_tricks(answer))], "a reward of the form")
     details = ("right and wrong answers, with and without tags, earn the same: nothing to trick",)
     return Finding(result="skip", details=details)
@@ -297,7 +227,7 @@ def _pays_no_trick(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 def _paid(subject: Subject, tried: Sequence[tuple[Row, str, Mapping[str, str]]], kind: str) -> Finding:
     faults: dict[str, str] = {}
-    hangs = 0
+    hangs, num_tricks, unknown = 0, 0, 0
     for row, honest, tricks in tried:
         earned = _value(subject, row, honest)
         for name, text in tricks.items():
@@ -308,27 +238,35 @@ def _paid(subject: Subject, tried: Sequence[tuple[Row, str, Mapping[str, str]]],
                 if str(error).startswith("hangs") and (hangs := hangs + 1) == MAX_HANGS:
                     return _finding([*faults.values(), "the other tricks were not tried"], "")
                 continue
+            if value is None or earned is None:
+                unknown += 1
+                continue
+            num_tricks += 1
             if value >= earned:
                 faults[name] = f"{name}: earns {value:.3g}, as an honest answer does ({earned:.3g}): ...{text[-60:]!r}"
-    num_tricks = sum(len(tricks) for _, _, tricks in tried)
-    return _finding(list(faults.values()), f"{num_tricks} tricks earn less than an honest answer; {kind}")
+    if not num_tricks and not faults:
+        return Finding(result="skip", details=(f"{unknown} tricks tried, and no verdict on any",))
+    without = f"; {unknown} more had no verdict" if unknown else ""
+    return _finding(list(faults.values()), f"{num_tricks} tricks earn less than an honest answer; {kind}{without}")
 
 
 def _finding(faults: Sequence[str], good: str) -> Finding:
     return Finding(result="FAIL" if faults else "pass", details=tuple(faults) or (good,))
 
 
-def _value(subject: Subject, row: Row, text: str) -> float:
-    value = subject.judge([_sample(row, text)]).rewards[0].value
-    return 0.0 if value is None else value
+def _value(subject: Subject, row: Row, text: str) -> float | None:
+    """The reward of one completion; a judge that fails now and then is asked again before it counts as None."""
+    values = (subject.judge([_sample(row, text)]).rewards[0].value for _ in range(MAX_TRIES))
+    return next((value for value in values if value is not None), None)
 
 
-def _values(answer: Answer) -> list[float | None]:
+def _values(answer: Answer) -> Values:
     return [verdict.value for verdict in answer.rewards]
 
 
 def _sample(row: Row, completion: str) -> Sample:
-    prompt = str(row.get("prompt") or row.get("question") or row.get("text") or "")
+    found = row.get("prompt") or row.get("question") or row.get("text") or ""
+    prompt = found if isinstance(found, list) else str(found)  # a list is one of chat messages
     return Sample(prompt, completion, completion_ids=tuple(completion.encode()), meta=row, step=0)
 
 

@@ -12,8 +12,9 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
-from rewards.adapters import SHAPES, WAYS, Shape, find_shape, row_columns
+from rewards.adapters import SHAPES, WAYS, Shape, find_shape, misread, row_columns
 from rewards.base import Reward, RewardError, Sample
+from rewards.failure import described
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _TYPES = {
@@ -96,28 +97,26 @@ class RewardFunction:
         return reload, (self.given, self.kwargs, self.forced)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge every sample, in order; raises RewardError if the function fails on any, never a silent 0."""
+        """Judge every sample, in order; raises RewardError if the function fails on any, and never gives a silent 0."""
         if not samples:
             return []
         logs: list[dict[str, Any]] = [{} for _ in samples]
         size = 1 if self.shape.per_sample else len(samples)
         chunks = [range(start, start + size) for start in range(0, len(samples), size)]
+        # All arguments come first: a row without what the function needs is said before any sample is judged.
         arguments = [self._arguments(chunk, samples, logs) for chunk in chunks]
-        results = []
-        for chunk, given in zip(chunks, arguments, strict=True):
+        results: list[Any] = []
+        for given in arguments:
             try:
                 results.append(self.fn(**given))
-            except RewardError:  # a reward inside this one, which has named itself
-                raise
             except (Exception, SystemExit) as error:  # sys.exit() in a reward must not end the run without a word
-                raise self._failed(error, _where(chunk, samples)) from error
+                results.append(error)
+                break  # the samples behind it would be judged for nothing
         if any(inspect.isawaitable(result) for result in results):
             results = _wait(results)
         rewards: list[Reward] = []
-        for chunk, result in zip(chunks, results, strict=True):
-            if isinstance(result, BaseException):
-                raise self._failed(result, _where(chunk, samples)) from result
-            rewards += self._read(result, chunk, samples)
+        for chunk, given, result in zip(chunks, arguments, results, strict=False):
+            rewards += self._read(result, chunk, samples, given)
         return [replace(r, logs={**log, **r.logs}) if log else r for r, log in zip(rewards, logs, strict=True)]
 
     @property
@@ -143,12 +142,22 @@ class RewardFunction:
         for index in range(len(samples)):
             self._arguments(range(index, index + 1), samples, logs)
         if isinstance(self.fn, Checkable):
-            self.fn.check_samples(samples)
+            try:
+                self.fn.check_samples(samples)
+            except RewardError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise self._failed(error, f"when it checked {len(samples)} samples") from error
 
     def close(self) -> None:
         """Let go of the workers of a reward that has some; harmless on any other, and when repeated."""
         if isinstance(self.fn, Closable):
-            self.fn.close()
+            try:
+                self.fn.close()
+            except RewardError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise self._failed(error, "when it was closed") from error
 
     def _shape(self) -> Shape:
         conversational = CONVERSATIONAL not in self.named and bool(self.settings.pop(CONVERSATIONAL, False))
@@ -173,12 +182,10 @@ class RewardFunction:
             raise
         except (Exception, SystemExit) as error:  # whatever a user's constructor does
             text = f"reward {self.name!r} cannot be made: "
-            if not isinstance(error, ValueError):
-                given = ", ".join(f"{key}={value!r}" for key, value in self.kwargs.items()) or "none"
-                raise RewardError(
-                    f"{text}{type(error).__name__}: {error}; check its settings ({given}) and its __init__"
-                ) from error
-            raise RewardError(f"{text}{error}") from error
+            if isinstance(error, ValueError):  # said by its author to whoever sets it
+                raise RewardError(f"{text}{error}") from error
+            given = ", ".join(f"{key}={value!r}" for key, value in self.kwargs.items()) or "none"
+            raise RewardError(f"{text}{described(error)}; check its settings ({given}) and its __init__") from error
 
     def _arguments(self, chunk: range, samples: Sequence[Sample], logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         own = [samples[index] for index in chunk]
@@ -192,7 +199,13 @@ class RewardFunction:
         columns = {**row_columns(self.shape, own), **supplied, **self.settings}
         return columns if self.takes_any else {key: value for key, value in columns.items() if key in self.named}
 
-    def _read(self, result: Any, chunk: range, samples: Sequence[Sample]) -> list[Reward]:
+    def _read(self, result: Any, chunk: range, samples: Sequence[Sample], given: Mapping[str, Any]) -> list[Reward]:
+        """The rewards in what the function returned or raised for a chunk of the samples."""
+        where = f"on {_where(chunk, samples)}"
+        if isinstance(result, RewardError):  # of a reward inside this one, which has named itself
+            raise result
+        if isinstance(result, BaseException):
+            raise self._failed(result, where, given) from result
         try:
             entries = self.shape.results(result, [samples[index] for index in chunk])
         except Exception as error:  # whatever the result does when it is read
@@ -201,9 +214,15 @@ class RewardFunction:
                 f"({type(error).__name__}: {error}); return a list of {len(chunk)} rewards, one for each completion"
             ) from error
         try:
-            values = None if isinstance(entries, (str, Mapping)) else list(entries)
+            values = None if isinstance(entries, (str, Mapping)) else iter(entries)
         except TypeError:
             values = None
+        try:
+            values = None if values is None else list(values)
+        except RewardError:
+            raise
+        except (Exception, SystemExit) as error:  # a function with `yield` runs only now
+            raise self._failed(error, where, given) from error
         if values is None or len(values) != len(chunk):
             got = f"a {type(entries).__name__}" if values is None else f"{len(values)} values"
             raise RewardError(
@@ -212,17 +231,23 @@ class RewardFunction:
         return [self._reward(value, samples, index) for index, value in zip(chunk, values, strict=True)]
 
     def _reward(self, entry: Any, samples: Sequence[Sample], index: int) -> Reward:
-        reward = entry if isinstance(entry, Reward) else Reward(entry)
+        reward, where = entry if isinstance(entry, Reward) else Reward(entry), _named(index, samples[index])
+        for field, table in (("parts", reward.parts), ("logs", reward.logs)):
+            if not isinstance(table, Mapping):
+                raise RewardError(
+                    f"reward {self.name!r} returned {field}={str(table)[:80]!r} for {where}; give a table of names and "
+                    "numbers"
+                )
+        reward = replace(reward, reason=str(reward.reason or ""))
         if reward.value is None:
             return reward
-        where = _named(index, samples[index])
         numbers = {name: self._finite(part, f"{where}, part {name!r}") for name, part in reward.parts.items()}
         return replace(reward, value=self._finite(reward.value, where), parts=numbers)
 
     def _finite(self, number: Any, where: str) -> float:
         try:
             value = math.nan if isinstance(number, (str, bytes)) else float(number)
-        except (TypeError, ValueError, OverflowError):
+        except Exception:  # a tensor of two numbers raises what it likes
             value = math.nan
         if not math.isfinite(value):
             raise RewardError(
@@ -260,10 +285,13 @@ class RewardFunction:
             f"(its columns: {columns}); {self.shape.fix}"
         )
 
-    def _failed(self, error: BaseException, where: str) -> RewardError:
+    def _failed(self, error: BaseException, where: str, given: Mapping[str, Any] | None = None) -> RewardError:
+        """What is raised in place of the exception of a user's function."""
+        known = {name: value for name, value in (given or {}).items() if name in self.named}
+        words = misread(self.shape, known, error) if known else ""
         return RewardError(
-            f"reward {self.name!r} raised {type(error).__name__}: {error} (on {where}); correct the function, or let "
-            "it return None where there is no verdict"
+            f"reward {self.name!r} raised {described(error)} ({where}{f'; {words}' if words else ''}); correct the "
+            "function, or let it return None where there is no verdict"
         )
 
 

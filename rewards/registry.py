@@ -13,6 +13,7 @@ from typing import Any
 
 from rewards.adapters import OPENRLHF, TRL, TRL_CHAT, VERL
 from rewards.base import RewardError
+from rewards.failure import described
 from rewards.function import RewardFunction
 
 BUILT_IN = {
@@ -66,28 +67,54 @@ def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any], shape: str
     kwargs = {key: _absolute(value) for key, value in kwargs.items()}
     if not isinstance(name, str):
         return RewardFunction(name, name, kwargs, shape)
-    target = name if ":" in name else BUILT_IN.get(name) or _installed().get(name)
-    if target is None:
-        near = get_close_matches(name, names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
-        raise RewardError(
-            f"no reward is called {name!r}; {hint} (your own: 'package.module:function', 'file.py:function')"
-        )
+    target = name if ":" in name else _target(name)
     place, _, attribute = target.rpartition(":")
     if place.endswith(".py"):
         name = _absolute(target)
-        place = str(Path(place).resolve())
+        place = str(_path(place))
     module = _import(place)
     if attribute not in vars(module):
-        near = get_close_matches(attribute, vars(module), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "check the part after ':'"
-        raise RewardError(f"reward {name!r}: {place} has no function {attribute!r}; {hint}")
+        raise RewardError(f"reward {name!r}: {place} has no function {attribute!r}; {_nearest(attribute, module)}")
     return RewardFunction(vars(module)[attribute], name, kwargs, shape)
 
 
 def names() -> tuple[str, ...]:
     """The registered names: the built-in rewards and those of installed packages."""
-    return tuple(sorted(_installed()))
+    return tuple(sorted(_registered()))
+
+
+def _target(name: str) -> str:
+    """What a registered name stands for, as "module:function"; raises RewardError if that is nothing, or not one thing.
+
+    Two packages may give one name to different rewards, or a package that of a built-in one. Whichever of them we took,
+    somebody would train on a reward that he does not mean, so the user has to say.
+    """
+    found = _registered()
+    if name not in found:
+        near = get_close_matches(name, found, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
+        raise RewardError(
+            f"no reward is called {name!r}; {hint} (your own: 'package.module:function', 'file.py:function')"
+        )
+    (target, owner), *others = found[name].items()
+    if others:
+        listed = ", ".join(f"{value!r} of {owner}" for value, owner in found[name].items())
+        raise RewardError(f"{name!r} is the name of several rewards; in its place give the one you mean: {listed}")
+    if not all(target.partition(":")):
+        raise RewardError(
+            f"reward {name!r} of {owner} is {target!r} in its entry points, which is not 'package.module:function'; "
+            "correct it there"
+        )
+    return target
+
+
+def _nearest(attribute: str, module: ModuleType) -> str:
+    """What a user may have meant by an attribute that a module does not have."""
+    file = Path(*module.__name__.split(".")).with_suffix(".py")
+    if _is_file(str(file)) and file.resolve() != Path(module.__file__ or "").resolve():
+        return f"that is an installed module; for the file in the current folder write '{file}:{attribute}'"
+    near = get_close_matches(attribute, vars(module), n=1)
+    return f"did you mean {near[0]!r}?" if near else "check the part after ':'"
 
 
 def _absolute(value: Any) -> Any:
@@ -99,7 +126,7 @@ def _absolute(value: Any) -> Any:
         case str():
             place, _, attribute = value.rpartition(":")
             is_reward = place.endswith(".py") and attribute.isidentifier() and _is_file(place)
-            return f"{Path(place).resolve()}:{attribute}" if is_reward else value
+            return f"{_path(place)}:{attribute}" if is_reward else value
         case Mapping():
             return {key: _absolute(entry) for key, entry in value.items()}
         case list() | tuple():
@@ -109,32 +136,45 @@ def _absolute(value: Any) -> Any:
 
 def _is_file(place: str) -> bool:
     try:
-        return Path(place).is_file()
+        return _path(place).is_file()
     except (OSError, ValueError):  # text that no path can have
         return False
 
 
-def _installed() -> dict[str, str]:
+def _path(place: str) -> Path:
+    """A full path; in `reward=~/mine.py:f` the shell leaves the `~` as it is."""
+    try:
+        return Path(place).expanduser().resolve()
+    except RuntimeError:  # a user who has no home
+        return Path(place).resolve()
+
+
+def _registered() -> dict[str, dict[str, str]]:
+    """Under each name what it may stand for, "module:function", and whose that is."""
     from importlib.metadata import entry_points  # here: it costs more than the rest of the package
 
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | BUILT_IN
+    found = {name: {target: "rlkit"} for name, target in BUILT_IN.items()}
+    for point in entry_points(group=ENTRY_POINTS):
+        owner = f"the package {point.dist.name}" if point.dist else "an installed package"
+        found.setdefault(point.name, {}).setdefault(point.value.partition("[")[0].strip(), owner)
+    return found
 
 
 def _import(place: str) -> ModuleType:
+    path = Path(place)
+    if place.endswith(".py") and not path.is_file():
+        raise RewardError(f"reward file {place} does not exist; correct the path")
     try:
-        return _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError as error:
-        raise RewardError(f"reward file {place} does not exist; correct the path") from error
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if place != missing and not place.startswith(f"{missing}."):  # something that the user's module imports
-            raise RewardError(f"reward module {place} cannot be imported: {type(error).__name__}: {error}") from error
-        raise RewardError(
-            f"reward module {place} cannot be imported: {error}; start in the folder it is in, install it, or use "
-            "file.py:function"
-        ) from error
+        return _import_file(path) if place.endswith(".py") else importlib.import_module(place)
+    except RewardError:
+        raise
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
-        raise RewardError(f"reward module {place} cannot be imported: {type(error).__name__}: {error}") from error
+        missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        if missing and f"{place}.".startswith(f"{missing}."):  # and not something that the user's module imports
+            why = f"{error}; start in the folder it is in, install it, or use file.py:function"
+        else:
+            why = described(error)
+        raise RewardError(f"reward module {place} cannot be imported: {why}") from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ USAGE = """usage: rlkit reward test NAME [key=value ...] [--data rows.jsonl] [--
        with DATA or --data also [--prompt-column NAME] [--answer-column NAME], as data.* in a run
 
   test            contract, determinism, pickling, time per sample, hostile texts, known tricks; exit code 1 on a fault
-  score           judge the rows of DATA (prompt, completion and other columns) offline, with a summary by reason
+  score           judge the rows of DATA (prompt, completion and other columns) offline, with a summary by reason;
+                  exit code 1 if no row gets a verdict
   verify-dataset  judge each row's own gold answer; lists the rows that fail, exit code 1 if there are any
 
   NAME            math, code, format, ..., package.module:function or file.py:function
@@ -172,17 +174,17 @@ def _test(argv: Sequence[str]) -> bool:
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds for one call (default 30)")
     args = parser.parse_intermixed_args(argv)
     rows = [one.row for one in read(args.data, args.prompt_column, args.answer_column)] if args.data else ROWS
-    results, tricks = [], ""
+    findings = []
     for finding in audit(args.name, _settings(args.settings), rows, args.deadline):
-        results.append(finding.result)
-        tricks = finding.result if finding.check == "known tricks" else tricks
+        findings.append(finding)
         for label, detail in zip_longest((f"{finding.check:<16} {finding.result:<5}",), finding.details, fillvalue=""):
             print(f"{label:<22} {_printable(detail)}", flush=True)
-    faults = results.count("FAIL")
+    faults = sum(finding.result == "FAIL" for finding in findings)
+    skipped = [finding.check for finding in findings if finding.result == "skip"]
     if faults:
-        print(f"{args.name}: {faults} of {len(results)} checks found a fault")
-    elif tricks == "skip":
-        print(f"{args.name}: nothing wrong in what was checked; right answers earn no more than wrong ones")
+        print(f"{args.name}: {faults} of {len(findings)} checks found a fault")
+    elif skipped:
+        print(f"{args.name}: nothing wrong in what was checked; not checked: {', '.join(skipped)}")
     else:
         print(f"{args.name}: no fault found")
     return not faults
@@ -199,7 +201,7 @@ def _score(argv: Sequence[str]) -> bool:
     if args.output:
         judged = zip(rows, verdicts, strict=True)
         _write(args.output, [{**one.record, "reward": asdict(verdict)} for one, verdict in judged])
-    return True
+    return _any_verdict(verdicts)
 
 
 def _verify(argv: Sequence[str]) -> bool:
@@ -232,7 +234,20 @@ def _verify(argv: Sequence[str]) -> bool:
     print(f"{len(rows) - len(failed)} of {len(rows)} golds earn {args.least:g} or more")
     if args.keep:
         _write(args.keep, [one.record for index, one in enumerate(rows) if index not in set(failed)])
-    return not failed
+    return _any_verdict(verdicts) and not failed
+
+
+def _any_verdict(verdicts: Sequence[rewards.Reward]) -> bool:
+    """Whether the reward judged anything; if not, say so, because a table full of dashes is easily passed over."""
+    if any(verdict.value is not None for verdict in verdicts):
+        return True
+    reasons = Counter(verdict.reason.partition(":")[0] or "no reason" for verdict in verdicts)
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(5))
+    print(
+        f"no verdict on any of the {len(verdicts)} rows ({counts}): it is the reward that failed, not the completions; "
+        "`rlkit reward test` looks for the cause"
+    )
+    return False
 
 
 def _parser(command: str, description: str, data: str = "") -> argparse.ArgumentParser:

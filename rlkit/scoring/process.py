@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import rewards
+from rewards.failure import described
 from rewards.process import Channel
 
 MAX_REASON = 200
@@ -88,5 +89,5 @@ def _numbers(entries: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _failed(error: BaseException) -> Failed:
-    message = str(error) if isinstance(error, rewards.RewardError) else f"{type(error).__name__}: {error}"
+    message = str(error) if isinstance(error, rewards.RewardError) else described(error)
     return Failed(message=message, trace=traceback.format_exc())

@@ -290,7 +290,7 @@ def test_an_async_failure_names_its_sample_and_leaves_no_coroutine_behind() -> N
             raise KeyError("x")
         return 1.0
 
-    with pytest.raises(RewardError, match=r"raised KeyError: 'x' \(on sample 1 \(prompt '1 \+ 1'\)\)"):
+    with pytest.raises(RewardError, match=r"raised KeyError: 'x' at .* \(on sample 1 \(prompt '1 \+ 1'\)"):
         values(picky)
     with pytest.raises(RewardError, match="needs answer, which sample 1"):
         values(picky, [SAMPLES[0], Sample("", "")])  # a coroutine never awaited would be a warning, so an error

@@ -10,7 +10,8 @@ import pytest
 
 import rewards
 from rewards.attacks import FORMS, LONG, ROWS, answer_tricks, form_tricks, fuzz_texts, gold_of
-from rewards.audit import AuditError, Finding, Subject, audit
+from rewards.audit import Finding, audit
+from rewards.subject import AuditError, Subject
 
 PLUGINS = """
 import os, sys, time
@@ -107,6 +108,68 @@ class Unpicklable:
 """
 
 
+# Judges that rightly have no verdict when a service fails, each in its own way; the last two are at fault besides.
+FLAKY = """
+import os
+
+calls = 0
+
+def right(completion, answer):
+    return float(completion.endswith(f"</think><answer>{answer}</answer>") and completion.count("<answer>") == 1)
+
+def count():
+    global calls
+    calls += 1
+    return calls
+
+def every_third(completion, answer):
+    return None if count() % 3 == 0 else right(completion, answer)
+
+def while_it_starts(completion, answer):
+    return None if count() <= 20 else right(completion, answer)
+
+def when_it_is_tired(completion, answer):
+    return None if 60 < count() < 90 else right(completion, answer)
+
+def in_batches(completions, answer):
+    found = [right(text, gold) for text, gold in zip(completions, answer, strict=True)]
+    return [None if count() % 4 == 0 else value for value in found]
+
+def in_its_second_process(completion, answer):
+    return None if "second" in os.environ and count() % 2 else right(completion, answer)
+
+def on_long_texts(completion, answer):
+    return None if len(completion) > 10_000 else right(completion, answer)
+
+def without_an_answer(completion, answer):
+    return None if "<answer>" not in completion and "7" not in completion else right(completion, answer)
+
+class Copied:
+    def __init__(self):
+        self.fails = "made" in os.environ
+        os.environ["made"] = "once"
+
+    def __call__(self, completion, answer):
+        return None if self.fails and count() % 2 else right(completion, answer)
+
+def never_twice(completion, answer):
+    return None if (count() - 1) % 56 >= 28 else right(completion, answer)
+
+def drifting(completion, answer):
+    return None if count() % 3 == 0 else calls / 1000
+
+def paying(completion, answer):
+    return None if count() % 3 == 0 else float(answer in completion)
+"""
+
+
+@pytest.fixture(scope="module")
+def flaky(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("plugins") / "flaky.py"
+    path.write_text(FLAKY)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("plugins") / "plugin.py"
@@ -187,6 +250,56 @@ def test_a_faulty_reward_is_found_out(plugin: str, fn: str, check: str, words: s
     assert any(words in detail for detail in found[check].details), found[check].details
     if check in ("load", "contract"):
         assert list(found)[-1] == check, "what cannot be called is not called again"
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        "every_third", "while_it_starts", "when_it_is_tired", "in_batches", "in_its_second_process", "on_long_texts",
+        "without_an_answer", "Copied",
+    ],
+)  # fmt: skip
+def test_a_judge_that_has_no_verdict_now_and_then_is_not_at_fault(
+    flaky: str, fn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was called non-deterministic and not picklable, and tricks were said to earn what a missing verdict earns."""
+    start = Subject.start
+
+    def count_starts(subject: Subject) -> None:
+        start(subject)
+        monkeypatch.setenv("second", "yes")
+
+    monkeypatch.setattr(Subject, "start", count_starts)
+    found = findings(f"{flaky}:{fn}")
+    assert faults(found) == set() and len(found) == 7, found
+    assert found["known tricks"].result == "pass" and "in the form <answer>" in found["known tricks"].details[0]
+    left_out = [
+        detail for check in ("determinism", "pickling") for detail in found[check].details if "left out" in detail
+    ]
+    assert bool(left_out) == (fn not in ("on_long_texts", "without_an_answer")), found
+
+
+@pytest.mark.parametrize(
+    ("fn", "check", "words"),
+    [
+        ("drifting", "determinism", "get other rewards when judged again"),
+        ("drifting", "pickling", "an unpickled copy gives other rewards"),
+        ("paying", "known tricks", "the answer within another: earns 1, as an honest answer does (1)"),
+    ],
+)
+def test_a_judge_that_is_at_fault_does_not_hide_behind_missing_verdicts(
+    flaky: str, fn: str, check: str, words: str
+) -> None:
+    found = findings(f"{flaky}:{fn}")[check]
+    assert found.result == "FAIL" and any(words in detail for detail in found.details), found
+
+
+def test_what_cannot_be_compared_is_skipped_and_not_passed(flaky: str) -> None:
+    """28 honest completions with a verdict, then 28 without, and so on."""
+    found = findings(f"{flaky}:never_twice")
+    for check in ("determinism", "pickling"):
+        assert found[check].result == "skip"
+        assert found[check].details[0] == "no completion had a verdict both times: nothing to compare"
 
 
 def test_prints_stay_out_of_the_table(plugin: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ class AuditError(RewardError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the process says: its shape once it is loaded, then verdicts and the seconds they took, or what went wrong."""
+    """What the process says: its shape once loaded, then verdicts and the seconds they took, or what went wrong."""
 
     shape: str = ""
     rewards: tuple[Reward, ...] = ()

@@ -208,8 +208,9 @@ def test_test_fails_a_constant_and_says_what_it_skipped(tmp_path: Path, capsys: 
     assert reward("test", f"{tmp_path}/mine.py:zero") == 1
     assert "contract         FAIL  earns 0 whatever the completion is" in capsys.readouterr().out
     assert reward("test", "length", "max_completion_len=100", "soft_punish_cache=20") == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "length: nothing wrong in what was checked; right answers earn no more than wrong ones"
+    *_, tricks, last = capsys.readouterr().out.splitlines()
+    assert tricks.endswith("earn the same: nothing to trick")
+    assert last == "length: nothing wrong in what was checked; not checked: known tricks"
 
 
 FRONT_PAGE = """

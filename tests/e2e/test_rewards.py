@@ -64,7 +64,8 @@ def test_a_reward_that_raises_stops_the_run_and_the_corrected_one_goes_on(
         grpo.main(common)
     assert leaving.value.code == 1
     trace, _, message = capsys.readouterr().err.rpartition("error: ")
-    assert re.search(r"raised ZeroDivisionError: no such unit .*\[prompt 'chain_sum/", message)
+    line = 1 + next(n for n, text in enumerate(plugin.read_text().splitlines()) if "no such unit" in text)
+    assert re.search(rf"raised ZeroDivisionError: no such unit at {plugin}:{line} .*\[prompt 'chain_sum/", message)
     assert trace.count("Traceback") == 2, "of the function and of what rewards makes of it, in the reward's process"
     assert f'File "{plugin}", line' in trace and "loop.py" not in trace
     assert [line["step"] for line in read_metrics(folder) if line["stage"] == "grpo"] == [1, 2]

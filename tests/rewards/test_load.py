@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import pickle
 import re
 import subprocess
 import sys
@@ -249,70 +248,6 @@ def test_a_failing_function_is_an_error_that_names_it_never_a_zero(fn: Callable[
 def test_a_wrong_signature_is_refused_when_it_is_loaded(fn: Callable[..., Any], kwargs: dict, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         rewards.load(fn, **kwargs)
-
-
-def test_files_modules_and_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from dataclasses import dataclass\n@dataclass\nclass Box:\n    n: int\nLIMIT = 3\n"
-    code += "def short(completion, most=LIMIT):\n    return Box(len(completion)).n <= most\n"
-    (tmp_path / "mine.py").write_text(code)
-    (tmp_path / "broken.py").write_text("import no_such_module_here\n")
-    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    for place in ("mine.py", str(tmp_path / "mine.py"), "mine"):
-        assert values(f"{place}:short") == [0.0, 1.0] and values(f"{place}:short", most=7) == [1.0, 1.0]
-    for name, message in (
-        ("mine.py:shrt", r"mine\.py has no function 'shrt'; did you mean 'short'\?"),
-        ("mine:zzz", r"mine has no function 'zzz'; check the part after"),
-        ("mine.py:LIMIT", r"mine\.py:LIMIT' is a int, not a function"),
-        ("gone.py:f", r"reward file .*gone\.py does not exist"),
-        ("gone:f", r"gone cannot be imported: No module named 'gone'; start in .* or use file\.py:function"),
-        ("broken.py:f", r"broken\.py cannot be imported: ModuleNotFoundError: .*no_such_module_here"),
-        ("leaves.py:f", r"leaves\.py cannot be imported: SystemExit: 0"),
-        ("no_such_package:f", r"no_such_package cannot be imported"),
-        ("numbr", r"no reward is called 'numbr'; did you mean 'number'\?"),
-        ("zzz", r"no reward is called 'zzz'; there are .*number"),
-        (":f", r"reward module .*cannot be imported"),
-    ):
-        with pytest.raises(RewardError, match=message):
-            rewards.load(name)
-
-
-def test_a_loaded_reward_pickles_by_name_to_a_process_in_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mine.py").write_text("def at_most(completion, most):\n    return len(completion) <= most\n")
-    monkeypatch.chdir(tmp_path)
-    pickled = pickle.dumps(rewards.load("mine.py:at_most", most=3))
-    script = (
-        "import pickle, sys, rewards; fn = pickle.loads(sys.stdin.buffer.read());"
-        "print([r.value for r in fn([rewards.Sample('', 'abc'), rewards.Sample('', 'abcd')])], fn)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, input=pickled, capture_output=True)
-    assert done.stdout.decode() == f"[1.0, 0.0] <reward '{tmp_path.resolve()}/mine.py:at_most' {{'most': 3}}>\n"
-    assert pickle.loads(pickle.dumps(rewards.load("number")))([Sample("", "", meta={"answer": 1})])[0].value == 0.0
-
-
-def test_a_setting_that_only_looks_like_a_file_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "solve.py").write_text("")
-    monkeypatch.chdir(tmp_path)
-    for text in ("see solve.py: then go", "gone.py:f", "solve.py: then go", "x" * 9999 + ".py:f", "\0.py:f"):
-        assert rewards.load(lambda completion, note: Reward(0.0, note), note=text).settings == {"note": text}
-    judge = rewards.load(lambda completion, fn: 1.0, fn="solve.py:f")
-    assert judge.settings == {"fn": f"{tmp_path.resolve()}/solve.py:f"}
-
-
-def test_an_installed_package_can_register_a_reward(tmp_path: Path) -> None:
-    folder = tmp_path / "theirs-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[rlkit.rewards]\nempty = theirs:is_empty\n")
-    (tmp_path / "theirs.py").write_text("def is_empty(completion):\n    return not completion\n")
-    script = "import rewards; print(rewards.names(), rewards.load('empty')([rewards.Sample('', '')])[0].value)"
-    path = f"{tmp_path}:{ROOT}"
-    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True)
-    expected = ("code", "composite", "cosine", "empty", "format", "language", "length", "math", "number", "repetition")
-    assert done.stdout == f"{expected} 1.0\n", done.stderr
 
 
 def test_settings_near_another_ones_name_are_taken_where_any_is() -> None:

@@ -188,7 +188,7 @@ def test_what_a_plugin_prints_does_not_disturb_it(plugin: Path) -> None:
 @pytest.mark.parametrize(
     ("fn", "completion", "words"),
     [
-        ("trouble", "raise", ["raised KeyError: 'no such city'", "question p", "[prompt 'p', from rollout 1 on]"]),
+        ("trouble", "raise", ["raised KeyError: 'no such city", "question p", "[prompt 'p', from rollout 1 on]"]),
         ("trouble", "leave", ["SystemExit: enough", "[prompt 'p', from rollout 1 on]"]),
         ("trouble", "nan", ["returned 'nan'", "question p", "from rollout 1 on"]),
         ("trouble", "text", ["returned '1.0'", "return a finite number"]),
@@ -208,6 +208,9 @@ def test_a_wrong_reward_is_an_error_that_names_the_sample(
             reward(wrong).result()
         for word in words:
             assert word in str(raised.value)
+        if does := {"raise": "raise KeyError", "leave": "sys.exit("}.get(completion):
+            line = next(n for n, text in enumerate(PLUGIN.splitlines(), 1) if does in text)
+            assert f" at {plugin}:{line} (on sample" in str(raised.value)
         cause = raised.value.__cause__
         assert cause is not None and "Traceback" in cause.__notes__[0], "the plugin's own lines are shown"
 
@@ -274,21 +277,15 @@ def test_what_a_killed_process_started_is_killed_too(plugin: Path) -> None:
     [[score]] = scores(config(f"{plugin}:with_child", timeout=1.0), group("x"))
     assert score.kind == "deadline"
     assert below({os.getpid()}) <= before
-    sleepers = [p for p in Path("/proc").glob("[0-9]*") if command(p).endswith("-c import time; time.sleep(600) ")]
-    assert not [p for p in sleepers if os.environ["RLKIT_TEST_SESSION"].encode() in environment(p)]
+    ours, sleeps = os.environ["RLKIT_TEST_SESSION"].encode(), b"-c\0import time; time.sleep(600)\0"
+    processes = list(Path("/proc").glob("[0-9]*"))
+    assert not [p for p in processes if read(p / "cmdline").endswith(sleeps) and ours in read(p / "environ")]
 
 
-def command(process: Path) -> str:
+def read(file: Path) -> bytes:
     try:
-        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def environment(process: Path) -> bytes:
-    try:
-        return (process / "environ").read_bytes()
-    except OSError:
+        return file.read_bytes()
+    except OSError:  # the process has ended meanwhile
         return b""
 
 

@@ -10,33 +10,26 @@ What is not covered: other languages.
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import re
 import textwrap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 from rewards.base import Reward, RewardError, Sample, thought_is_open
+from rewards.code_blocks import blocks_of, choose, defines, reads_input
 from rewards.code_rows import Asserts, Calls, Stdio, read_tests
 from rewards.extract import extract_answer, thought_end
 from sandbox import Limits, Sandbox, levels
-from sandbox.judge import TestsError, Verdict, asserts, calls, stdio
+from sandbox.judge import TestsError, Verdict, asserts, calls, close, same_line, stdio
 
 Score = Literal["all", "fraction"]
+Compare = Literal["numbers", "exact"]
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """What reading the tests of a row may raise, which can hold anything."""
-_PYTHON = ("python", "py", "python3")
-_IMPORTS = (
-    "import bisect, collections, copy, datetime, functools, heapq, itertools, math, operator, random, re, string, sys; "
-    "from typing import *; from bisect import *; from collections import *; from functools import *; "
-    "from heapq import *; from itertools import *; from math import *; from builtins import *; import bisect\n"
-)
-"""What sites with function problems import before a solution, and solutions written for them expect.
-
-The last two put back what the stars replace: `pow` with three arguments, and `bisect`, the module.
-"""
 
 
 class CodeVerifier:
@@ -60,10 +53,16 @@ class CodeVerifier:
         wall: float = 10.0,
         memory_mb: int = 1024,
         score: Score = "all",
+        compare: Compare = "numbers",
+        output_kb: int = 1024,
         url: str = "",
         allow_unsafe: bool = False,
     ) -> None:
         """Check the settings; `wall` is seconds for all cases of one program. Raises RewardError.
+
+        Each case also has the row's own time limit. `compare="numbers"` takes a float for right that is nearly what is
+        expected, printed or returned, as the judges of contests do; "exact" does not. `output_kb` is how much a program
+        may print beyond what is expected.
 
         `level`, `workers`, `imports`, `url` and `allow_unsafe` are `sandbox.Sandbox`'s, which starts at the first call.
         Level `remote` judges rows with stdin and stdout; for others its call raises SandboxError.
@@ -78,15 +77,17 @@ class CodeVerifier:
             raise RewardError(f"reward 'code': imports={imports!r}; give a list of module names, such as [{imports!r}]")
         if score not in get_args(Score):
             raise RewardError(f"reward 'code': score={score!r}; it is one of {', '.join(get_args(Score))}")
+        if compare not in get_args(Compare):
+            raise RewardError(f"reward 'code': compare={compare!r}; it is one of {', '.join(get_args(Compare))}")
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 256:
             raise RewardError(f"reward 'code': workers={workers!r}; give a number of processes from 1 to 256")
         try:
-            self.limits = Limits(wall=wall, cpu=wall, memory_mb=memory_mb)
+            self.limits = Limits(wall=wall, cpu=wall, memory_mb=memory_mb, output_kb=output_kb)
         except ValueError as error:
             raise RewardError(f"reward 'code': {error}") from None
         self.longest_s = wall
         self.level, self.workers, self.imports, self.score = level, workers, tuple(imports), score
-        self.url, self.allow_unsafe = url, allow_unsafe
+        self.compare, self.url, self.allow_unsafe = compare, url, allow_unsafe
         self._forget()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
@@ -122,6 +123,8 @@ class CodeVerifier:
             "wall": self.limits.wall,
             "memory_mb": self.limits.memory_mb,
             "score": self.score,
+            "compare": self.compare,
+            "output_kb": self.limits.output_kb,
             "url": self.url,
             "allow_unsafe": self.allow_unsafe,
         }
@@ -170,13 +173,16 @@ class CodeVerifier:
 
     def _judge(self, box: Sandbox, code: str, tests: Stdio | Calls | Asserts) -> Verdict:
         fail_fast = self.score == "all"
+        is_exact = self.compare == "exact"
         match tests:
-            case Stdio(cases=cases):
-                return stdio(box, code, cases, fail_fast=fail_fast)
-            case Calls(function=function, calls=asked):
+            case Stdio(cases=cases, case_seconds=seconds):
+                equal = operator.eq if is_exact else same_line
+                return stdio(box, code, cases, equal=equal, case_seconds=seconds, fail_fast=fail_fast)
+            case Calls(function=function, calls=asked, case_seconds=seconds):
                 in_class = not _definition(code, function) and re.search(r"^class Solution\b", code, re.M)
                 owner = "Solution" if in_class else None
-                return calls(box, code, function, asked, owner, equal=tests.equal, fail_fast=fail_fast)
+                equal = functools.partial(tests.equal, same=operator.eq if is_exact else close)
+                return calls(box, code, function, asked, owner, equal=equal, case_seconds=seconds, fail_fast=fail_fast)
             case Asserts(entry_point=entry_point, asserts=source):
                 return asserts(box, code, entry_point, source, fail_fast=fail_fast)
 
@@ -191,25 +197,32 @@ def _has_tests(sample: Sample) -> bool:
 def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool = False) -> str | None:
     """The program in a completion, with what stands before it in the task; None if there is none.
 
-    After the last `</think>`: the last ```python block of the `<answer>` or of everything, else all of the `<answer>`;
-    where the task is source to be continued, also a bare continuation. `thinking`: the prompt ended in a thought.
+    It is looked for after the last `</think>`, in the `<answer>` if there is one. Of several ```python blocks the last
+    counts that defines the function which the tests name or, for a task with stdin, that reads it; if none does, the
+    last one. Without a block all of the `<answer>` is the program and, where the task is source to be continued, also
+    a bare continuation. `thinking` says that the prompt ended in a thought.
     """
     begin = thought_end(completion, thinking)
     if begin is None:
         return None
     answer = extract_answer(completion, thinking)
     text = completion[begin:] if answer is None else answer
-    blocks = _fenced(text)
-    chosen = [block for language, block in blocks if language in _PYTHON]
-    chosen = chosen or [block for language, block in blocks if not language]
-    code = chosen[-1] if chosen else answer
+    code = choose(blocks_of(text, is_whole=answer is not None), _is_meant(tests))
+    code = answer if code is None else code
     if isinstance(tests, Asserts) and tests.prompt:
         if code is None and (_is_indented(text) or _definition(text, tests.entry_point)):
             code = text
         code = code and _continued(tests.prompt, tests.entry_point, code)
-    elif isinstance(tests, Calls):
-        code = code and (code if _imports_future(code) else _IMPORTS + code)
     return code if code and code.strip() else None
+
+
+def _is_meant(tests: Stdio | Calls | Asserts) -> Callable[[str], bool]:
+    """What a block must have to be the program, and not an example of how to call it or of what it prints."""
+    match tests:
+        case Stdio():
+            return reads_input
+        case Calls(function=name) | Asserts(entry_point=name):
+            return defines(name)
 
 
 def _continued(prompt: str, entry_point: str, code: str) -> str:
@@ -220,22 +233,6 @@ def _continued(prompt: str, entry_point: str, code: str) -> str:
         return f"{prompt.rstrip()}\n{code if _is_indented(code) else textwrap.indent(code, '    ')}"
     started = _definition(prompt, entry_point)
     return (prompt[: started.start()] if started else f"{prompt.rstrip()}\n") + code
-
-
-def _fenced(text: str) -> list[tuple[str, str]]:
-    """Language and text of each complete block between ``` lines."""
-    blocks: list[tuple[str, str]] = []
-    language, lines = "", None
-    for line in text.split("\n"):
-        mark = line.strip()
-        if lines is None and mark.startswith("```"):
-            language, lines = mark[3:].strip().lower(), []
-        elif lines is not None and mark == "```":
-            blocks.append((language, textwrap.dedent("\n".join(lines))))
-            lines = None
-        elif lines is not None:
-            lines.append(line)
-    return blocks
 
 
 def _definition(code: str, function: str) -> re.Match[str] | None:

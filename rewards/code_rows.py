@@ -8,8 +8,9 @@
     SandboxFusion           test: [{"input": {"stdin"}, "output": {"stdout"}}]
     ours                    tests or test_cases: [{"stdin", "stdout"}]
 
-Each may be JSON text or the value itself. What is not covered: LiveCodeBench's pickled private tests, and checkers for
-problems with several right outputs.
+Each may be JSON text or the value itself. A time limit for each case is read from `time_limit`, in the row or beside
+the function's name: seconds, "2.0 seconds", "1500 ms" or CodeContests' {"seconds": 2, "nanos": 0}.
+What is not covered: LiveCodeBench's pickled private tests, and checkers for problems with several right outputs.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from __future__ import annotations
 import ast
 import builtins
 import json
-from collections.abc import Mapping, Sequence
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.judge.equality import equal
 from sandbox.judge.plan import bound_names
 
 _CASE_COLUMNS = ("public_tests", "private_tests", "generated_tests", "public_test_cases", "private_test_cases")
 _OUR_COLUMNS = ("tests", "test_cases", "test")
+_DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(ms|milli)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +38,8 @@ class Stdio:
     """A whole program: what it reads and prints."""
 
     cases: Sequence[Mapping[str, str]]
+    case_seconds: float = math.inf
+    """The row's own limit for each case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +50,21 @@ class Calls:
     calls: Sequence[Mapping[str, Any]]
     wrapped: bool
     """An expected `[x]` may also mean `x`, and text the value that it is as JSON: APPS and TACO have all of these."""
+    case_seconds: float = math.inf
+    """The row's own limit for each call."""
 
-    def equal(self, returned: Any, expected: Any) -> bool:
-        """Whether a value is the expected one, for which JSON has no tuples, and only text as keys."""
+    def equal(self, returned: Any, expected: Any, same: Callable[[Any, Any], bool] = operator.eq) -> bool:
+        """Whether a value is the expected one, for which JSON has no tuples, and only text as keys.
+
+        `same` decides about what is in the containers.
+        """
         returned = _as_json(returned)
         meant = [expected]
         if self.wrapped and isinstance(expected, list) and len(expected) == 1:
             meant += expected
         if self.wrapped:
             meant += [_json(value) for value in meant]
-        return any(bool(returned == value) for value in meant)
+        return any(equal(returned, value, same) for value in meant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,23 +88,30 @@ def read_tests(row: Mapping[str, Any]) -> Stdio | Calls | Asserts | None:
         setup = row.get("test_imports") or [row.get("test_setup_code") or ""]
         tests = [*setup, *row["test_list"], *(row.get("challenge_test_list") or [])]
         return Asserts(entry_point=row.get("entry_point") or _tested_name(row["test_list"], setup), asserts=tests)
-    name = _function_name(row)
+    metadata = _value(row, "metadata")
+    about = metadata if isinstance(metadata, Mapping) else {}
+    name = row.get("fn_name") or about.get("func_name") or ""
+    seconds = min(_seconds(row), _seconds(about))
     pairs = _value(row, "input_output") or (row if "inputs" in row and "outputs" in row else None)
     if pairs:
-        name = pairs.get("fn_name") or name
+        name, seconds = pairs.get("fn_name") or name, min(seconds, _seconds(pairs))
         inputs, outputs = _value(pairs, "inputs"), _value(pairs, "outputs")
-        return _tests(name, [{"input": i, "output": o} for i, o in zip(inputs, outputs, strict=True)], wrapped=True)
+        cases = [{"input": given, "output": wanted} for given, wanted in zip(inputs, outputs, strict=True)]
+        return _tests(name, cases, wrapped=True, case_seconds=seconds)
     cases = [case for column in (*_CASE_COLUMNS, *_OUR_COLUMNS) for case in _cases(row, column)]
-    return _tests(name, cases, wrapped=False)
+    return _tests(name, cases, wrapped=False, case_seconds=seconds)
 
 
-def _tests(name: str, cases: Sequence[Mapping[str, Any]], wrapped: bool) -> Stdio | Calls | None:
+def _tests(
+    name: str, cases: Sequence[Mapping[str, Any]], *, wrapped: bool, case_seconds: float
+) -> Stdio | Calls | None:
     if not cases:
         return None
     if name:
         calls = [{"args": _arguments(case["input"]), "expected": _expected(case)} for case in cases]
-        return Calls(function=name, calls=calls, wrapped=wrapped)
-    return Stdio(cases=[{"stdin": _text(case["input"]), "stdout": _text(case["output"])} for case in cases])
+        return Calls(function=name, calls=calls, wrapped=wrapped, case_seconds=case_seconds)
+    pairs = [{"stdin": _text(case["input"]), "stdout": _text(case["output"])} for case in cases]
+    return Stdio(cases=pairs, case_seconds=case_seconds)
 
 
 def _cases(row: Mapping[str, Any], column: str) -> list[Mapping[str, Any]]:
@@ -113,9 +133,20 @@ def _cases(row: Mapping[str, Any], column: str) -> list[Mapping[str, Any]]:
     return cases
 
 
-def _function_name(row: Mapping[str, Any]) -> str:
-    metadata = _value(row, "metadata")
-    return row.get("fn_name") or (metadata.get("func_name") if isinstance(metadata, Mapping) else "") or ""
+def _seconds(row: Mapping[str, Any]) -> float:
+    """The time limit for each case, infinite if there is none."""
+    limit = row.get("time_limit")
+    if isinstance(limit, str) and limit.strip().startswith("{"):
+        limit = _value(row, "time_limit")
+    amount = 0.0
+    match limit:
+        case {"seconds": seconds}:
+            amount = float(seconds or 0) + float(limit.get("nanos") or 0) / 1e9
+        case int() | float():
+            amount = float(limit)
+        case str() if found := _DURATION.match(limit):
+            amount = float(found[1]) / (1000 if found[2] else 1)
+    return amount if amount > 0 else math.inf
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:

@@ -28,6 +28,8 @@ def command(visible: Iterable[str]) -> list[str]:
         arguments += ["--size", str(DISK_BYTES), "--tmpfs", path]
     for path in isolate.DEVICES:
         arguments += ["--dev-bind-try", path, path]
+    for path, target in isolate.STREAMS.items():
+        arguments += ["--symlink", target, path]
     for path in readable:
         arguments += ["--ro-bind", path, path]
     return [*arguments, "--proc", "/proc", "--chdir", "/box", "--"]

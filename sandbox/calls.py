@@ -6,59 +6,89 @@ it, or writes to its pipe, can only change what value it returns.
 Requests are `(operation, ...)` and answers are tuples too, both in the form of `sandbox.wire`:
 
     ("call", function, class or None, args, kwargs)     call a function, or a method of a new instance
-    ("eval", source)                                    an expression, for arguments that are no plain data
-    ("through", builtin, operation, ...)                what a builtin function, such as list, makes of a value
-    ("exec", source)                                    statements that build such arguments
-    ("test", source, entry point, imports, names)       in a tester: run test source; the function is a proxy
+    ("eval", function, source)                          evaluate a call of it with arguments that are not plain data
+    ("through", builtin, operation, ...)                apply a builtin function, such as list, to a value
+    ("exec", source)                                    run statements that build such arguments
+    ("test", source, runner, function, imports, names, as script)    in a tester: run a test; the function is a proxy
       <- ("value", value) | ("raised", type, text) | ("unsupported", text)
       <- ("remote", function, args, kwargs)             from a running test: the next message is what it returned
-      <- ("untestable", text)                           from a running test: it passes on what is no plain data
+      <- ("untestable", text)                           from a running test: it fails whatever the candidate does
 """
 
 from __future__ import annotations
 
 import builtins
 import importlib
+import os
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from sandbox import wire
 
 NAME = "solution"
 """Not `__main__`: as when a judge imports the file, code under `if __name__ == "__main__"` is not asked for."""
+RECURSION_LIMIT = 50_000
+"""As LiveCodeBench sets it: a function that recurs once for each element of its input is an ordinary solution."""
+STARS = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
+    "functools", "operator", "io", "sys", "json", "typing",
+)  # fmt: skip
+"""Modules whose names function problems may use without an import; of two equal names the later one counts."""
+MODULES = (*STARS[:-1], "fractions")
+"""Modules that they may use by their own names, too, which count more than those."""
 
 Read = Callable[[], bytes | None]
 Write = Callable[[bytes], None]
 
+_assumed: dict[str, Any] = {}
+
+
+def load_assumed() -> None:
+    """Collect what a function may use without an import. The fork server does this once, for all sessions."""
+    for name in STARS:
+        exec(f"from {name} import *", _assumed)
+    _assumed.update({name: importlib.import_module(name) for name in MODULES})
+    for name in ("__builtins__", *vars(builtins)):
+        _assumed.pop(name, None)
+
 
 class CandidateError(Exception):
-    """In a tester: the candidate raised an exception that is no builtin one."""
+    """In a tester: the candidate raised an exception that is not a builtin one."""
 
 
-class Untestable(BaseException):
-    """In a tester: the test calls the candidate with something that cannot cross. Not for a test's own `except`."""
+class Refused(BaseException):
+    """In a tester: the test has to stop, and this is the answer. A test's own `except Exception` does not catch it."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.answer = (kind, text)
 
 
-def serve(code: str, read: Read, write: Write) -> None:
+def serve(code: str, read: Read, write: Write, answer_bytes: int) -> None:
     """Run `code` as a module, then answer every message from `read` with one `write`, until it returns None.
 
-    An exception of the code itself, and SystemExit at any time, end the process like any Python program.
+    A value that takes more than `answer_bytes` is not sent. An exception of the code itself, and SystemExit at any
+    time, end the process like any Python program.
     """
     module = types.ModuleType(NAME)
     sys.modules[NAME] = sys.modules["__main__"] = module  # pickle, dataclasses and multiprocessing look it up there
+    # Names that Python looks up last. So the program's own names come first, a `from __future__` may stay on its first
+    # line, and an empty program does not have the function `gcd`, for requests look in the module only.
+    builtins.__dict__.update(_assumed)
+    sys.setrecursionlimit(RECURSION_LIMIT)
     exec(compile(code, f"<{NAME}>", "exec", dont_inherit=True), vars(module))
     while (message := read()) is not None:
-        operation, *operands = wire.loads(message)
+        operation, *operands = wire.loads(message, wire.ANSWER_BYTES)
         try:
             answer = ("value", _OPERATIONS[operation](vars(module), read, write, *operands))
-        except Untestable as error:
-            answer = ("untestable", str(error))
+        except Refused as refusal:
+            answer = refusal.answer
         except Exception as error:
             answer = ("raised", type(error).__name__, str(error)[:1000])
         try:
-            reply = wire.dumps(answer)
+            reply = wire.dumps(answer, answer_bytes)
         except wire.WireError as error:
             reply = wire.dumps(("unsupported", str(error)))
         write(reply)
@@ -75,7 +105,8 @@ def _through(names: dict[str, Any], read: Read, write: Write, function: str, ope
     return vars(builtins)[function](_OPERATIONS[operation](names, read, write, *operands))
 
 
-def _eval(names: dict[str, Any], read: Read, write: Write, source: str) -> Any:
+def _eval(names: dict[str, Any], read: Read, write: Write, function: str, source: str) -> Any:
+    _look_up(names, function)
     return eval(source, names)
 
 
@@ -88,31 +119,92 @@ def _test(
     read: Read,
     write: Write,
     source: str,
+    runner: str,
     entry_point: str,
     imports: list[str],
     remotes: list[str],
+    as_script: bool,
 ) -> None:
-    def remote(name: str) -> Callable[..., Any]:
-        def candidate(*args: Any, **kwargs: Any) -> Any:
+    """Run test source, and then `runner`, the calls that a test runner makes; return if nothing fails."""
+    proxies = Proxies(read, write)
+    names.update({name: importlib.import_module(name) for name in imports})
+    names.update({name: proxies.function(name) for name in remotes})
+    names[entry_point] = names["candidate"] = proxies.function(entry_point)
+    names["__name__"] = "__main__" if as_script else NAME
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a test prints is not the program's output, and has no limit
+    try:
+        for part in (source, runner):
             try:
-                request = wire.dumps(("remote", name, args, kwargs))
-            except wire.WireError as error:
-                raise Untestable(str(error)) from None
-            write(request)
-            reply = read()
-            if reply is None:
-                raise SystemExit(1)
-            kind, *answer = wire.loads(reply)
-            if kind == "value":
-                return answer[0]
-            raise _builtin_exception(*answer)
+                _exec(names, read, write, part)
+            except SystemExit as end:  # how scripts end: with nothing or 0 when all is well
+                if end.code:
+                    raise AssertionError(f"the test exits with {end.code!r}") from None
+    except Exception as error:
+        proxies.blame(error)
+        raise
+    finally:
+        if proxies.refused is not None:  # also where the test caught it, as unittest catches everything
+            raise proxies.refused
 
+
+class Proxies:
+    """The candidate's functions as a test sees them: each passes arguments and results on, as data."""
+
+    def __init__(self, read: Read, write: Write) -> None:
+        """Nothing has been asked yet."""
+        self._read, self._write = read, write
+        self._has_asked = False
+        self._raised: list[Exception] = []
+        self.refused: Refused | None = None
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """The candidate's function of that name."""
+
+        def candidate(*args: Any, **kwargs: Any) -> Any:
+            return self._ask(name, args, kwargs)
+
+        candidate.__name__ = candidate.__qualname__ = name
         return candidate
 
-    names.update({name: importlib.import_module(name) for name in imports})
-    names.update({name: remote(name) for name in remotes})
-    names[entry_point] = names["candidate"] = remote(entry_point)
-    _exec(names, read, write, source)
+    def blame(self, error: Exception) -> None:
+        """Refuse the test if the error is its own: one before its first call, or an import that it cannot make.
+
+        Only these can be told from failures of the candidate. Whatever the test raises after the first answer may come
+        of that answer, so it counts against the candidate; so does an ImportError that the candidate itself raised.
+        """
+        is_import = isinstance(error, ImportError) and not any(error is raised for raised in self._raised)
+        if self._has_asked and not is_import:
+            return
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            top = error.name.partition(".")[0]
+            text = f"the test needs the module {top!r}, which the sandbox does not have: give imports=[{top!r}]"
+        else:
+            when = "cannot import what it needs" if is_import else "fails before it calls the candidate"
+            text = f"the test {when}: {type(error).__name__}: {str(error)[:500]}"
+        self._refuse("untestable", text)
+
+    def _ask(self, name: str, args: Any, kwargs: Any) -> Any:
+        try:
+            request = wire.dumps(("remote", name, args, kwargs), wire.ANSWER_BYTES)
+        except wire.TooLarge as error:
+            # The size may be the doing of an answer that the test passes on, which must not excuse the candidate.
+            self._refuse("unsupported" if self._has_asked else "untestable", f"arguments of {name!r}: {error}")
+        except wire.WireError as error:
+            self._refuse("untestable", f"the test calls {name!r} with {error}; only plain data can be passed")
+        self._has_asked = True
+        self._write(request)
+        reply = self._read()
+        if reply is None:  # the judge has closed the session
+            os._exit(1)
+        kind, *answer = wire.loads(reply, wire.ANSWER_BYTES)
+        if kind == "value":
+            return answer[0]
+        self._raised.append(_builtin_exception(*answer))
+        raise self._raised[-1]
+
+    def _refuse(self, kind: str, text: str) -> NoReturn:
+        self.refused = Refused(kind, text)
+        raise self.refused
 
 
 def _builtin_exception(name: str, text: str) -> Exception:

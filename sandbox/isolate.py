@@ -18,11 +18,16 @@ JOB_UID = 1000
 PR_SET_KEEPCAPS = 8
 CAP_DAC_READ_SEARCH = 1 << 2
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+STREAMS = {
+    "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}  # fmt: skip
+"""Names for a program's own streams, and what each is a link to; the host has the same ones."""
 WRITABLE = ("/box", "/tmp", "/dev/shm")
 ROOTS = ("/sys", "/mnt", "/media", "/srv")
 """Folders to build the new root on: they exist nearly everywhere and nothing of an interpreter lies in them."""
 MAX_FILES = 16384
-STACK_BYTES = 64 << 20
+STACK_BYTES = 256 << 20
 OPEN_FILES = 256
 
 
@@ -200,6 +205,8 @@ class Namespaces(Filtered):
                 kernel.mount(path, target, None, kernel.MS_BIND)
             else:
                 kernel.bind_read_only(path, target)
+        for path, target in STREAMS.items():
+            os.symlink(target, root + path)
         for name, line in (("passwd", f"user:x:{JOB_UID}:{JOB_UID}::/box:"), ("group", f"user:x:{JOB_UID}:")):
             with open(f"{root}/etc/{name}", "w") as file:
                 file.write(line + "\n")

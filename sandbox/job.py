@@ -9,7 +9,10 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from sandbox import wire
 from sandbox.protocol import COMPILE_ERROR, NOT_RUN, OUT_OF_MEMORY, OUT_OF_TIME, UNKNOWN, Job, Reply
 from sandbox.result import ExecResult, Limits, Status
 from sandbox.worker import Worker, WorkerLost
@@ -64,6 +67,9 @@ class Running:
             for _ in range(2):
                 read, write = os.pipe()
                 given.append(write)
+                # To open /dev/stdout is to open this pipe anew, which the job's own user may do only if all may write.
+                # Nobody else has a path to it: it is found through /proc/PID/fd of the job's processes alone.
+                os.fchmod(write, 0o622)
                 self.output[read] = bytearray()
                 os.set_blocking(read, False)
             self._kills_before = self.worker.memory_kills()
@@ -99,6 +105,14 @@ class Running:
         finally:
             if other is not None:
                 self._poll.unregister(other)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Bring the deadline forward for a while; an exception ends the job, so that nothing has to be put back."""
+        last = self.deadline
+        self.deadline = min(last, time.monotonic() + seconds)
+        yield
+        self.deadline = last
 
     def kill(self, verdict: Status | None) -> None:
         """End the job now; `verdict` is what its result says unless it was over."""
@@ -207,5 +221,6 @@ def infra(problem: str) -> ExecResult:
 def _job(limits: Limits, session: bool) -> Job:
     return Job(
         wall=limits.wall, cpu_seconds=math.ceil(limits.cpu), memory_bytes=limits.memory_mb << 20,
-        processes=limits.processes, disk_bytes=limits.disk_mb << 20, session=session,
+        processes=limits.processes, disk_bytes=limits.disk_mb << 20,
+        answer_bytes=wire.MAX_BYTES + limits.output_kb * 1024 if session else 0,
     )  # fmt: skip

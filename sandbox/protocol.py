@@ -12,7 +12,7 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
-JOB = struct.Struct("=dqqqq?")
+JOB = struct.Struct("=dqqqqq")
 REPLY = struct.Struct("=idqB")
 KILL = b"K"
 MESSAGE_BYTES = 1 << 16
@@ -60,21 +60,22 @@ class Job:
     memory_bytes: int
     processes: int
     disk_bytes: int
-    session: bool
+    answer_bytes: int
+    """The longest answer of a session; 0 for a program without a channel to answer on."""
 
     def encode(self) -> bytes:
         """As a `JOB`."""
         return JOB.pack(
-            self.wall, self.cpu_seconds, self.memory_bytes, self.processes, self.disk_bytes, self.session
+            self.wall, self.cpu_seconds, self.memory_bytes, self.processes, self.disk_bytes, self.answer_bytes
         )  # fmt: skip
 
     @classmethod
     def decode(cls, message: bytes) -> Job:
         """From a `JOB`."""
-        wall, cpu_seconds, memory_bytes, processes, disk_bytes, session = JOB.unpack(message)
+        wall, cpu_seconds, memory_bytes, processes, disk_bytes, answer_bytes = JOB.unpack(message)
         return cls(
             wall=wall, cpu_seconds=cpu_seconds, memory_bytes=memory_bytes, processes=processes,
-            disk_bytes=disk_bytes, session=session,
+            disk_bytes=disk_bytes, answer_bytes=answer_bytes,
         )  # fmt: skip
 
 

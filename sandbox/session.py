@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from collections.abc import Callable
@@ -26,8 +27,15 @@ class Session:
         self._result: ExecResult | None = None
         channel.setblocking(False)
 
-    def exchange(self, message: bytes) -> bytes:
-        """Send `message`, wait for its answer; raises JobEnded when the program ends or exceeds a limit."""
+    def exchange(self, message: bytes, seconds: float = math.inf) -> bytes:
+        """Send `message`, wait for its answer; raises JobEnded when the program ends or exceeds a limit.
+
+        `seconds` is a limit for this answer alone, which cannot extend the one of the whole session.
+        """
+        with self._running.within(seconds):
+            return self._exchange(message)
+
+    def _exchange(self, message: bytes) -> bytes:
         left = memoryview(len(message).to_bytes(HEADER, "big") + message)
         while left:
             self._await(select.POLLOUT)

@@ -16,9 +16,12 @@ from typing import Any
 MAX_DEPTH = 200
 """Containers inside each other; also what ends a list that contains itself."""
 MAX_BYTES = 4 << 20
-"""Of one message."""
-MAX_NODES = 1 << 19
-"""Values in one message: a list that holds another twice, which does the same, is small in memory and huge as JSON."""
+"""The size of one message, unless whoever sends or awaits it names another."""
+ANSWER_BYTES = 64 << 20
+"""The most that a program may answer with; a session's own limit, which follows what is expected, is mostly smaller."""
+MAX_VALUES = 1 << 19
+"""In a message of MAX_BYTES; a longer one may have another for every two bytes, the least that a value takes. It is a
+limit of its own because a list that holds another twice, which does the same, is small in memory and huge as JSON."""
 MAX_INT_BITS = 1 << 20
 """The judge compares and sometimes divides: with 35,000 digits of 30 bits that takes half a second at most."""
 MAX_EQUAL_HASHES = 64
@@ -42,25 +45,30 @@ _RAW: dict[type, Any] = {
 
 
 class WireError(ValueError):
-    """A value that cannot cross, or a message that is none."""
+    """A value that cannot cross, or a message that cannot be read."""
 
 
-def dumps(value: Any) -> bytes:
-    """Encode a value; raises WireError if it, or anything in it, is not plain data or is too large.
+class TooLarge(WireError):
+    """A value of plain data that is too long, too deep or too large a number."""
+
+
+def dumps(value: Any, max_bytes: int = MAX_BYTES) -> bytes:
+    """Encode a value; raises WireError if it, or anything in it, is not plain data or (TooLarge) is too large.
 
     An instance of a subclass (Counter, defaultdict, a named tuple, an IntEnum) crosses as the builtin that it extends,
     a numpy scalar as the number that it is.
     """
-    text = json.dumps(_Encoder().encode(value, 0), separators=(",", ":"))
-    if len(text) > MAX_BYTES:
-        raise WireError(f"a message of {len(text)} bytes; at most {MAX_BYTES} cross")
+    most = MAX_VALUES + max(0, max_bytes - MAX_BYTES) // 2
+    text = json.dumps(_Encoder(most).encode(value, 0), separators=(",", ":"))
+    if len(text) > max_bytes:
+        raise TooLarge(f"a message of {len(text)} bytes; at most {max_bytes} cross")
     return text.encode("ascii")
 
 
-def loads(message: bytes) -> Any:
+def loads(message: bytes, max_bytes: int = MAX_BYTES) -> Any:
     """Decode a message from an untrusted process; raises WireError, and nothing else, if it is malformed."""
-    if len(message) > MAX_BYTES:
-        raise WireError(f"a message of {len(message)} bytes; at most {MAX_BYTES} cross")
+    if len(message) > max_bytes:
+        raise TooLarge(f"a message of {len(message)} bytes; at most {max_bytes} cross")
     try:
         return _decode(json.loads(message), 0)
     except WireError:
@@ -83,21 +91,21 @@ def unique(values: Iterable[Any]) -> frozenset[Any]:
 
 
 class _Encoder:
-    """One message; counts the values in it."""
+    """Encodes one message and counts the values in it."""
 
-    def __init__(self) -> None:
-        self.nodes = 0
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
 
     def encode(self, value: Any, depth: int) -> Any:
         kind = type(value)
-        self.nodes += 1
-        if depth > MAX_DEPTH + _ENVELOPE_DEPTH or self.nodes > MAX_NODES:
-            raise WireError(f"nested deeper than {MAX_DEPTH}, or more than {MAX_NODES} values")
+        self.count += 1
+        if depth > MAX_DEPTH + _ENVELOPE_DEPTH or self.count > self.most:
+            raise TooLarge(f"nested deeper than {MAX_DEPTH}, or more than {self.most} values")
         if value is None or kind is bool or kind is str:
             return value
         if kind is int:
             if value.bit_length() > MAX_INT_BITS:
-                raise WireError(f"an integer of {value.bit_length()} bits; at most {MAX_INT_BITS} cross")
+                raise TooLarge(f"an integer of {value.bit_length()} bits; at most {MAX_INT_BITS} cross")
             # Python reads and writes hexadecimal in linear time, and refuses decimal above 4,300 digits.
             return value if value.bit_length() < 64 else {"i": hex(value)}
         if kind is float:

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
@@ -58,6 +59,7 @@ def load(settings: Settings) -> None:
     os.environ.update(ENVIRONMENT)
     for name in (*PRELOADED, *settings.imports):
         import_module(name)
+    calls.load_assumed()
     if len(os.listdir("/proc/self/task")) > 1:
         raise ImportError(f"imports={list(settings.imports)}: one of these starts threads, which a fork does not copy")
     for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox"]:
@@ -150,7 +152,7 @@ class Server:
             report = os.dup2(report, LAST_UNUSED, inheritable=False)
             for target, fd in enumerate(fds[1:]):
                 os.dup2(fd, target)
-            os.closerange(CHANNEL + job.session, LAST_UNUSED)
+            os.closerange(CHANNEL + (job.answer_bytes > 0), LAST_UNUSED)
             os.closerange(LAST_UNUSED + 1, isolate.OPEN_FILES)
             with open(program.FILE, "wb") as file:  # tracebacks and inspect show its lines
                 file.write(source)
@@ -164,8 +166,9 @@ class Server:
         # multiprocessing's shared memory wants a tracker, another program, which may not start here: a job's files go
         # with the job. What it would be told goes nowhere.
         sys.modules["multiprocessing.resource_tracker"]._resource_tracker._fd = os.open("/dev/null", os.O_WRONLY)
-        if job.session:
-            program.answer(source.decode("utf-8", "surrogatepass"), CHANNEL, calls.serve)
+        if job.answer_bytes:
+            serve = partial(calls.serve, answer_bytes=job.answer_bytes)
+            program.answer(source.decode("utf-8", "surrogatepass"), CHANNEL, serve)
         program.run(code)
 
     def _uses_more_than(self, limit: int) -> bool:

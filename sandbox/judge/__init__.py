@@ -11,5 +11,6 @@ from __future__ import annotations
 
 from sandbox.judge.asserts import asserts
 from sandbox.judge.cases import TestsError, Verdict, calls, stdio
+from sandbox.judge.equality import close, same_line
 
-__all__ = ["TestsError", "Verdict", "asserts", "calls", "stdio"]
+__all__ = ["TestsError", "Verdict", "asserts", "calls", "close", "same_line", "stdio"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,9 +29,11 @@ from sandbox.judge.cases import (
     ask,
     ended,
     in_session,
+    longest,
     shown,
+    with_room,
 )
-from sandbox.judge.expressions import can_evaluate, constant, evaluate
+from sandbox.judge.expressions import can_evaluate, constant, constants, evaluate
 from sandbox.judge.plan import Plan, Split, Whole, plan
 from sandbox.result import JobEnded, Limits
 from sandbox.session import Session
@@ -53,12 +55,24 @@ def asserts(
     apart is a case, each other string is one. `limits.wall` seconds bound all of it.
     Raises TestsError if a string is no Python, if nothing in them can fail, or if they never call the candidate.
     """
-    limits = limits or box.limits
     tests = plan(asserts, entry_point)
+    limits = with_room(limits or box.limits, _longest_answer(tests, entry_point))
     with ExitStack() as stack:
         run = _Run(box, entry_point, limits, stack)
         with_tester = any(isinstance(case, Whole) for case in tests.cases)
         return in_session(box, code, run.cases(tests), limits, fail_fast, with_tester=with_tester)
+
+
+def _longest_answer(tests: Plan, entry_point: str) -> int:
+    """Bytes that an answer may need. What the tester works out is not known here: its tests get a round number."""
+    values: list[Any] = []
+    if any(isinstance(case, Whole) for case in tests.cases):
+        values.append(" " * wire.MAX_BYTES)
+    for case in tests.cases:
+        for part in constants(case.test, entry_point) if isinstance(case, Split) else ():
+            with suppress(*FAILURES):
+                values.append(constant(part))
+    return longest(values)
 
 
 class _Run:
@@ -85,11 +99,21 @@ class _Run:
         except TestsError:
             raise
         except FAILURES as error:
+            self._check(case.test)
             raise CaseFailed(
                 "wrong", shown(f"{ast.unparse(case.test)}: {type(error).__name__}: {error}", str)
             ) from None
         if not holds:
             raise CaseFailed("wrong", shown(f"not {ast.unparse(case.test)}", str))
+
+    def _check(self, test: ast.expr) -> None:
+        """Raise Unjudged if a part of the test fails that has nothing to do with the candidate: `f(1) == 1 / 0`."""
+        for part in constants(test, self.entry_point):
+            try:
+                constant(part)
+            except FAILURES as error:
+                text = f"the test fails by itself: {ast.unparse(part)}: {type(error).__name__}: {error}"
+                raise Unjudged("untestable", shown(text, str)) from None
 
     def _ask(self, session: Session, call: ast.Call, through: str) -> Any:
         before = ("through", through) if through else ()
@@ -98,46 +122,57 @@ class _Run:
             kwargs = {str(keyword.arg): constant(keyword.value) for keyword in call.keywords}
             return ask(session, *before, "call", self.entry_point, None, args, kwargs)
         # Arguments are no secret: what is no plain data is built where the candidate's classes are.
-        return ask(session, *before, "eval", ast.unparse(call))
+        return ask(session, *before, "eval", self.entry_point, ast.unparse(call))
 
     def _whole(self, case: Whole, session: Session) -> None:
         refused: CaseFailed | None = None
+        has_asked = False
+        request = ("test", case.source, case.runner, self.entry_point, case.imports, case.remotes, case.as_script)
         try:
-            message = wire.dumps(("test", case.source, self.entry_point, case.imports, case.remotes))
+            message = wire.dumps(request)
         except wire.WireError as error:
             raise TestsError(f"a test cannot be put to the tester: {error}") from None
-        answer = self._tell(message)
+        answer = self._tell(message, has_asked)
         while answer[0] == "remote":
+            has_asked = True
             function, args, kwargs = answer[1:]
             try:
-                reply = wire.dumps(("value", ask(session, "call", function, None, args, kwargs)))
+                reply = wire.dumps(("value", ask(session, "call", function, None, args, kwargs)), wire.ANSWER_BYTES)
             except Raised as error:  # which the test may expect
                 reply = wire.dumps(("raised", error.name, error.text))
             except (CaseFailed, TestsError, wire.WireError) as error:  # what it passes on may be the candidate's data
                 reply = wire.dumps(("raised", "TypeError", "no plain data"))
                 refused = error if isinstance(error, CaseFailed) else CaseFailed("unsupported_value", str(error))
-            answer = self._tell(reply)
-        if answer[0] == "untestable":
-            raise Unjudged(
-                "untestable", f"the test calls {self.entry_point!r} with {answer[1]}; only plain data can be passed"
-            )
-        if refused:
-            raise refused
-        if answer[0] == "raised":
-            raise Raised(*answer[1:])
-        if answer[0] != "value":
-            raise CaseFailed("wrong", shown(answer))
+            answer = self._tell(reply, has_asked)
+        match answer:
+            case ("untestable", str(text)):
+                raise Unjudged("untestable", text)
+            case _ if refused:
+                raise refused
+            case ("unsupported", str(text)):
+                raise CaseFailed("unsupported_value", text)
+            case ("raised", str(name), str(text)):
+                raise Raised(name, text)
+            case ("value", _):
+                return
+        raise CaseFailed("wrong", shown(answer))
 
-    def _tell(self, message: bytes) -> Any:
+    def _tell(self, message: bytes, has_asked: bool) -> Any:
         """Send the tester a message, which starts it the first time, and return its answer."""
         try:
             if self.tester is None:
                 left = max(self.limits.wall - (time.monotonic() - self.started), 0.1)
                 limits = replace(self.limits, wall=left)
                 self.tester = self.stack.enter_context(self.box.session("", limits=limits, second=True))
-            return wire.loads(self.tester.exchange(message))
+            return wire.loads(self.tester.exchange(message), wire.ANSWER_BYTES)
         except JobEnded as end:
             failure = ended(end.result)
             if failure.status == "infra":
                 raise Unjudged("infra", failure.detail) from None
+            # A test that ends before it calls the candidate ends for every program. Only its time may be short because
+            # the candidate took it in an earlier test.
+            if not has_asked and failure.status != "timeout":
+                raise Unjudged(
+                    "untestable", f"the test ended before it called the candidate: {failure.detail}"
+                ) from None
             raise CaseFailed(failure.status, f"the test ended: {failure.detail}") from None

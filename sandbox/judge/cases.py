@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox import wire
 from sandbox.box import Sandbox
+from sandbox.judge.equality import equal as equal_values
 from sandbox.result import ExecResult, JobEnded, Limits, SandboxError, SandboxUnusable
 from sandbox.session import Session
 
@@ -77,27 +79,34 @@ def stdio(
     cases: Sequence[Mapping[str, str]],
     limits: Limits | None = None,
     *,
+    equal: Callable[[str, str], bool] = operator.eq,
+    case_seconds: float = math.inf,
     fail_fast: bool = True,
 ) -> Verdict:
     """Run a program once per case `{"stdin": str, "stdout": str}` and compare what it prints.
 
-    Blanks at the ends of lines and newlines at the end do not count; all else does. `limits.wall` (seconds) bounds all
-    cases together, the other limits each run. `fail_fast` stops at the first failure: `num_passed` then says less.
+    Blanks at the ends of lines and newlines at the end do not count; `equal(printed, expected)` decides about what is
+    left of each line. `limits.wall` (seconds) bounds all cases together, `case_seconds` and the other limits each run;
+    `limits.output_kb` is how much it may print beyond what is expected. `fail_fast` stops at the first failure:
+    `num_passed` then says less.
     Raises TestsError if there are no cases, or one lacks a key or has something other than text there.
     """
     _check_keys(cases, ("stdin", "stdout"), str)
     limits = limits or box.limits
-    wall, num_passed = limits.wall, 0
+    left, num_passed = limits.wall, 0
     first: CaseFailed | None = None
     for index, case in enumerate(cases):
-        result = box.run(code, case["stdin"], limits=replace(limits, wall=wall)) if wall > 0 else None
+        expected = case["stdout"]
+        bounds = with_room(limits, len(expected.encode("utf-8", "surrogatepass")))
+        wall = min(left, case_seconds)
+        result = box.run(code, case["stdin"], limits=replace(bounds, wall=wall)) if left > 0 else None
         if result is None:
             failure = CaseFailed("timeout", f"case {index}: no time left")
         elif result.status == "infra":
             return Verdict(status="infra", passed=None, detail=ended(result).detail, num_cases=len(cases))
         else:
-            wall -= result.wall
-            failure = _compared(index, result, case["stdout"])
+            left -= result.wall
+            failure = _compared(index, result, expected, equal)
         num_passed += failure is None
         first = first or failure
         if first and (fail_fast or first.status == "compile_error"):
@@ -113,14 +122,16 @@ def calls(
     class_name: str | None = None,
     limits: Limits | None = None,
     *,
-    equal: Callable[[Any, Any], bool] = operator.eq,
+    equal: Callable[[Any, Any], bool] = equal_values,
+    case_seconds: float = math.inf,
     fail_fast: bool = True,
 ) -> Verdict:
     """Call a program's function, or a method of a new `class_name()` each time, and compare what it returns.
 
-    `calls` are `{"args": [...], "kwargs": {...}, "expected": value}`; `equal(returned, expected)` decides. All run in
-    one process, within `limits.wall` seconds. Raises TestsError if there are no calls, one has no `expected`, or an
-    argument is no plain data.
+    `calls` are `{"args": [...], "kwargs": {...}, "expected": value}`; `equal(returned, expected)` decides, by default
+    as Python but with a tuple for a list. All run in one process, within `limits.wall` seconds, each within
+    `case_seconds`; `limits.output_kb` is how much an answer may have beyond what is expected. Raises TestsError if
+    there are no calls, one has no `expected`, or an argument is not plain data.
     """
     _check_keys(calls, ("expected",))
     cases = []
@@ -130,8 +141,27 @@ def calls(
             wire.dumps(request)
         except wire.WireError as error:
             raise TestsError(f"calls[{index}] cannot be put to a program: {error}; give plain data") from None
-        cases.append(_call_case(request, call["expected"], equal))
-    return in_session(box, code, cases, limits or box.limits, fail_fast)
+        cases.append(_call_case(request, call["expected"], equal, case_seconds))
+    bounds = with_room(limits or box.limits, longest(call["expected"] for call in calls))
+    return in_session(box, code, cases, bounds, fail_fast)
+
+
+def with_room(limits: Limits, num_bytes: int) -> Limits:
+    """Limits by which a program may print or answer `num_bytes`, what is expected of it, and `output_kb` more."""
+    return replace(limits, output_kb=limits.output_kb + math.ceil(num_bytes / 1024))
+
+
+def longest(values: Iterable[Any]) -> int:
+    """Bytes of the longest answer that gives one of these values; raises TestsError for one that no answer can give."""
+    sizes = [0]
+    for value in values:
+        try:
+            sizes.append(len(wire.dumps(value, wire.ANSWER_BYTES)))
+        except wire.TooLarge as error:
+            raise TestsError(f"a test expects what no program can answer: {error}") from None
+        except wire.WireError:  # an object that equals nothing which a program can answer
+            continue
+    return max(sizes)
 
 
 def in_session(
@@ -192,7 +222,7 @@ def tally(first: CaseFailed | None, num_passed: int, num_cases: int) -> Verdict:
     )
 
 
-def ask(session: Session, *request: Any) -> Any:
+def ask(session: Session, *request: Any, seconds: float = math.inf) -> Any:
     """The value that the candidate answers with; raises CaseFailed if it raises or answers with no plain data.
 
     Raises TestsError if the request itself cannot cross.
@@ -202,7 +232,7 @@ def ask(session: Session, *request: Any) -> Any:
     except wire.WireError as error:
         raise TestsError(f"a test cannot be put to a program: {error}") from None
     try:
-        answer = wire.loads(session.exchange(message))
+        answer = wire.loads(session.exchange(message, seconds), wire.ANSWER_BYTES)
     except wire.WireError as error:
         raise CaseFailed("unsupported_value", str(error)) from None
     match answer:
@@ -217,9 +247,11 @@ def ask(session: Session, *request: Any) -> Any:
 
 def ended(result: ExecResult) -> CaseFailed:
     """Why a process that ended before its last answer, or badly after it, fails."""
-    lines = result.stderr.strip().splitlines() or [""]
     status = "exited" if result.status == "ok" else result.status
-    return CaseFailed(status, shown(f"exit code {result.exit_code}, signal {result.signal}; {lines[-1]}", str))
+    known = {"exit code": result.exit_code, "signal": result.signal}
+    parts = [f"{name} {number}" for name, number in known.items() if number is not None]
+    parts = parts or [f"{status} after {result.wall:.1f} s"]
+    return CaseFailed(status, shown("; ".join([*parts, *result.stderr.strip().splitlines()[-1:]]), str))
 
 
 def shown(value: Any, text: Callable[[Any], str] = repr) -> str:
@@ -231,9 +263,11 @@ def shown(value: Any, text: Callable[[Any], str] = repr) -> str:
     return shown if len(shown) <= MAX_SHOWN else f"{shown[: MAX_SHOWN - 3]}..."
 
 
-def _call_case(request: tuple[Any, ...], expected: Any, equal: Callable[[Any, Any], bool]) -> Case:
+def _call_case(request: tuple[Any, ...], expected: Any, equal: Callable[[Any, Any], bool], seconds: float) -> Case:
     def case(session: Session) -> None:
-        value = ask(session, *request)
+        if seconds < math.inf:
+            ask(session, "exec", "")  # the start of the program is not on the time of its first call
+        value = ask(session, *request, seconds=seconds)
         try:
             is_equal = equal(value, expected)
         except FAILURES as error:
@@ -246,14 +280,15 @@ def _call_case(request: tuple[Any, ...], expected: Any, equal: Callable[[Any, An
     return case
 
 
-def _compared(index: int, result: ExecResult, expected: str) -> CaseFailed | None:
+def _compared(index: int, result: ExecResult, expected: str, equal: Callable[[str, str], bool]) -> CaseFailed | None:
     if result.status != "ok":
         failure = ended(result)
         return CaseFailed(failure.status, f"case {index}: {failure.detail}")
     got, wanted = _lines(result.stdout), _lines(expected)
-    if got == wanted:
+    pairs = enumerate(zip(got, wanted, strict=False))
+    line = next((i for i, (a, b) in pairs if not equal(a, b)), min(len(got), len(wanted)))
+    if line == len(got) == len(wanted):
         return None
-    line = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
     pair = [shown(lines[line]) if line < len(lines) else "no such line" for lines in (got, wanted)]
     return CaseFailed("wrong", f"case {index}, line {line}: got {pair[0]}, not {pair[1]}")
 

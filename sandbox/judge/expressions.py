@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sandbox import wire
@@ -47,7 +47,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "any": any,
     "bool": bool,
     "float": float,
-    "frozenset": lambda values: wire.unique(values),
+    "frozenset": lambda values=(): wire.unique(values),
     "int": int,
     "len": len,
     "list": list,
@@ -55,7 +55,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "math.isclose": math.isclose,
     "math.isnan": math.isnan,
     "round": round,
-    "set": lambda values: set(wire.unique(values)),
+    "set": lambda values=(): set(wire.unique(values)),
     "sorted": sorted,
     "str": str,
     "sum": lambda values: sum(values),
@@ -103,6 +103,8 @@ def can_evaluate(node: ast.AST | None, function: str) -> bool:
             return not any(isinstance(arg, ast.Starred) for arg in node.args) and all(k.arg for k in node.keywords)
         case ast.Call(func=called, args=args, keywords=keywords) if ast.unparse(called) in _FUNCTIONS:
             if not all(keyword.arg in _KEYWORDS for keyword in keywords):
+                return False
+            if len(args) != 1 and ast.unparse(called) == "sum":  # lists can be added, too, in quadratic time
                 return False
             parts = [*args, *(keyword.value for keyword in keywords)]
             # How many digits `round` keeps must be the test's own: ten to that power is a number on the way.
@@ -164,6 +166,15 @@ def evaluate(node: ast.AST, function: str, ask: Ask) -> Any:
 def constant(node: ast.AST) -> Any:
     """The value of an expression that asks nothing."""
     return evaluate(node, "", _no_candidate)
+
+
+def constants(node: ast.AST, function: str) -> Iterator[ast.expr]:
+    """The parts of an expression that are the test's own: each as large as can be without a call of the candidate."""
+    if isinstance(node, ast.expr) and not asks(node, function) and can_evaluate(node, function):
+        yield node
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from constants(child, function)
 
 
 def _no_candidate(call: ast.Call, through: str) -> Any:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sandbox.calls import NAME
 from sandbox.judge.cases import TestsError
 from sandbox.judge.expressions import can_evaluate, is_candidate
+from sandbox.judge.running import (
+    Definitions,
+    body,
+    can_fail,
+    definitions,
+    entries,
+    is_runner,
+    is_script,
+    renamed_imports,
+    running,
+    test_cases,
+)
 
 _ASSIGNMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign)
 _DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
@@ -38,6 +51,10 @@ class Whole:
     """Modules that it takes for imported: `sys.getsizeof(...)`."""
     remotes: list[str]
     """Names that must be the candidate's, for no test defines them."""
+    runner: str = ""
+    """What a test runner does after it: `check(candidate)`."""
+    as_script: bool = True
+    """Whether `__name__` is `"__main__"` in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,30 +69,37 @@ class Plan:
 def plan(asserts: Sequence[str], entry_point: str) -> Plan:
     """Read the strings as one module.
 
-    Raises TestsError if one is no Python, if nothing in them can fail, if they never call the candidate, or if they
+    Raises TestsError if one cannot be parsed, if nothing in them can fail, if they never call the candidate, or if they
     define or import its name themselves.
     """
+    return _plan(tuple(asserts), entry_point)
+
+
+@lru_cache(maxsize=64)  # a group of completions is judged by one row, whose tests may be a megabyte of literals
+def _plan(asserts: tuple[str, ...], entry_point: str) -> Plan:
     trees = [_parse(index, source) for index, source in enumerate(asserts)]
-    module = [part for tree in trees for statement in _body(tree) for part in _unpacked(statement)]
+    module = [part for tree in trees for statement in body(tree) for part in _unpacked(statement)]
     _check_name(trees, entry_point)
     bound = frozenset(name for tree in trees for name in bound_names(tree)) - {entry_point}
+    reader = _Reader(entry_point, definitions(trees), renamed_imports(trees))
     is_asked = False
     cases: list[Split | Whole] = []
     inputs: list[ast.stmt] = []
-    setup: list[str] = []
+    setup: list[str | ast.stmt] = []
     for source, tree in zip(asserts, trees, strict=True):
-        if not _can_fail(tree):
-            setup += [source] if _body(tree) else []
+        nodes = running(body(tree), reader.defined)
+        if not can_fail(nodes, reader.defined, reader.renamed):
+            setup += [source] if body(tree) else []
             continue
-        is_asked = is_asked or _asks(tree, entry_point)
-        tests = _asserted(tree, entry_point)
+        is_asked = is_asked or reader.asks(nodes, tree)
+        tests = reader.asserted(tree)
         needed = _inputs(tests, entry_point, module, bound) if tests else None
         if needed is None:
-            called = [f"{entry.name}({'candidate' if entry.args.args else ''})" for entry in _entries(tree)]
-            cases.append(_whole("\n".join([*setup, source, *called]), bound | {entry_point, "candidate"}))
+            cases.append(_whole(setup, source, tree, bound | {entry_point, "candidate"}))
         else:
             inputs += [statement for statement in needed if statement not in inputs]
             cases += [Split(test=test) for test in tests]
+        setup += [statement for statement in tree.body if isinstance(statement, _SKIPPED)]
     if not cases:
         raise TestsError(f"the {len(asserts)} tests of {entry_point!r} assert nothing, so that any program would pass")
     if not is_asked:
@@ -85,7 +109,7 @@ def plan(asserts: Sequence[str], entry_point: str) -> Plan:
 
 def _check_name(trees: Sequence[ast.Module], entry_point: str) -> None:
     """Refuse tests that have a function of that name: what is asked of the candidate could be meant for theirs."""
-    kept = [statement for tree in trees for statement in [*tree.body, *_body(tree)]]
+    kept = [statement for tree in trees for statement in [*tree.body, *body(tree)]]
     found = [node for statement in kept for node in _outside_functions(statement)]
     if any(entry_point in _bound_by(node) for node in found if isinstance(node, (*_DEFINITIONS, *_IMPORTS))):
         raise TestsError(f"the tests define or import {entry_point!r} themselves: give the function that they test")
@@ -98,13 +122,6 @@ def _outside_functions(statement: ast.AST) -> Iterable[ast.AST]:
             yield from _outside_functions(child)
 
 
-def _asks(tree: ast.Module, entry_point: str) -> bool:
-    """Whether the candidate is used at all, under whatever name."""
-    aliases = _aliases(tree, entry_point)
-    body = [s for s in _body(tree) if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Name))]
-    return any(isinstance(node, ast.Name) and node.id in aliases for s in body for node in ast.walk(s))
-
-
 def _parse(index: int, source: str) -> ast.Module:
     try:
         return ast.parse(source)
@@ -112,44 +129,39 @@ def _parse(index: int, source: str) -> ast.Module:
         raise TestsError(f"asserts[{index}] is no Python: {error}") from None
 
 
-def _entries(tree: ast.Module) -> list[ast.FunctionDef]:
-    """Functions that a test runner calls: HumanEval's `check(candidate)`, pytest's `test_...()`."""
-    found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    named = [f for f in found if f.name == "check" or f.name.startswith("test_")]
-    return [f for f in named if len(f.args.args) == (f.name == "check")]
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What has to be known of all strings to read one of them."""
 
+    entry_point: str
+    defined: Definitions
+    renamed: Mapping[str, str]
 
-def _aliases(tree: ast.Module, entry_point: str) -> set[str]:
-    """Names by which tests call the candidate."""
-    return {entry_point, "candidate", *(argument.arg for entry in _entries(tree) for argument in entry.args.args)}
+    def aliases(self, tree: ast.Module) -> set[str]:
+        """Names by which tests call the candidate."""
+        arguments = [argument.arg for entry in entries(tree) for argument in entry.args.args[:1]]
+        return {self.entry_point, "candidate", *arguments}
 
+    def asks(self, nodes: Iterable[ast.AST], tree: ast.Module) -> bool:
+        """Whether these nodes use the candidate at all, under whatever name; to name it in a line is no use."""
+        aliases = self.aliases(tree)
+        idle = {id(statement.value) for statement in body(tree) if isinstance(statement, ast.Expr)}
+        names = [node for node in nodes if isinstance(node, ast.Name) and node.id in aliases and id(node) not in idle]
+        return bool(names) or any(isinstance(n, ast.Attribute) and n.attr == self.entry_point for n in nodes)
 
-def _body(tree: ast.Module) -> list[ast.stmt]:
-    """The statements in the order in which they run, those of functions that are called last."""
-    entries = _entries(tree)
-    outer = [node for node in tree.body if node not in entries and not _calls_check(node)]
-    return outer + [statement for entry in entries for statement in entry.body]
-
-
-def _calls_check(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "check"
-
-
-def _can_fail(tree: ast.Module) -> bool:
-    """Whether it runs an assert: one in a function that nobody calls does not count."""
-    run = [statement for statement in _body(tree) if not isinstance(statement, _DEFINITIONS)]
-    calls = any(isinstance(s, ast.Expr) and isinstance(s.value, ast.Call) for s in run)
-    return any(isinstance(node, (ast.Assert, ast.Raise)) for s in ([tree] if calls else run) for node in ast.walk(s))
-
-
-def _asserted(tree: ast.Module, entry_point: str) -> list[ast.expr]:
-    """What a string of tests asserts, if that is all it does and all of it can be taken apart; else nothing."""
-    body = _body(tree)
-    if not all(isinstance(s, (*_SKIPPED, ast.Assert)) or _is_idle(s) for s in body):
-        return []
-    aliases = _aliases(tree, entry_point) - {entry_point}
-    tests = [_Renamed(aliases, entry_point).visit(deepcopy(s.test)) for s in body if isinstance(s, ast.Assert)]
-    return tests if all(can_evaluate(test, entry_point) for test in tests) else []
+    def asserted(self, tree: ast.Module) -> list[ast.expr]:
+        """What a string of tests asserts, if that is all it does and all of it can be taken apart; else nothing."""
+        statements = body(tree)
+        others = [statement for statement in statements if not isinstance(statement, ast.Assert)]
+        if test_cases(tree) or not all(isinstance(s, _SKIPPED) or _is_idle(s) for s in others):
+            return []
+        nodes = running(others, self.defined)
+        if can_fail(nodes, self.defined, self.renamed) or self.asks(nodes, tree):  # `kept = verify(f(1))`
+            return []
+        aliases = self.aliases(tree) - {self.entry_point}
+        rename = _Renamed(aliases, self.entry_point)
+        tests = [rename.visit(deepcopy(s.test)) for s in statements if isinstance(s, ast.Assert)]
+        return tests if all(can_evaluate(test, self.entry_point) for test in tests) else []
 
 
 class _Renamed(ast.NodeTransformer):
@@ -201,13 +213,24 @@ def _unpacks(statement: ast.stmt) -> set[str]:
     return {node.id for target in unpacked for node in ast.walk(target) if isinstance(node, ast.Name)}
 
 
-def _whole(source: str, defined: frozenset[str]) -> Whole:
-    tree = ast.parse(source)
-    free = _loaded([tree]) - defined - _BUILTINS
-    bases = {n.value.id for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+def _whole(setup: Sequence[str | ast.stmt], source: str, tree: ast.Module, defined: frozenset[str]) -> Whole:
+    if any(is_runner(statement, tree) for statement in tree.body):
+        kept = [statement for statement in tree.body if not is_runner(statement, tree)]
+        source = ast.unparse(ast.Module(body=kept, type_ignores=[]))
+    source = "\n".join([*(part if isinstance(part, str) else ast.unparse(part) for part in setup), source])
+    runner = [f"{entry.name}({'candidate' if entry.args.args else ''})" for entry in entries(tree)]
+    if cases := test_cases(tree):
+        # `debug` runs a test without catching what it raises.
+        load = "unittest.defaultTestLoader.loadTestsFromTestCase({}).debug()"
+        runner += ["import unittest", *(load.format(case.name) for case in cases)]
+    whole = ast.parse(source)
+    free = _loaded([whole]) - defined - _BUILTINS
+    bases = {n.value.id for n in ast.walk(whole) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
     imports = free & bases & sys.stdlib_module_names
-    remotes = free - imports
-    return Whole(source=source, imports=sorted(imports), remotes=sorted(remotes))
+    return Whole(
+        source=source, runner="\n".join(runner), imports=sorted(imports), remotes=sorted(free - imports),
+        as_script=is_script(tree),
+    )  # fmt: skip
 
 
 def _is_idle(node: ast.stmt) -> bool:

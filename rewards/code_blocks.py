@@ -1,0 +1,157 @@
+"""Code blocks in the text of a completion, and which of them is the program.
+
+A block stands between two fences, lines of three or more backticks or tildes, as in CommonMark. Models also open a
+block behind other text ("Here it is: ```python"), end one behind its last statement, and forget to end one; these are
+read, too. Every function takes linear time.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_LABEL = re.compile(r"[\s{.]*([\w+#.-]*)")
+_PYTHON = re.compile(r"i?py(?:thon)?[0-9.]*|[\w-]+\.py")
+_READS = re.compile(r"\b(?:input\b\s?[(,)]|stdin\b|open\(0\b|fileinput\b|os\.read\(0\b)")
+_COMMENT = re.compile(r"#[^\n]*")
+MARGIN = 4
+"""A fence that stands this much further right than the one that opened the block is mostly part of a docstring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block: the first word behind its opening fence, in small letters, and its lines.
+
+    Example: `Block("python", "x = 1")` for a block that "```Python main.py" opens
+    """
+
+    label: str
+    text: str
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the label says so, as python, py, python3 and main.py do."""
+        return _PYTHON.fullmatch(self.label) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Fence:
+    """The last run of backticks or tildes in a line, and what stands around it."""
+
+    before: str
+    marks: str
+    info: str
+
+    @property
+    def label(self) -> str:
+        found = _LABEL.match(self.info)
+        return found[1].lower() if found else ""
+
+    @property
+    def indent(self) -> int | None:
+        """Its column if it is the first thing in its line."""
+        return None if self.before.strip() else len(self.before.expandtabs())
+
+    @property
+    def opens(self) -> bool:
+        """Whether it can begin a block. Behind other text it must look like it, for a sentence may end in a fence."""
+        if self.marks[0] in self.info or self.marks[:3] in self.before:  # a piece of code between two fences
+            return False
+        return self.indent is not None or not self.info or Block(self.label, "").is_python
+
+    def may_end(self, opening: _Fence) -> bool:
+        """Whether it could end the block, though it stands behind a statement or far to the right."""
+        return self.marks.startswith(opening.marks) and not self.info and self.marks[:3] not in self.before
+
+    def is_within(self, opening: _Fence) -> bool:
+        """Whether it belongs to the text of the block: it is shorter, of the other sign, or far to the right."""
+        far = opening.indent is not None and self.indent is not None and self.indent >= opening.indent + MARGIN
+        return not self.marks.startswith(opening.marks) or far
+
+
+def blocks_of(text: str, is_whole: bool = False) -> list[Block]:
+    """The blocks of a text, in order. The last may lack its end only if the text `is_whole`, with nothing cut off.
+
+    Of text in a block, such as one of markdown, the Python blocks inside count instead.
+    """
+    found: list[Block] = []
+    for block in _outer_blocks(text, is_whole):
+        is_text = block.label in ("", "md", "markdown")
+        inner = [one for one in _outer_blocks(block.text, is_whole=True) if one.is_python] if is_text else []
+        found += inner or [block]
+    return found
+
+
+def _outer_blocks(text: str, is_whole: bool) -> list[Block]:
+    lines = text.split("\n")
+    fences = [_fence(line) for line in lines]
+    better_end_follows = _closing_follows(fences)
+    found: list[Block] = []
+    opening: _Fence | None = None
+    begin = 0
+    for index, fence in enumerate(fences):
+        if fence is None:
+            continue
+        if opening is None:
+            opening, begin = (fence if fence.opens else None), index + 1
+        elif fence.indent is not None and not fence.is_within(opening):
+            if not fence.info:
+                found.append(_block(opening, lines[begin:index]))
+            # A fence with a label begins the next block, and the one before has no end.
+            opening, begin = (fence if fence.info else None), index + 1
+        elif fence.may_end(opening) and not better_end_follows[index]:
+            found.append(_block(opening, [*lines[begin:index], fence.before]))
+            opening = None
+    if opening is not None and is_whole:
+        found.append(_block(opening, lines[begin:]))
+    return found
+
+
+def _fence(line: str) -> _Fence | None:
+    at = max(line.rfind("```"), line.rfind("~~~"))
+    if at < 0:
+        return None
+    before = line[:at].rstrip(line[at])
+    return _Fence(before, line[len(before) : at + 3], line[at + 3 :].strip())
+
+
+def _closing_follows(fences: Sequence[_Fence | None]) -> list[bool]:
+    """For each line whether a later one ends the block that is open there, if one is.
+
+    Up to the next fence with a label, which begins a block, those without one begin and end blocks by turns. So if
+    their number is odd the first of them ends what is open.
+    """
+    follows, is_odd = [], False
+    for fence in reversed(fences):
+        follows.append(is_odd)
+        if fence is not None and fence.indent is not None and fence.indent < MARGIN:
+            is_odd = not fence.info and not is_odd
+    return follows[::-1]
+
+
+def _block(opening: _Fence, lines: Sequence[str]) -> Block:
+    return Block(opening.label, textwrap.dedent("\n".join(lines)))
+
+
+def choose(blocks: Sequence[Block], is_wanted: Callable[[str], bool]) -> str | None:
+    """The last block that is wanted or, if there is none, the last one; those that say they are Python come first."""
+    written = [block for block in blocks if block.text.strip()]
+    python = [block.text for block in written if block.is_python]
+    unlabelled = [block.text for block in written if not block.label]
+    for texts in (filter(is_wanted, python), filter(is_wanted, unlabelled), python, unlabelled):
+        for text in reversed(list(texts)):
+            return text
+    return None
+
+
+def defines(name: str) -> Callable[[str], bool]:
+    """Whether code has a function, method, class or variable of that name."""
+    pattern = re.compile(rf"^[ \t]*(?:(?:async )?def|class) +{re.escape(name)}\b|^{re.escape(name)} *=(?!=)", re.M)
+    return lambda code: pattern.search(code) is not None
+
+
+def reads_input(code: str) -> bool:
+    """Whether code looks at its input, apart from what its comments say."""
+    return _READS.search(_COMMENT.sub("", code)) is not None

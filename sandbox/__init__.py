@@ -1,4 +1,4 @@
-"""Runs programs that nobody has read, and says how they ended. Standard library only; Linux."""
+"""Runs programs that nobody has read, and says how they ended. It needs Linux and the standard library only."""
 
 from __future__ import annotations
 

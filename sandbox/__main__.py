@@ -15,7 +15,7 @@ from sandbox.result import Limits, SandboxError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; every limit is a flag."""
+    """Returns the parser of the command line, in which every limit is a flag."""
     top = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="which levels work here, why not, and what the chosen one leaves open")
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code."""
+    """Does what the command line says, and returns the exit code."""
     given = parser().parse_args(arguments)
     try:
         if given.command == "doctor":

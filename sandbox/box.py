@@ -1,4 +1,4 @@
-"""`Sandbox`: a few fork servers behind one queue, at a level that was tried before the first program runs."""
+"""The sandbox as its user sees it: a few fork servers behind one queue, which were attacked before they are used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class Sandbox:
-    """Runs programs that nobody has read. From any thread, `workers` at a time; more wait for their turn.
+    """Runs programs that nobody has read, from any thread, `workers` of them at a time; further ones wait their turn.
 
     Example: `with Sandbox() as box: box.run("print(input())", "hello").stdout == "hello\\n"`
     """
@@ -64,26 +64,28 @@ class Sandbox:
         self._closed, self._lock = False, threading.Lock()
         self._remote = Client(url) if url else None
         self._turns = threading.BoundedSemaphore(workers)
-        """Of requests to the service."""
+        """At level `remote` it bounds how many requests are at the service at once."""
         self._workers: list[Worker] = []
         if self._remote is None:
             self.level, self._workers = _open(level, workers, tuple(imports))
         else:
             self.level = level
         self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
-        """Workers without a job; None when the sandbox is closed."""
+        """The workers that have no job; None in it says that the sandbox is closed."""
         self._seconds: list[Worker] = []
-        """Further ones without a job, for sessions that another session waits for."""
+        """Further workers that have no job, for sessions on which another session waits."""
         for worker in self._workers:
             self._free.put(worker)
+        # A user who forgets to close leaves no process behind: this runs when the object goes, or when the interpreter
+        # ends. It must not refer to the object, which would then never go.
         weakref.finalize(self, _stop, self._workers, self._owner)
         if self.level != "namespaces":
             warnings.warn(f"sandbox level {self.level!r}: {levels.OPEN[self.level]}", SandboxWarning, stacklevel=2)
 
     def run(self, code: str, stdin: str = "", *, limits: Limits | None = None) -> ExecResult:
-        """Run `code` as a program of its own and say how it ended; never raises for what the program does.
+        """Run `code` as a program of its own and say how it ended; nothing that the program does raises.
 
-        A failure of the sandbox itself is tried once more on another worker before its status is "infra". Raises
+        If the sandbox itself fails, the program is run once more on another worker before its status is "infra". Raises
         SandboxError if the sandbox is closed, or was made by another process.
         """
         self._check_owner()
@@ -108,8 +110,9 @@ class Sandbox:
     def session(self, code: str, *, limits: Limits | None = None, second: bool = False) -> Session:
         """Start `code` as a program that answers messages (`sandbox.calls.serve`); it holds a worker until closed.
 
-        `second`: the caller holds a session already and gets a worker beside the `workers`, for sessions that wait for
-        each other could hold all of those. Raises SandboxError as `run` does, and when no fork server can be started.
+        With `second` the caller holds a session already, and gets a worker beside the `workers`: if sessions took these
+        while they wait for each other, none might be left. Raises SandboxError as `run` does, and if no fork server can
+        be started.
         """
         self._check_owner()
         if self._remote is not None:
@@ -132,7 +135,7 @@ class Sandbox:
         return Session(running, ours, lambda: self._give(worker, second))
 
     def prepare_second(self) -> None:
-        """Have a worker ready for a session with `second`, whose limits then do not pay for its start.
+        """Have a worker ready for a session with `second`, so that its start is not on the time of that session.
 
         Raises SandboxError as `session` does.
         """
@@ -146,7 +149,7 @@ class Sandbox:
             self._give(worker, second=True, used=False)
 
     def close(self) -> None:
-        """End all fork servers and whatever runs in them; programs of other threads end with status "infra"."""
+        """End all fork servers and what runs in them; programs that other threads run get the status "infra"."""
         with self._lock:
             self._closed = True
         for worker in self._workers:
@@ -159,13 +162,13 @@ class Sandbox:
         self._free.put(None)  # for those who still wait for a worker
 
     def __enter__(self) -> Sandbox:
-        """The sandbox itself."""
+        """Return the sandbox itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the sandbox."""
         self.close()
 
     def _check_owner(self) -> None:
@@ -173,7 +176,7 @@ class Sandbox:
             raise SandboxUnusable("this sandbox belongs to the process that made it: make one after the fork")
 
     def _take(self) -> Worker:
-        """A free worker, when there is one."""
+        """Wait until a worker is free, and take it out of the queue."""
         worker = self._free.get()
         if worker is None:
             self._free.put(None)
@@ -181,7 +184,7 @@ class Sandbox:
         return worker
 
     def _take_second(self) -> Worker:
-        """A worker beside the others, kept for the next time."""
+        """Take a worker beside the others, which is kept for the next time."""
         with self._lock:
             if self._closed:
                 raise SandboxUnusable("this sandbox is closed: make a new one")
@@ -191,7 +194,7 @@ class Sandbox:
             return self._workers[-1]
 
     def _give(self, worker: Worker, second: bool = False, used: bool = True) -> None:
-        """Back to the queue, or to its end."""
+        """Put a worker back where it came from or, if the sandbox is closed, end it."""
         is_spent = used and worker.single_use
         if is_spent:
             worker.stop()
@@ -206,7 +209,7 @@ class Sandbox:
 
 
 def _open(level: str, num_workers: int, imports: tuple[str, ...]) -> tuple[str, list[Worker]]:
-    """The level to use and its workers, ready; raises SandboxError with what was tried."""
+    """Returns the level to use and its workers, ready; raises SandboxError with what was tried."""
     failures = []
     for name in levels.AUTOMATIC if level == "auto" else (level,):
         common = plan(name, imports)

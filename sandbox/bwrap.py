@@ -1,4 +1,4 @@
-"""The same private root through the bubblewrap program (bwrap(1)), where only that may make namespaces."""
+"""Level `bwrap` has the same private root, made by bubblewrap (bwrap(1)) where only that may make namespaces."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sandbox import isolate, paths
 from sandbox.result import SandboxError
 
 DISK_BYTES = 256 << 20
-"""Of each writable folder: bubblewrap makes them before a job and its limits are known."""
+"""The size of each writable folder, which bubblewrap makes before a job and its limits are known."""
 
 
 def command(visible: Iterable[str]) -> list[str]:
-    """The arguments before those of the fork server; raises SandboxError without the program."""
+    """Returns what the command of the fork server starts with; raises SandboxError if bwrap is not installed."""
     program = shutil.which("bwrap")
     if program is None:
         raise SandboxError("level 'bwrap' needs the program bwrap: install bubblewrap")

@@ -1,6 +1,10 @@
-"""A memory cgroup for one fork server and its jobs, of version 1 or 2, where this user may make one.
+"""A memory cgroup of version 1 or 2 around one fork server and its jobs, where this user may make one.
 
-The fork server is put in once, so that no job pays for a move; it runs one job at a time, so its limit is the job's.
+A cgroup is a folder of a kernel's file system. Processes whose ids are written into it share one limit, and so do all
+processes that they start later. Nothing else bounds what many processes use together: rlimits count each by itself.
+
+The fork server is put in once, because to move a process takes milliseconds, which no job then pays. It runs one job at
+a time, so what is allowed to the group is what it uses itself and the limit of the job.
 """
 
 from __future__ import annotations
@@ -14,17 +18,17 @@ PREFIX = "sandbox-job-"
 
 
 class MemoryGroup:
-    """One group; `Path.rmdir` needs it empty."""
+    """One group, which can be removed when no process is left in it."""
 
     def __init__(self, folder: Path, version: int) -> None:
-        """An existing group."""
+        """Take a group that exists."""
         self.folder, self.version = folder, version
         self._base = 0
         self._limit = 0
 
     @classmethod
     def create(cls, name: str) -> MemoryGroup | None:
-        """A new group below the caller's own or beside it; None where that cannot be."""
+        """Make a group below the caller's own or beside it; return None where that is not allowed."""
         for parent, version in _candidates():
             _remove_stale(parent)
             folder = parent / f"{PREFIX}{os.getpid()}-{name}"
@@ -43,7 +47,7 @@ class MemoryGroup:
         return None
 
     def add(self, pid: int) -> bool:
-        """Move a process and all its later children in; False if that is not allowed."""
+        """Move a process in, and with it all children that it will have; return False if that is not allowed."""
         try:
             self._write("cgroup.procs", pid)
         except OSError:
@@ -51,7 +55,7 @@ class MemoryGroup:
         return True
 
     def note_base(self) -> None:
-        """What is used now, by the idle fork server, comes on top of every job's limit."""
+        """Remember what the idle fork server uses, which comes on top of every job's limit."""
         self._base = self.used()
 
     def limit(self, size: int) -> None:
@@ -73,17 +77,17 @@ class MemoryGroup:
         self._limit = size
 
     def used(self) -> int:
-        """Bytes."""
+        """Return the bytes that all processes of the group use."""
         return int((self.folder / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")).read_text())
 
     def kills(self) -> int:
-        """Processes that the kernel has killed so far because the limit was reached."""
+        """Return how many processes the kernel has killed so far because the limit was reached."""
         text = (self.folder / ("memory.events" if self.version == 2 else "memory.oom_control")).read_text()
         found = re.search(r"^oom_kill (\d+)", text, re.MULTILINE)
         return int(found.group(1)) if found else 0
 
     def remove(self) -> None:
-        """Take the group away; its processes have ended."""
+        """Remove the group, whose processes have ended."""
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -98,9 +102,10 @@ class MemoryGroup:
 
 
 def _candidates() -> list[tuple[Path, int]]:
-    """Folders to make a group in, with their version: the caller's own group, then (version 2 only) the one above.
+    """Returns folders to make a group in, with their version: the caller's own group, then in version 2 the one above.
 
-    In version 2 a group with processes cannot hand the memory controller down, so a sibling is what works there.
+    In version 2 a group that has processes of its own cannot limit the memory of groups below it. There the new group
+    has to stand beside that of the caller, which needs the right to write in the one above.
     """
     found: list[tuple[Path, int]] = []
     with suppress(OSError):
@@ -117,7 +122,7 @@ def _candidates() -> list[tuple[Path, int]]:
 
 
 def _remove_stale(parent: Path) -> None:
-    """Groups of callers that were killed."""
+    """Removes the groups of callers that were killed and could not do so themselves."""
     with suppress(OSError):
         for folder in parent.glob(f"{PREFIX}*"):
             pid = folder.name.removeprefix(PREFIX).partition("-")[0]

@@ -1,4 +1,4 @@
-"""`python -m sandbox doctor`: which walls this machine can build, tried one by one, and which level comes of it."""
+"""`python -m sandbox doctor` tries one by one which walls this machine can build, and says which level comes of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FAILED = 255
 
 
 def report() -> int:
-    """Print the tables; 0 if a program can be run at one of the automatic levels, else 1."""
+    """Prints the tables, and returns 0 if a program can be run at one of the automatic levels, else 1."""
     print(f"Linux {os.uname().release} {os.uname().machine}, user {os.getuid()}\n")
     _table(("part", "works", ""), primitives())
     found = [(name, attempt(name)) for name in levels.AUTOMATIC]
@@ -37,7 +37,7 @@ def report() -> int:
 
 
 def attempt(level: str) -> str:
-    """Open a level and attack it from inside: what is wrong with it, or nothing."""
+    """Opens a level and attacks it from inside; returns what is wrong with it, or an empty text."""
     worker = Worker(plan(level, ()))
     try:
         worker.await_ready()
@@ -50,7 +50,7 @@ def attempt(level: str) -> str:
 
 
 def primitives() -> list[tuple[str, bool, str]]:
-    """Name, does it work, and a remark, for each thing that a level is built of."""
+    """Returns for each part that a level is built of its name, whether it works, and a remark."""
     rows = []
     for name, flag in KINDS.items():
         problem = _in_a_child(lambda flag=flag: kernel.unshare(kernel.CLONE_NEWUSER | flag))
@@ -74,7 +74,7 @@ def _install_filter() -> None:
 
 
 def _in_a_child(action: Callable[[], None]) -> str:
-    """The error of `action` in a process of its own, or nothing."""
+    """Runs `action` in a process of its own, which may then lose rights; returns its error, or an empty text."""
     pid = os.fork()
     if not pid:
         try:

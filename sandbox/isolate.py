@@ -1,4 +1,16 @@
-"""The walls around a job, built inside the fork server: some once, some for each job. One class per kind of level."""
+"""The walls around a job, built inside the fork server, some of them once and some for each job.
+
+Each level has a class, which adds walls to those of the class above it:
+
+    Walls        none         limits of the kernel for each process
+    Filtered     landlock     and a user of its own, Landlock, a filter for system calls
+    Namespaces   namespaces   and a root, network, process and user tree of its own
+    Contained    bwrap        as Namespaces, in a container that bubblewrap has made
+
+The fork server calls `enter` once. For each job it calls `fork`; the child then calls `prepare`, as long as it may
+mount and change users, and `confine`, which takes that and everything else away. When the job is over, or has to be,
+the fork server calls `kill` and, after it has waited for the child, `sweep`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +26,7 @@ from sandbox import kernel, landlock, paths, seccomp
 from sandbox.protocol import Job, Settings
 
 JOB_UID = 1000
-"""The user of a job inside its user namespace."""
+"""The id that the user of a job has inside its user namespace."""
 PR_SET_KEEPCAPS = 8
 CAP_DAC_READ_SEARCH = 1 << 2
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -22,17 +34,20 @@ STREAMS = {
     "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1",
     "/dev/stderr": "/proc/self/fd/2",
 }  # fmt: skip
-"""Names for a program's own streams, and what each is a link to; the host has the same ones."""
+"""The names of a program's own streams, which are links, and what they point to; a host has the same ones."""
 WRITABLE = ("/box", "/tmp", "/dev/shm")
 ROOTS = ("/sys", "/mnt", "/media", "/srv")
-"""Folders to build the new root on: they exist nearly everywhere and nothing of an interpreter lies in them."""
+"""Folders on which the new root can be built: they exist nearly everywhere, and no interpreter lies in them."""
 MAX_FILES = 16384
 STACK_BYTES = 256 << 20
+"""A Python function that calls itself through a function in C, as with `lru_cache` or a key of `sorted`, takes up to
+several KiB of it for each call. With this much it meets the recursion limit of a session before the end of the
+stack."""
 OPEN_FILES = 256
 
 
 def descendants(root: int) -> Iterator[int]:
-    """Ids of the processes below `root`, from /proc."""
+    """Yields the ids of all processes below `root`, as /proc shows them."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -46,25 +61,27 @@ def descendants(root: int) -> Iterator[int]:
 
 
 class Walls:
-    """What every level has: limits of the kernel per process. Alone it is level `none`."""
+    """Has what all levels have, the limits of the kernel for each process; alone it is level `none`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Keep what the caller told."""
+        """Keep what the caller said."""
         self.settings = settings
         self.other_processes = 0
-        """Processes that count against a job's limit besides its own."""
+        """How many processes count against a job's limit besides its own."""
 
     def enter(self, control: socket.socket) -> None:
-        """Once, after the imports. Kernel calls raise OSError."""
+        """Do what is done once, after the imports; raises OSError for a call that the kernel refuses."""
+        # A process whose parent ends goes to the next subreaper above it. So a daemon, which gets away from its family
+        # by letting its parent end, becomes our child: `sweep` finds it there, and we can wait for it.
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
 
     def fork(self) -> int:
-        """A new process for a job."""
+        """Make the process of a job; returns its id, and 0 in it."""
         return os.fork()
 
     def prepare(self, job: Job) -> None:
-        """In the candidate's process: make the job's folders and change into the first."""
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        """Make the job's folders and change into the first; the candidate's process does this."""
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # the kernel ends us when the fork server ends
         for name in ("box", "tmp"):
             os.mkdir(f"{self.settings.scratch}/{name}", 0o700)
             if self.settings.uid is not None:
@@ -73,7 +90,7 @@ class Walls:
         os.chdir(f"{self.settings.scratch}/box")
 
     def confine(self, job: Job, address_space: int) -> None:
-        """In the candidate's process, before its code: give up what it must not have."""
+        """Give up all that the candidate must not have; its process does this before its code starts."""
         os.setsid()
         for name, soft, hard in (
             (resource.RLIMIT_CORE, 0, 0),
@@ -90,14 +107,23 @@ class Walls:
             resource.setrlimit(name, (soft, hard))
 
     def kill(self, pid: int) -> None:
-        """In the fork server: end a job, whose first process has not been waited for."""
+        """End a job whose first process has not been waited for; the fork server does this.
+
+        Until somebody waits for a process that has ended, its id is taken, so these signals can meet no other process.
+        """
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         with suppress(ProcessLookupError):  # all that stayed in its process group at one blow, which ends a fork bomb
             os.killpg(pid, signal.SIGKILL)
 
     def sweep(self) -> None:
-        """In the fork server, after `kill` and the end of the first process: nothing else of the job stays."""
+        """End what else there is of the job, after `kill` and the end of its first process.
+
+        Without a process namespace nothing holds the processes of a job together: they may have left its group and its
+        session, and lost their parents. But all of them are our descendants. One look at /proc may miss a process that
+        is being forked, so we look until nothing is left: a process that gets SIGKILL forks no more, so that only those
+        which nobody has seen can still have children.
+        """
         while True:
             left = list(descendants(os.getpid()))
             for pid in left:
@@ -112,13 +138,13 @@ class Walls:
             paths.remove(f"{self.settings.scratch}/{name}")
 
     def leave(self) -> None:
-        """At the end of the fork server: the caller may have been killed, so its folder is ours to remove."""
+        """Clean up at the end of the fork server: the caller may have been killed, so that nobody else would do it."""
         if self.settings.scratch:
             paths.remove(self.settings.scratch)
 
 
 class Filtered(Walls):
-    """Plus seccomp, Landlock and an own user: level `landlock`."""
+    """Adds seccomp, Landlock and a user for the job; alone it is level `landlock`."""
 
     def enter(self, control: socket.socket) -> None:
         """Build the filter; raises OSError where the kernel has no Landlock."""
@@ -139,11 +165,14 @@ class Filtered(Walls):
         self.kept = 0 if self.settings.uid is None or all(map(_open_to_all, visible)) else CAP_DAC_READ_SEARCH
 
     def writable(self) -> list[str]:
-        """Where a job may write."""
+        """Return the paths below which a job may write."""
         return [f"{self.settings.scratch}/box", f"{self.settings.scratch}/tmp", "/dev/null"]
 
     def confine(self, job: Job, address_space: int) -> None:
-        """User, capabilities, limits, Landlock, and last the filter, which forbids all of these."""
+        """Change the user, drop capabilities, set limits, and enter Landlock and the filter.
+
+        The order matters: each step needs what the next one takes away, and the filter forbids all of them.
+        """
         uid = self.settings.uid
         if uid is not None:
             if self.kept:
@@ -156,7 +185,9 @@ class Filtered(Walls):
             self.other_processes = _threads_of(os.getuid())  # all of the user's count, not only those of the job
         super().confine(job, address_space)
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # the change of user cleared it, too
-        if os.getppid() not in (0, self._server):  # 0: outside of the process namespace
+        # PDEATHSIG comes when the parent ends, not if it had ended before it was asked for. A parent outside of our
+        # process namespace shows as 0.
+        if os.getppid() not in (0, self._server):
             os._exit(1)
         if self.landlock:
             landlock.restrict(self.readable, self.writable(), self.landlock)
@@ -164,10 +195,10 @@ class Filtered(Walls):
 
 
 class Namespaces(Filtered):
-    """Plus a private root, network, process and user tree: level `namespaces`."""
+    """Adds a root, network, process and user tree of the sandbox's own: level `namespaces`."""
 
     def enter(self, control: socket.socket) -> None:
-        """Leave the host. The caller maps our users when it hears "unshared", for only it has the right to."""
+        """Leave the host. When the caller hears "unshared" it maps our users, for which we have no right any more."""
         kernel.unshare(
             kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNS
             | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
@@ -217,10 +248,16 @@ class Namespaces(Filtered):
         kernel.mount(None, "/", None, sealed)
 
     def fork(self) -> int:
-        """A process in a process namespace of its own, beside an init with which the kernel ends all others.
+        """Make the job's process in a process namespace of its own, beside an init.
 
-        The init only sleeps: it shares our memory, which saves a second copy of our page tables. It ignores SIGCHLD, so
-        the kernel reaps orphans.
+        The first process of a namespace is its init. When it ends, the kernel ends all others in the namespace at once,
+        however they try to hide: that is how a job is ended. Orphans become children of the init, which would have to
+        wait for each, or they would stay as zombies. Ours only sleeps. But it is started with SIGCHLD ignored, and of a
+        parent that ignores it the kernel reaps the children itself.
+
+        After `unshare` new children are in the new namespace, while we stay where we are; `setns` takes that back, so
+        that the next job can get another one. The init shares our memory, because a copy of our page tables would cost
+        as much as the rest of its start.
         """
         kernel.unshare(kernel.CLONE_NEWPID)
         pid, self._init = -1, 0
@@ -239,7 +276,7 @@ class Namespaces(Filtered):
         return pid
 
     def prepare(self, job: Job) -> None:
-        """Empty writable folders on one file system of limited size, and a /proc that shows this job only."""
+        """Mount empty folders on one file system of limited size, and a /proc that shows this job only."""
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else /proc/self is not ours
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # when memory runs out it is the job that goes, not the fork server
@@ -262,20 +299,20 @@ class Namespaces(Filtered):
         os.chdir("/box")
 
     def writable(self) -> list[str]:
-        """Where a job may write."""
+        """Return the paths below which a job may write."""
         return [*WRITABLE, "/dev/null"]
 
     def kill(self, pid: int) -> None:
-        """With their init the kernel ends all processes, and with these their mounts and files."""
+        """End the init; with it the kernel ends all processes, and with these their mounts and files."""
         os.kill(self._init, signal.SIGKILL)
 
     def sweep(self) -> None:
-        """The init is the last to go."""
+        """Wait for the init, which is the last to go: what it was parent of is gone then."""
         os.waitpid(self._init, 0)
 
 
 def _make_target(source: str, target: str) -> None:
-    """What a bind mount of `source` covers: a folder or a file."""
+    """Makes what a bind mount of `source` will cover, a folder or a file."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
         return
@@ -284,27 +321,27 @@ def _make_target(source: str, target: str) -> None:
 
 
 class Contained(Namespaces):
-    """Inside a bubblewrap container that is made anew for each job: level `bwrap`."""
+    """Runs inside a container that bubblewrap makes anew for each job: level `bwrap`."""
 
     def enter(self, control: socket.socket) -> None:
-        """bubblewrap did the rest."""
+        """Filter; bubblewrap has made the namespaces and the root."""
         Filtered.enter(self, control)
         self.readable = ["/"]
 
     def fork(self) -> int:
-        """The container is for this job only."""
+        """Make the job's process, with which the whole container will go."""
         return os.fork()
 
     kill, sweep = Walls.kill, Walls.sweep
 
     def prepare(self, job: Job) -> None:
-        """bubblewrap made the folders."""
+        """Change into the first of the folders, which bubblewrap has made."""
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         os.chdir("/box")
 
 
 def walls(settings: Settings) -> Walls:
-    """The class for a level."""
+    """Returns the walls of a level."""
     kinds = {"namespaces": Namespaces, "bwrap": Contained, "landlock": Filtered, "none": Walls}
     return kinds[settings.level](settings)
 

@@ -1,4 +1,4 @@
-"""A job as its caller sees it: its output so far, its one deadline, and its end."""
+"""A job as its caller sees it, with its output so far, its one deadline, and its end."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sandbox.worker import Worker, WorkerLost
 
 CHUNK = 1 << 16
 LOOK_SECONDS = 0.25
-"""Between looks at what the memory cgroup counts, while nothing else happens."""
+"""How often we look at what the memory cgroup counts, while nothing else happens."""
 KILL_SECONDS = 5.0
 """How long the fork server may take to end a job that was killed, before it is ended itself."""
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 def sealed(text: str) -> int:
-    """A descriptor to read `text` from, as UTF-8, that nobody can write to."""
+    """Returns a descriptor from which `text` can be read, as UTF-8, and to which nobody can write."""
     fd = os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     left = memoryview(text.encode("utf-8", "surrogatepass"))
     while left:
@@ -37,18 +37,18 @@ def sealed(text: str) -> int:
 
 
 class Running:
-    """One job on one worker, from its start to its result. Only the caller's thread touches it."""
+    """One job on one worker, from its start to its result; only the thread of the caller touches it."""
 
     def __init__(
         self, worker: Worker, limits: Limits, code: str, stdin: str, channel: socket.socket | None = None
     ) -> None:
-        """Start it; `channel` is the program's end of a session's socket. A lost worker shows in `result`."""
+        """Start it; `channel` is the program's end of a session's socket. If the worker is lost, `result` says so."""
         self.worker, self.limits = worker, limits
         self.verdict: Status | None = None
         self.reply: Reply | None = None
         self.ended = False
         self.output: dict[int, bytearray] = {}
-        """What came so far on stdout and on stderr, by our end of each pipe."""
+        """What has come so far on stdout and on stderr, by our end of each pipe."""
         self._room = limits.output_kb * 1024
         self._poll = select.poll()
         try:
@@ -84,9 +84,9 @@ class Running:
                 os.close(fd)
 
     def _close(self) -> None:
-        """Let go of the output; a job that has not ended (the caller was interrupted) ends with its fork server.
+        """Let go of the output. If the job has not ended, because the caller was interrupted, end its fork server.
 
-        Else its reply would be taken for that of the next job.
+        Its reply would otherwise be taken for that of the next job.
         """
         for fd in self.output:
             os.close(fd)
@@ -94,7 +94,7 @@ class Running:
             self.worker.stop()
 
     def wait(self, other: int | None = None, events: int = 0) -> bool:
-        """Attend to the job until its end (False) or until descriptor `other` is ready for `events` (True)."""
+        """Attend to the job until it ends (return False) or until `other` is ready for `events` (return True)."""
         if other is not None:
             self._poll.register(other, events)
         try:
@@ -115,7 +115,7 @@ class Running:
         self.deadline = last
 
     def kill(self, verdict: Status | None) -> None:
-        """End the job now; `verdict` is what its result says unless it was over."""
+        """End the job now; unless it was over already, its result will say `verdict`."""
         if self.ended:
             return
         self.verdict = self.verdict or verdict
@@ -123,7 +123,7 @@ class Running:
         self.deadline = time.monotonic() + KILL_SECONDS
 
     def _attend(self) -> set[int]:
-        """One look at everything: descriptors that are ready."""
+        """Look once at everything, for as long as nothing happens; return the descriptors that are ready."""
         left = min(self.deadline - time.monotonic(), LOOK_SECONDS)
         ready = {fd for fd, _ in self._poll.poll(max(0.0, math.ceil(left * 1000)))}
         if not ready and self.verdict is None and self.worker.memory_kills() > self._kills_before:
@@ -156,7 +156,7 @@ class Running:
             self.kill("output_limit")
 
     def _end(self, reply: Reply | None) -> None:
-        """The program is over: nothing writes any more, so what is in the pipes is all there will be."""
+        """Note that the program is over. Nothing writes any more, so what is in the pipes is all there will be."""
         self.wall = time.monotonic() - self.started
         self.reply, self.ended = reply, True
         for fd, text in self.output.items():
@@ -212,7 +212,7 @@ class Running:
 
 
 def infra(problem: str) -> ExecResult:
-    """The result where no program could be started."""
+    """Returns the result of a program that could not be started."""
     return ExecResult(
         status="infra", exit_code=None, signal=None, stdout="", stderr=problem, wall=0.0, cpu=0.0, memory_mb=0.0
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Linux calls that Python has no function for, through ctypes; every failure is an OSError that names the call."""
+"""Linux calls for which Python has no function, through ctypes; each failure is an OSError that names the call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CAP_LAST = 63
-"""Capability numbers a kernel may have; it answers EINVAL from the first that it does not know."""
+"""The largest number that a capability may have; the kernel answers EINVAL from the first that it does not know."""
 
 ARCH = platform.machine()
 _NUMBERS = {
@@ -50,7 +50,10 @@ def _checked(result: int, call: str) -> int:
 
 
 def syscall(name: str, *arguments: object) -> int:
-    """Call by name; integers pass as C longs. Raises OSError, also (ENOSYS) on an architecture without numbers here."""
+    """Makes a system call by its name; integers are passed as C longs.
+
+    Raises OSError, with ENOSYS on an architecture whose numbers are not listed here.
+    """
     number = _LANDLOCK.get(name) or _NUMBERS.get(name)
     if number is None:
         raise OSError(errno.ENOSYS, f"{name}: no number known for {ARCH}")
@@ -59,46 +62,50 @@ def syscall(name: str, *arguments: object) -> int:
 
 
 def prctl(option: int, first: int = 0, second: int = 0) -> int:
-    """prctl(2) with the unused arguments 0."""
+    """Calls prctl(2), with 0 for the arguments that it does not use."""
     return _checked(libc.prctl(option, first, second, 0, 0), f"prctl({option})")
 
 
 def unshare(flags: int) -> None:
-    """unshare(2): leave the caller's namespaces of these kinds for new ones."""
+    """Calls unshare(2): the process leaves its namespaces of these kinds for new ones."""
     _checked(libc.unshare(flags), f"unshare({flags:#x})")
 
 
 def setns(fd: int, kind: int) -> None:
-    """setns(2): enter the namespace that `fd` is open on."""
+    """Calls setns(2): the process enters the namespace on which `fd` is open."""
     _checked(libc.setns(fd, kind), "setns")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    """mount(2)."""
+    """Calls mount(2)."""
     given = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
     _checked(libc.mount(*given, flags, options.encode() or None), f"mount({source} on {target})")
 
 
 def umount(target: str) -> None:
-    """umount2(2) with MNT_DETACH: gone from the tree now, freed with its last user."""
+    """Calls umount2(2): what is mounted leaves the tree now, and is freed when nobody uses it any more."""
     _checked(libc.umount2(os.fsencode(target), MNT_DETACH), f"umount({target})")
 
 
 def pivot_root(new: str) -> None:
-    """Make `new`, a mount point, the root directory, and let go of the old one."""
+    """Makes `new`, a mount point, the root directory, and lets go of the old one."""
     os.chdir(new)
+    # With "." for both, the old root ends up on top of the new one, and is taken off there. It needs no folder.
     syscall("pivot_root", b".", b".")
     umount(".")
     os.chdir("/")
 
 
 def stack() -> ctypes.Array[ctypes.c_char]:
-    """Memory for `clone_sleeper`."""
+    """Returns memory for the stack of `clone_sleeper`."""
     return ctypes.create_string_buffer(1 << 16)
 
 
 def clone_sleeper(stack: ctypes.Array[ctypes.c_char]) -> int:
-    """A child process that sleeps in pause(2) until it is killed. It shares our memory and runs on `stack`."""
+    """Starts a child process that sleeps in pause(2) until it is killed, and returns its id.
+
+    It shares our memory, so that the kernel has no page tables to copy, and it runs on `stack`.
+    """
     top = (ctypes.addressof(stack) + len(stack)) & ~0xF
     sleep = ctypes.cast(libc.pause, c_void_p)
     return _checked(libc.clone(sleep, c_void_p(top), CLONE_VM | signal.SIGCHLD, None), "clone")
@@ -110,7 +117,7 @@ class _MountAttributes(ctypes.Structure):
 
 
 def bind_read_only(source: str, target: str) -> None:
-    """Show `source` at `target` too, with all that is mounted below it, read-only there."""
+    """Shows `source` at `target` as well, with all that is mounted below it, and read-only there."""
     mount(source, target, None, MS_BIND | MS_REC)
     attributes = _MountAttributes(MS_RDONLY | MS_NOSUID | MS_NODEV)
     try:  # recursive: AT_FDCWD, AT_RECURSIVE; same bits as MS_*
@@ -123,7 +130,7 @@ def bind_read_only(source: str, target: str) -> None:
 
 
 def drop_bounding_set() -> None:
-    """Take every capability out of the bounding set, so that no later exec can give one."""
+    """Takes every capability out of the bounding set, so that no later exec can give one."""
     for capability in range(CAP_LAST + 1):
         try:
             prctl(PR_CAPBSET_DROP, capability)
@@ -134,7 +141,7 @@ def drop_bounding_set() -> None:
 
 
 def set_capabilities(mask: int) -> None:
-    """Make `mask` the permitted and effective capabilities, and none inheritable."""
+    """Makes `mask` the permitted and effective capabilities, and none of them inheritable."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     syscall("capset", header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0))

@@ -1,4 +1,8 @@
-"""Landlock (landlock(7)): a process gives up rights to files, TCP and other processes; no privilege needed."""
+"""Landlock (landlock(7)), by which a process gives up rights to files, TCP and other processes without a privilege.
+
+A ruleset names the rights that it takes away everywhere, and its rules give some of them back below certain folders.
+What was given up once is gone for the process and for all that it starts.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,14 @@ from sandbox import kernel
 
 READ = 1 << 2 | 1 << 3  # read_file, read_dir
 ALL_FILES = (0, 0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF)
-"""Every right to files that ABI 0 (no Landlock), 1, 2, 3, 4 and 5 know; later ones add none."""
+"""All rights to files that version 0 (no Landlock), 1, 2, 3, 4 and 5 know; later versions add none."""
 ON_A_FILE = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
-"""execute, write_file, read_file, truncate, ioctl_dev: the rights that a rule for a single file may grant."""
+"""The rights that a rule for a single file may grant: execute, write_file, read_file, truncate, ioctl_dev."""
 EXECUTE, IOCTL_DEV = 1 << 0, 1 << 15
 
 
 def abi() -> int:
-    """The version of the running kernel's Landlock, 0 without it."""
+    """Returns the version of the running kernel's Landlock, or 0 if it has none."""
     try:
         return kernel.syscall("landlock_create_ruleset", None, 0, 1)
     except OSError:
@@ -27,9 +31,9 @@ def abi() -> int:
 
 
 def restrict(read: Iterable[str], write: Iterable[str], version: int) -> None:
-    """Keep the rights to read below `read` and to do all but execute below `write`; needs no_new_privs.
+    """Keeps only the rights to read below `read`, and to do all but execute below `write`; needs no_new_privs.
 
-    From ABI 4 on no TCP; from ABI 6 on no signals to, and no abstract sockets of, processes outside. Raises OSError.
+    Version 4 also takes away TCP, version 6 signals to processes outside and their abstract sockets. Raises OSError.
     """
     rights = ALL_FILES[min(version, 5)]
     network, scopes = (0b11 if version >= 4 else 0), (0b11 if version >= 6 else 0)

@@ -18,7 +18,7 @@ from sandbox.result import Limits, SandboxError
 from sandbox.worker import Worker
 
 LEVELS = ("namespaces", "bwrap", "landlock", "none", "remote")
-"""Strongest first, but for `remote`, which is as strong as the service."""
+"""The strongest comes first; only the last, `remote`, is as strong as its service."""
 AUTOMATIC = LEVELS[:3]
 OPEN = {
     "namespaces": "kernel holes and side channels (time, caches); not a virtual machine",
@@ -38,7 +38,7 @@ OPEN = {
     ),
 }
 LONGEST_FOLDER = 70
-"""Characters of a temporary folder in which a socket still finds a name."""
+"""How many characters the path of a temporary folder may have so that a socket in it still gets a name."""
 ATTACK_LIMITS = Limits(wall=20.0, cpu=10.0, memory_mb=512, processes=16)
 ATTACKS = """
 import ctypes, json, os, signal, socket, sys
@@ -71,19 +71,19 @@ if os.fork() == 0:
     os.setsid()
     while True: signal.pause()
 """
-"""Each function succeeds or raises. At last a process that wants to live on: it holds stdout open until it dies."""
+"""Each function succeeds or raises. Last comes a process that wants to live on, and holds stdout open until it dies."""
 
 ATTACK_NAMES = tuple(line.split()[1].partition("(")[0] for line in ATTACKS.splitlines() if line.startswith("def "))
 
 
 def _short_folder() -> str | None:
-    """Where to make the canary's folder: the name of a socket has 107 characters at most."""
+    """Returns where to make the canary's folder: the name of a socket in it may have 107 characters at most."""
     return None if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER else "/tmp"
 
 
 @contextmanager
 def _host() -> Iterator[dict[str, object]]:
-    """Things of the caller's that an attack could reach, by the names that `ATTACKS` uses."""
+    """Makes things on the host that an attack could reach, and yields them by the names that `ATTACKS` uses."""
     mark = f"sandbox-canary-{os.getpid()}-{os.urandom(4).hex()}"
     with (
         tempfile.TemporaryDirectory(prefix="sandbox-canary-", dir=_short_folder()) as folder,
@@ -115,7 +115,7 @@ def _host() -> Iterator[dict[str, object]]:
 
 
 def attack(worker: Worker) -> None:
-    """Let a program inside try each attack; raises SandboxError naming those that come through."""
+    """Lets a program inside try each attack; raises SandboxError naming those that come through."""
     try:
         with _host() as host:
             code = "".join(f"{name} = {value!r}\n" for name, value in host.items()) + ATTACKS

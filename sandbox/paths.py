@@ -1,4 +1,4 @@
-"""Which files of the host a job gets to see (the interpreter and `imports`), and how its own are removed."""
+"""Finds the files of the host that a job gets to see, for the interpreter and `imports`, and removes its own."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from contextlib import suppress
 from sandbox.result import SandboxError
 
 SHARED = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime")
-"""C libraries and time zones. No programs, no home folders, no configuration."""
+"""C libraries and time zones, but no programs, home folders or configuration."""
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def executable() -> str:
-    """The interpreter itself, not the link to it in a virtual environment; raises SandboxError if there is none."""
+    """Returns the interpreter itself, not the link to it in an environment; raises SandboxError if there is none."""
     if not sys.executable:
         raise SandboxError("sys.executable is empty: run from a Python interpreter, not from a program that embeds one")
     return os.path.realpath(sys.executable)
 
 
 def interpreter_paths() -> list[str]:
-    """What exists of the C libraries and of this interpreter's own ones; nothing twice."""
+    """Returns what exists of the C libraries and of this interpreter's own libraries, and nothing twice."""
     library = os.path.dirname(os.__file__)
     own = [] if sys.base_prefix == "/usr" else [os.path.join(sys.base_prefix, "lib")]
     return outermost([*SHARED, *own, library, os.path.join(library, "lib-dynload")])
 
 
 def import_paths(imports: Iterable[str]) -> tuple[list[str], list[str]]:
-    """For top-level or dotted module names: folders for sys.path, and what of them jobs may read.
+    """Returns folders for sys.path in which these modules are found, and what of them jobs may read.
 
-    Of an environment (site-packages) that is all, for its packages need each other; elsewhere only what is named.
+    Of an environment (site-packages) they may read everything, because its packages need each other; elsewhere they may
+    read only what is named. A name may have dots.
     Raises SandboxError naming a module that is not found.
     """
     search, visible = [], []
@@ -58,7 +59,7 @@ def import_paths(imports: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
-    """The paths that exist and lie in no other of them."""
+    """Returns those of the paths that exist and lie in no other of them."""
     kept: list[str] = []
     for path in sorted({os.path.normpath(path) for path in paths if os.path.exists(path)}):
         if not any(path == above or path.startswith(f"{above}/") for above in kept):
@@ -67,10 +68,10 @@ def outermost(paths: Iterable[str]) -> list[str]:
 
 
 def remove(folder: str) -> None:
-    """Delete a folder and all below it, as far as the rights reach; never raises, never follows a link out of it.
+    """Deletes a folder and all below it, as far as the rights reach; it never raises or follows a link out of it.
 
-    However deep it is: what a subfolder holds moves up into `folder` before the subfolder goes, so no path gets long
-    and nothing recurs. Nobody else may be writing there any more.
+    A job may have nested folders deeper than a path can be long. So what a subfolder holds moves up into `folder`
+    before the subfolder goes, and nothing recurs. Nobody else may be writing there any more.
     """
     with suppress(OSError):
         if not os.path.islink(folder):
@@ -87,7 +88,7 @@ def remove(folder: str) -> None:
 
 
 def _dissolve(name: str, top: int, fresh: Iterator[str]) -> bool:
-    """Remove one entry of the folder `top`; if it is a folder, what it holds moves to `top` under `fresh` names."""
+    """Removes one entry of the folder `top`; what a folder holds moves to `top` and gets the `fresh` names."""
     try:
         if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
             os.unlink(name, dir_fd=top)

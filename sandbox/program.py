@@ -1,4 +1,8 @@
-"""The candidate's process, from compiling to exit: like `python main.py`, without the start of an interpreter."""
+"""What the candidate's process does, from compiling to exit, so that its program runs as under `python main.py`.
+
+The process is a fork of the fork server, in which modules are loaded already. It must not end as an interpreter does,
+which would also clean up what belongs to the fork server, nor by `os._exit` alone, which would lose buffered output.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from typing import NoReturn
 
 FILE = "main.py"
 HEADER = 4
-"""Bytes of the big-endian length before each message of a session."""
+"""How many bytes the length takes, in big-endian order, that stands before each message of a session."""
 
 
 def compile_program(code: bytes, note_failure: Callable[[], object]) -> types.CodeType:
-    """The code object; where there is none, print Python's message, call `note_failure`, and exit with 1."""
+    """Compiles the code; if that fails, it prints Python's message, calls `note_failure`, and exits with 1."""
     try:
         return compile(code, os.path.abspath(FILE), "exec", dont_inherit=True)
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
@@ -29,19 +33,19 @@ def compile_program(code: bytes, note_failure: Callable[[], object]) -> types.Co
 
 
 def run(code: types.CodeType) -> NoReturn:
-    """Execute `code` as the module `__main__` and exit as the interpreter would."""
+    """Executes `code` as the module `__main__`, and exits as the interpreter would."""
     _leave(_status_of(lambda: exec(code, _new_main(code.co_filename)), own_frames=2))
 
 
 def _new_main(file: str) -> dict[str, object]:
-    """The names of a new `__main__`, which only sys.modules holds."""
+    """Makes a new `__main__`, which only sys.modules holds, and returns its names."""
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__ = file
     return vars(main)
 
 
 def answer(code: str, channel: int, serve: Callable[..., None]) -> NoReturn:
-    """Let `serve` run `code` and answer messages on the socket `channel`, and exit."""
+    """Lets `serve` run `code` and answer messages on the socket `channel`, and exits."""
 
     def read() -> bytes | None:
         header = _read_exactly(channel, HEADER)
@@ -82,7 +86,7 @@ def _status_of(body: Callable[[], object], own_frames: int) -> int:
 
 
 def _print_exception(own_frames: int) -> None:
-    """Call sys.excepthook with the traceback from the candidate's first frame on."""
+    """Calls sys.excepthook with the traceback from the candidate's first frame on."""
     kind, error, trace = sys.exc_info()
     assert kind is not None and error is not None
     for _ in range(own_frames):
@@ -92,7 +96,10 @@ def _print_exception(own_frames: int) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """What multiprocessing does at the end of a forked child: threads, exit functions, streams; modules stay."""
+    """Ends the process as multiprocessing ends a forked child.
+
+    It waits for threads, calls exit functions, and writes out what the streams still hold, but takes no module apart.
+    """
     try:
         threading = sys.modules.get("threading")
         if threading is not None:
@@ -111,14 +118,14 @@ def _leave(status: int) -> NoReturn:
 
 
 def _flush(values: list[object]) -> None:
-    """Write what text files still hold: where they are parts of a cycle, the buffer below them could go first."""
+    """Writes what text files still hold; in a cycle of objects the buffer below one could go before it."""
     for value in values:
         if isinstance(value, TextIOBase) and not value.closed and value.writable():
             value.flush()
 
 
 def _end_objects() -> None:
-    """Let go of the program's own objects: files that it left open are written, each `__del__` runs."""
+    """Lets go of the program's own objects, so that files which it left open are written, and each `__del__` runs."""
     with suppress(BaseException):
         _flush(list(vars(sys.modules["__main__"]).values()))
     for name in ("__main__", "solution"):

@@ -17,9 +17,9 @@ REPLY = struct.Struct("=idqB")
 KILL = b"K"
 MESSAGE_BYTES = 1 << 16
 COMPILE_ERROR, OUT_OF_MEMORY, OUT_OF_TIME, NOT_RUN = 1, 2, 4, 8
-"""Flags of a reply."""
+"""The flags that a reply may have."""
 UNKNOWN = -1
-"""In place of a wait status when the job was killed before its first process ended."""
+"""This stands for a wait status where the job was killed before its first process ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,23 +29,23 @@ class Settings:
     level: str
     imports: tuple[str, ...]
     search: tuple[str, ...]
-    """Folders for sys.path besides the standard library's."""
+    """Folders for sys.path besides those of the standard library."""
     visible: tuple[str, ...]
     """Files and folders that jobs may read."""
     scratch: str
-    """A folder of the caller's for the files of jobs, at levels without a private root."""
+    """A folder that the caller has made for the files of jobs, at levels without a root of their own."""
     uid: int | None
-    """The user to become for each job; None stays."""
+    """The user that each job becomes; with None it stays who it is."""
     counted: bool
-    """A memory cgroup bounds the job; else the fork server adds up what its processes use."""
+    """Whether a memory cgroup bounds the job; if not, the fork server adds up what its processes use."""
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """Return it as JSON."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Settings:
-        """From JSON."""
+        """Read it from JSON."""
         given: dict[str, Any] = json.loads(message)
         given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
         return cls(**given)
@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One program's limits as the kernel takes them."""
+    """The limits of one program, in the units of the kernel."""
 
     wall: float
     cpu_seconds: int
@@ -64,14 +64,14 @@ class Job:
     """The longest answer of a session; 0 for a program without a channel to answer on."""
 
     def encode(self) -> bytes:
-        """As a `JOB`."""
+        """Return it as a `JOB`."""
         return JOB.pack(
             self.wall, self.cpu_seconds, self.memory_bytes, self.processes, self.disk_bytes, self.answer_bytes
         )  # fmt: skip
 
     @classmethod
     def decode(cls, message: bytes) -> Job:
-        """From a `JOB`."""
+        """Read it from a `JOB`."""
         wall, cpu_seconds, memory_bytes, processes, disk_bytes, answer_bytes = JOB.unpack(message)
         return cls(
             wall=wall, cpu_seconds=cpu_seconds, memory_bytes=memory_bytes, processes=processes,
@@ -84,22 +84,22 @@ class Reply:
     """How a job ended, as the fork server saw it."""
 
     wait_status: int
-    """Of the program's first process, or `UNKNOWN`."""
+    """The wait status of the program's first process, or `UNKNOWN`."""
     cpu: float
-    """Seconds, user and system, of all processes that were waited for."""
+    """User and system seconds of all processes that were waited for."""
     peak_kb: int
-    """Resident KiB of the largest process."""
+    """The resident KiB of the largest process."""
     flags: int
     problem: str = ""
-    """With NOT_RUN: what the fork server could not do."""
+    """What the fork server could not do, if the flags say NOT_RUN."""
 
     def encode(self) -> bytes:
-        """As a `REPLY` and the problem's text."""
+        """Return it as a `REPLY`, followed by the text of the problem."""
         return REPLY.pack(self.wait_status, self.cpu, self.peak_kb, self.flags) + self.problem.encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Reply:
-        """From a `REPLY`."""
+        """Read it from a `REPLY` and what follows."""
         wait_status, cpu, peak_kb, flags = REPLY.unpack_from(message)
         problem = message[REPLY.size :].decode("utf-8", "replace")
         return cls(wait_status=wait_status, cpu=cpu, peak_kb=peak_kb, flags=flags, problem=problem)

@@ -1,4 +1,4 @@
-"""Level `remote`: programs run in a service with the `/run_code` request of SandboxFusion (bytedance/SandboxFusion)."""
+"""Level `remote` runs programs in a service that answers `/run_code` as bytedance/SandboxFusion does."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from sandbox.result import ExecResult, Limits, SandboxError, Status
 
 EXTRA_SECONDS = 30.0
-"""For the service's queue and the network, on top of the program's wall limit."""
+"""How long the queue of the service and the network may take, on top of the program's wall limit."""
 
 
 class Client:
-    """One service."""
+    """Asks one service."""
 
     def __init__(self, url: str) -> None:
-        """`url` with or without `/run_code`; raises SandboxError unless it is http or https."""
+        """Keep the address, with or without `/run_code`; raises SandboxError unless it is http or https."""
         if not url.startswith(("http://", "https://")):
             raise SandboxError(f"url={url!r}: must start with http:// or https://")
         self.url = url.rstrip("/").removesuffix("/run_code") + "/run_code"
 
     def run(self, code: str, stdin: str, limits: Limits) -> ExecResult:
-        """Run a program there; what goes wrong on the way is "infra", after one more try."""
+        """Run a program there; what goes wrong on the way, twice in a row, has the status "infra"."""
         from http.client import HTTPException  # here: it takes longer to import than the rest of the package
 
         started = time.monotonic()
@@ -48,7 +48,7 @@ class Client:
 
 
 def _result(answer: dict[str, Any], limits: Limits, wall: float) -> ExecResult:
-    """An answer of the service; raises ValueError for one that is about the service and not about the program."""
+    """Reads an answer; raises ValueError for one that is about the service and not about the program."""
     run = answer.get("run_result")
     if answer["status"] not in ("Success", "Failed") or run is None:
         raise ValueError(f"status {answer['status']!r}: {answer.get('message')}")

@@ -1,4 +1,4 @@
-"""What a program may use and how it ended."""
+"""What a program may use, and what is known of how it ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SandboxError(Exception):
 
 
 class SandboxUnusable(SandboxError):
-    """It is closed, belongs to another process, or cannot hold sessions: the caller's mistake, not a failure."""
+    """The sandbox is closed, belongs to another process, or cannot hold sessions, which is the caller's mistake."""
 
 
 class SandboxWarning(UserWarning):
@@ -23,7 +23,7 @@ class SandboxWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one job may use, all of its processes together unless said otherwise.
+    """What one job may use; unless said otherwise that is for all of its processes together.
 
     Example: `Limits(wall=2.0, memory_mb=256)`
     """
@@ -31,18 +31,18 @@ class Limits:
     wall: float = 10.0
     """Seconds from the start of the program to its end."""
     cpu: float = 10.0
-    """CPU seconds of each process, rounded up to a whole second."""
+    """CPU seconds that each process may take, rounded up to a whole second."""
     memory_mb: int = 1024
-    """MiB. Also the address space of each process, on top of what the fork server has mapped."""
+    """MiB of memory; also of address space for each process, on top of what the fork server has mapped."""
     processes: int = 32
-    """Processes and threads alive at once, the program's first one included."""
+    """How many processes and threads may live at once, the first one included."""
     output_kb: int = 1024
-    """KiB of stdout and stderr together; in a session also of each answer."""
+    """KiB of stdout and stderr together; in a session each answer may have as many, too."""
     disk_mb: int = 64
     """MiB of files in /box, /tmp and /dev/shm together; none of them outlives the job."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a limit that is not a finite positive number, or not whole where it counts things."""
+        """Raise ValueError for a limit that is not a positive number, or not a whole one where it counts things."""
         for name, value in asdict(self).items():
             whole = name not in ("wall", "cpu")
             kind = "a whole number" if whole else "a number"
@@ -59,24 +59,24 @@ class ExecResult:
     """
 
     status: Status
-    """`exited` is a nonzero exit code, `crashed` a signal; `infra` means that no verdict on the program was reached."""
+    """`exited` stands for a nonzero exit code, `crashed` for a signal; with `infra` nothing is known of the program."""
     exit_code: int | None
-    """None unless the program ended by itself and not by a signal."""
+    """The exit code; None unless the program ended by itself and not by a signal."""
     signal: int | None
-    """The number, if one ended it that was not sent from out here."""
+    """The number of the signal that ended it, if that was not sent from out here."""
     stdout: str
-    """At most `output_kb` together with stderr; bytes that are not UTF-8 become U+FFFD."""
+    """What it printed, at most `output_kb` together with stderr; bytes that are not UTF-8 become U+FFFD."""
     stderr: str
     wall: float
-    """Seconds."""
+    """Seconds from its start to its end."""
     cpu: float
-    """Seconds, user and system, of the first process and those that it waited for; 0.0 at level `remote`."""
+    """User and system seconds of the first process and of those that it waited for; 0.0 at level `remote`."""
     memory_mb: float
-    """Peak resident MiB of the largest process."""
+    """The most MiB that the largest process had in memory."""
 
 
 class JobEnded(Exception):
-    """The program of a session is over; `result` says how."""
+    """The program of a session is over; `result` says how it ended."""
 
     def __init__(self, result: ExecResult) -> None:
         """Keep `result`."""

@@ -1,6 +1,10 @@
-"""The system calls a candidate may not make, as a classic BPF program (seccomp(2), Linux Documentation/userspace-api).
+"""The system calls that a candidate may not make, as a classic BPF program (seccomp(2), Documentation/userspace-api).
 
-A deny list with an upper end: what is not listed is ordinary computing, and what is newer than the table is not there.
+The kernel runs the program at each system call. It loads words of `struct seccomp_data`, jumps forward by what they
+are, and returns what is to be done: allow the call, let it fail with an error number, or end the process.
+
+It is a list of what is denied, with an upper end: what is not listed is ordinary computing, and calls that are newer
+than the list answer as if the kernel did not have them.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from sandbox import kernel
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 NEWEST = 450
-"""Numbers above it (after Linux 5.17) answer ENOSYS, as on a kernel that lacks them. The same on all architectures."""
+"""Higher numbers, which came after Linux 5.17, answer ENOSYS as on a kernel that lacks them, on all architectures."""
 X32_BIT = 0x40000000
 
 # name: (x86_64, aarch64), None where the architecture has no such call.
@@ -50,10 +54,10 @@ OWN_PROCESS_ONLY = {
     "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
 }  # fmt: skip
-"""The first argument, a process, must be 0. With others a job could starve every process of its user."""
+"""Their first argument, a process, must be 0: with others a job could starve every process of its user."""
 CLONE, CLONE3, SOCKETPAIR, IOCTL = (56, 220), (435, 435), (53, 199), (16, 29)
 NEW_NAMESPACE = 0x7E020000
-"""Every CLONE_NEW* flag that clone(2) takes."""
+"""All the CLONE_NEW* flags that clone(2) takes."""
 TIOCSTI = 0x5412
 STREAM, SEQPACKET = 1, 5
 """Datagram pairs could still send to a named socket, and BPF cannot see the name."""
@@ -72,7 +76,7 @@ def _deny(number: int, error: int = errno.EPERM) -> bytes:
 
 
 def _only(number: int, *test: bytes) -> bytes:
-    """For call `number` run `test`, whose steps fall through to a refusal or jump one past it to be allowed."""
+    """Applies `test` to call `number`: its last step goes on to a refusal, or jumps past it to be allowed."""
     body = b"".join(test) + _step(_RETURN, _ERRNO | errno.EPERM) + _step(_RETURN, _ALLOW)
     return _step(_JUMP_IF, number, 0, len(body) // 8) + body
 
@@ -82,7 +86,7 @@ def _argument(index: int) -> bytes:
 
 
 def program(arch: str = kernel.ARCH) -> bytes:
-    """The filter for `arch` as struct sock_filter[]; raises OSError (ENOSYS) where no table exists."""
+    """Returns the filter for `arch` as struct sock_filter[]; raises OSError (ENOSYS) where no table exists."""
     if arch not in AUDIT_ARCH:
         raise OSError(errno.ENOSYS, f"no system call table for {arch}, only for {', '.join(AUDIT_ARCH)}")
     column = list(AUDIT_ARCH).index(arch)
@@ -103,15 +107,15 @@ def program(arch: str = kernel.ARCH) -> bytes:
 
 
 class Filter:
-    """The program, made once by the fork server and installed by each job."""
+    """Holds the program, which the fork server makes once and each job installs."""
 
     def __init__(self) -> None:
-        """Lay it out in memory; raises OSError where no table exists."""
+        """Lay the program out in memory; raises OSError where no table exists."""
         code = program()
         self._code = ctypes.create_string_buffer(code, len(code))
         # struct sock_fprog: the length, padding, the address.
         self._header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(self._code)))
 
     def install(self) -> None:
-        """Bind the calling thread and all its descendants for good; needs no_new_privs. Raises OSError."""
+        """Bind the calling thread and all that it starts, for good; needs no_new_privs. Raises OSError."""
         kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.addressof(self._header))

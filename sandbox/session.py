@@ -1,4 +1,4 @@
-"""A conversation with a program in the sandbox: one message, one answer, within one deadline."""
+"""A conversation with a program in the sandbox, in which each message gets one answer, within one deadline."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sandbox.result import ExecResult, JobEnded
 
 
 class Session:
-    """A running program that answers messages; made by `Sandbox.session`, ended by `close` or the end of a `with`.
+    """A running program that answers messages; `Sandbox.session` makes it, and `close` or the end of a `with` ends it.
 
-    What it answers is the program's word for it: nothing but its length is checked.
+    What it answers is the program's word for it, of which nothing but the length is checked.
     """
 
     def __init__(self, running: Running, channel: socket.socket, release: Callable[[], None]) -> None:
-        """`release` gives the worker back."""
+        """Keep the job and our end of its channel; `release` gives the worker back."""
         self._running, self._channel, self._release = running, channel, release
         self._result: ExecResult | None = None
         channel.setblocking(False)
@@ -64,13 +64,13 @@ class Session:
         return self._result
 
     def __enter__(self) -> Session:
-        """The session itself."""
+        """Return the session itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; after an exception without waiting for the program."""
+        """Close the session; after an exception, without waiting for the program to end by itself."""
         if self._result is None and kind is not None:
             self._running.kill("infra")
         self.close()
@@ -95,5 +95,5 @@ class Session:
             self._over()
 
     def _over(self) -> NoReturn:
-        """Raise JobEnded with the result."""
+        """Raise JobEnded with the result of the job, which is over or has to be."""
         raise JobEnded(self.close())

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MAX_DEPTH = 200
-"""Containers inside each other; also what ends a list that contains itself."""
+"""How many containers may be inside each other; this also stops at a list that contains itself."""
 MAX_BYTES = 4 << 20
 """The size of one message, unless whoever sends or awaits it names another."""
 ANSWER_BYTES = 64 << 20
@@ -23,11 +23,11 @@ MAX_VALUES = 1 << 19
 """In a message of MAX_BYTES; a longer one may have another for every two bytes, the least that a value takes. It is a
 limit of its own because a list that holds another twice, which does the same, is small in memory and huge as JSON."""
 MAX_INT_BITS = 1 << 20
-"""The judge compares and sometimes divides: with 35,000 digits of 30 bits that takes half a second at most."""
+"""The judge compares and sometimes divides integers; with this many bits that takes half a second at most."""
 MAX_EQUAL_HASHES = 64
-"""Of different elements of one set: to build a set of n values of equal hash takes n * n / 2 comparisons."""
+"""How many elements of a set may have the same hash: a set of n such values takes n * n / 2 comparisons to build."""
 _ENVELOPE_DEPTH = 4
-"""What a message wraps around a value."""
+"""How many containers a message wraps around a value."""
 
 _RAW: dict[type, Any] = {
     int: int.__index__,
@@ -41,7 +41,7 @@ _RAW: dict[type, Any] = {
     set: lambda value: set(set.__iter__(value)),
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
 }
-"""Builtin type -> the data in an instance of it or of a subclass, whatever methods that overrides."""
+"""For each builtin type, what reads the data in an instance of a subclass, whatever methods that overrides."""
 
 
 class WireError(ValueError):
@@ -53,7 +53,7 @@ class TooLarge(WireError):
 
 
 def dumps(value: Any, max_bytes: int = MAX_BYTES) -> bytes:
-    """Encode a value; raises WireError if it, or anything in it, is not plain data or (TooLarge) is too large.
+    """Encodes a value; raises WireError if it, or anything in it, is not plain data or (TooLarge) is too large.
 
     An instance of a subclass (Counter, defaultdict, a named tuple, an IntEnum) crosses as the builtin that it extends,
     a numpy scalar as the number that it is.
@@ -66,7 +66,7 @@ def dumps(value: Any, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def loads(message: bytes, max_bytes: int = MAX_BYTES) -> Any:
-    """Decode a message from an untrusted process; raises WireError, and nothing else, if it is malformed."""
+    """Decodes a message from an untrusted process; raises WireError, and nothing else, if it is malformed."""
     if len(message) > max_bytes:
         raise TooLarge(f"a message of {len(message)} bytes; at most {max_bytes} cross")
     try:
@@ -78,7 +78,7 @@ def loads(message: bytes, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def unique(values: Iterable[Any]) -> frozenset[Any]:
-    """A frozenset of untrusted values in time linear in their number; raises WireError if too many hashes are equal."""
+    """Returns untrusted values as a frozenset, in time linear in their number; raises WireError if hashes collide."""
     values = list(values)
     by_hash: dict[int, list[Any]] = {}
     for value in values:

@@ -1,4 +1,9 @@
-"""The caller's side of one fork server: start it, hand it a job, hear how that ended, end it."""
+"""The caller's side of one fork server, which starts it, hands it a job, hears how that ended, and ends it.
+
+A fork server (zygote.py) is an interpreter that has loaded all modules and forks itself for each job, which is quicker
+than to start an interpreter, and much quicker than to load numpy in it. It must not be a fork of the caller: the memory
+of a trainer, its environment and its open files would all be in every job. So it is exec'ed, and gets one socket.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +24,21 @@ from sandbox.result import SandboxError
 
 ZYGOTE = Path(__file__).with_name("zygote.py")
 FLAGS = ("-P", "-s", "-S", "-X", "utf8")
-"""As `-I -S`, but the variable below counts."""
+"""These isolate the interpreter as `-I -S` does, but leave the variable below in force."""
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
-"""A program that prints a set prints the same at every run, and on every worker."""
+"""With a fixed hash seed a program that prints a set prints the same at every run, and on every worker."""
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 KERNEL_BYTES = 16 << 20
-"""For page tables and the like of a job."""
+"""What the page tables and the like of a job take."""
 FIRST_HOST_UID, NUM_HOST_UIDS = 61200, 4000
-"""Where jobs of root get their users: above what people have, below 65536, which is all that many containers have."""
+"""The users that jobs of root become: above those of people, and below 65536, as many containers have no more."""
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What all workers of a sandbox have in common."""
+    """The settings that all workers of a sandbox share."""
 
     level: str
     imports: tuple[str, ...]
@@ -42,7 +47,7 @@ class Plan:
 
 
 def plan(level: str, imports: tuple[str, ...]) -> Plan:
-    """Find the modules of `imports`; raises SandboxError for one that is not there."""
+    """Finds the modules of `imports`; raises SandboxError for one that is not there."""
     search, visible = paths.import_paths(imports)
     return Plan(level=level, imports=imports, search=tuple(search), visible=tuple(visible))
 
@@ -52,10 +57,10 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """One fork server. One job at a time, from one thread at a time."""
+    """One fork server, which runs one job at a time, for one thread at a time."""
 
     def __init__(self, plan: Plan) -> None:
-        """Nothing runs before `spawn`."""
+        """Keep the settings; nothing runs before `spawn`."""
         self.plan = plan
         self.number = next(_numbers)
         self.host_uid = FIRST_HOST_UID + (os.getpid() * 8 + self.number) % NUM_HOST_UIDS
@@ -67,7 +72,7 @@ class Worker:
 
     @property
     def single_use(self) -> bool:
-        """Is the whole container made anew for each job?"""
+        """Whether the whole container is made anew for each job."""
         return self.plan.level == "bwrap"
 
     def spawn(self) -> None:
@@ -108,7 +113,7 @@ class Worker:
         )  # fmt: skip
 
     def await_ready(self) -> None:
-        """Wait until jobs can come, spawned or not; raises SandboxError with what the fork server says is wrong."""
+        """Wait until jobs can come; raises SandboxError with what the fork server says is wrong."""
         if self.ready:
             return
         if self.process is None:
@@ -121,7 +126,7 @@ class Worker:
         self.ready = True
 
     def _greet(self) -> None:
-        """Hear the new fork server out."""
+        """Talk to the new fork server until it is ready."""
         message = self._hear(START_SECONDS)
         if message == b"unshared":
             self._map_users()
@@ -132,7 +137,7 @@ class Worker:
             self.group.note_base()
 
     def _map_users(self) -> None:
-        """Give the fork server's user namespace its users: as root two, else the only one the kernel lets us map."""
+        """Map the users of the fork server's namespace: two of them as root, else the one that the kernel allows."""
         assert self.process is not None
         folder = Path(f"/proc/{self.process.pid}")
         try:
@@ -181,7 +186,7 @@ class Worker:
             self.control.send(KILL, socket.MSG_NOSIGNAL)
 
     def reply(self) -> Reply:
-        """How the job ended: to be called when `control` is readable; raises WorkerLost."""
+        """Read how the job ended, when `control` is readable; raises WorkerLost."""
         try:
             message = self.control.recv(MESSAGE_BYTES)
         except OSError as error:
@@ -191,11 +196,15 @@ class Worker:
         return Reply.decode(message)
 
     def memory_kills(self) -> int:
-        """Processes killed so far for want of memory, where a cgroup counts them."""
+        """Return how many processes were killed so far for want of memory, where a cgroup counts them."""
         return 0 if self.group is None else self.group.kills()
 
     def stop(self) -> None:
-        """End the fork server and all it has started. It can be spawned again."""
+        """End the fork server and all that it has started. It can be spawned again.
+
+        It sees the end of its socket, and ends. Only if it hangs is it killed: then the kernel ends its jobs, each of
+        which has asked to be killed when its parent ends, or lies in a namespace whose first process has.
+        """
         self.ready = False
         if self.process is not None:
             self.control.close()
@@ -216,12 +225,12 @@ class Worker:
             self.scratch = ""
 
     def hang_up(self) -> None:
-        """Make the fork server end, and whoever waits for a job of it see that it is lost."""
+        """Make the fork server end, so that whoever waits for one of its jobs sees that it is lost."""
         if self.process is not None:
             with suppress(OSError):
                 self.control.shutdown(socket.SHUT_RDWR)
 
     def abandon(self) -> None:
-        """In a child of the process that started it: let go of it, and leave it running."""
+        """Let go of it and leave it running, in a child of the process that started it."""
         if self.process is not None:
             self.control.close()

@@ -1,7 +1,11 @@
-"""The fork server: a clean interpreter that loads modules once, locks itself up once, and then forks every job.
+"""The fork server, a clean interpreter that loads modules once, locks itself up once, and then forks for every job.
 
-It is exec'ed without the caller's environment and descriptors, so that no job inherits anything of the caller's.
-One thread, one job at a time; `sandbox.protocol` is what it hears and says. When the caller is gone, so is this.
+A fork is a copy of the process: it has all modules at once, and whatever it does to them stays its own. But it is a
+copy of everything. So the fork server is exec'ed without the environment and the descriptors of the caller, and holds
+nothing that a job might not have. It also has one thread only: a fork copies no other, and a lock that one of those had
+taken would stay taken in the copy for ever.
+
+It runs one job at a time, and `sandbox.protocol` is what it hears and says. When the caller is gone, so is this.
 """
 
 from __future__ import annotations
@@ -35,25 +39,25 @@ PRELOADED = (
     "heapq", "io", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "traceback",
     "typing", "multiprocessing.resource_tracker",
 )  # fmt: skip
-"""Standard library modules that many programs import, and one that must be told something (see `_candidate`)."""
+"""Modules of the standard library that many programs import, and one that `_candidate` has to change."""
 ENVIRONMENT = {
     "HOME": "/box", "LANG": "C.UTF-8", "PATH": "", "TMPDIR": "/tmp", "USER": "user",
     # Threads of a library in the fork server would not be there after a fork; in a job they would count as processes.
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1",
 }  # fmt: skip
 CHANNEL, LAST_UNUSED = 3, 64
-"""Descriptors in the candidate's process: of a session's socket, and of the fork server's that are closed there."""
+"""In the candidate's process the socket of a session has the first number; from there to the other all are closed."""
 POLL_MS = 50
-"""Between looks at the memory of a job's processes."""
+"""How often the memory of a job's processes is added up, where no cgroup does that."""
 GRACE_SECONDS = 2.0
-"""After its wall limit a job ends even if the caller, who holds the deadline, is stuck."""
+"""So long after its wall limit a job ends even if the caller, who holds the deadline, is stuck."""
 M_ARENA_MAX = -8
 COMPILE, FAILURE = b"C", b"F"
-"""How a report starts: what the candidate's process says before any code of the candidate runs in it."""
+"""What the report begins with that the candidate's process may send before any code of the candidate runs in it."""
 
 
 def load(settings: Settings) -> None:
-    """Import what jobs are to find loaded, and make this process look like one that starts a program."""
+    """Imports what jobs are to find loaded, and makes this process look like one that starts a program."""
     sys.path[:0] = settings.search
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
@@ -74,7 +78,7 @@ class Server:
     """Serves one job after another."""
 
     def __init__(self, control: socket.socket, parent: int, settings: Settings, walls: isolate.Walls) -> None:
-        """`parent` is a pidfd of the caller."""
+        """Keep what all jobs need; `parent` is a pidfd of the caller."""
         self.control, self.parent, self.settings, self.walls = control, parent, settings, walls
         self.own_bytes, _ = self._pages("self")
         self.idle = select.poll()
@@ -82,7 +86,7 @@ class Server:
         self.idle.register(parent, select.POLLIN)
 
     def serve_one(self) -> bool:
-        """Run the next job to its end; False when the caller is gone."""
+        """Run the next job to its end; return False when the caller is gone."""
         if any(fd == self.parent for fd, _ in self.idle.poll()):
             return False
         message, fds, _, _ = socket.recv_fds(self.control, protocol.MESSAGE_BYTES, 8)
@@ -108,6 +112,8 @@ class Server:
                 os.close(fd)
             fds = []
             flags, alive = self._watch(pid, job)
+            # `_watch` has killed what there is of the job, but its id stays taken until we wait for it here, and only
+            # then is known what it used. All else of the job goes in `sweep`, before the next one may start.
             _, status, usage = os.wait4(pid, 0)
             self.walls.sweep()
             reply = _reply(os.read(report_read, protocol.MESSAGE_BYTES), status, flags, usage)
@@ -119,7 +125,11 @@ class Server:
         return alive
 
     def _watch(self, pid: int, job: Job) -> tuple[int, bool]:
-        """Wait for the end of a job or for a reason to end it: flags, and whether the caller still lives."""
+        """Wait for the end of a job, or for a reason to end it; return flags, and whether the caller still lives.
+
+        A pidfd is a descriptor of a process that becomes readable when the process ends. So one poll waits for the end
+        of the job, a word of the caller, and the end of the caller, without signals or a thread.
+        """
         ended = os.pidfd_open(pid)
         poll = select.poll()
         for fd in (ended, self.control, self.parent):
@@ -144,7 +154,7 @@ class Server:
         return flags, alive
 
     def _candidate(self, job: Job, fds: list[int], report: int) -> NoReturn:
-        """The program's process: nothing it could use against us is left when its code starts."""
+        """Be the process of the program; when its code starts, nothing is left that it could use against us."""
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.walls.prepare(job)
@@ -172,7 +182,11 @@ class Server:
         program.run(code)
 
     def _uses_more_than(self, limit: int) -> bool:
-        """Do the processes of the job hold more memory together? What is resident, which is cheap, bounds the sum."""
+        """Whether the processes of the job hold more memory together.
+
+        What is resident is quickly read, but counts pages that are shared with us or each other several times. Only if
+        that is too much are the proportional shares added up, which takes the kernel longer.
+        """
         pids = list(isolate.descendants(os.getpid()))
         if sum(self._pages(pid)[1] for pid in pids) <= limit:
             return False
@@ -185,7 +199,7 @@ class Server:
 
     @staticmethod
     def _pages(pid: int | str) -> tuple[int, int]:
-        """Bytes mapped and bytes resident of a process, 0 when it is gone."""
+        """Return how many bytes of a process are mapped and how many resident, 0 if it is gone."""
         with suppress(OSError), open(f"/proc/{pid}/statm", "rb") as file:
             size, resident, *_ = map(int, file.read().split())
             return size * resource.getpagesize(), resident * resource.getpagesize()
@@ -203,7 +217,7 @@ def _reply(report: bytes, status: int, flags: int, usage: resource.struct_rusage
 
 
 def main() -> NoReturn:
-    """Serve until the caller closes the control socket or ends."""
+    """Serves until the caller closes the control socket or ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # also the init's, which shares our memory and must run no handler
     control = socket.socket(fileno=int(sys.argv[1]))
     parent = os.pidfd_open(os.getppid())
@@ -215,6 +229,8 @@ def main() -> NoReturn:
     except (OSError, ImportError) as error:
         control.send(f"error {type(error).__name__}: {error}".encode())
         os._exit(1)
+    # What is loaded now will not be garbage. Without `freeze` the first collection in each job would write to the
+    # header of every object, and so copy every page that the job shares with us.
     gc.collect()
     gc.freeze()
     server = Server(control, parent, settings, walls)

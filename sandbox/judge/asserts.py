@@ -1,6 +1,6 @@
-"""Judging a program by a benchmark's tests: HumanEval's `check(candidate)`, MBPP's lines of `assert f(x) == y`.
+"""Judges a program by the tests of a benchmark, such as HumanEval's `check(candidate)` or MBPP's lines of `assert`.
 
-An assert that is calls of the candidate inside a small expression is taken apart: the candidate gets the arguments, and
+An assert with calls of the candidate inside a small expression is taken apart: the candidate gets the arguments, and
 what it returns is put into the expression here. Any other test (loops, random inputs, helper functions) runs as it is
 in a second sandboxed process, the tester, where the function is a proxy: arguments and values pass through here as
 data. So the candidate never shares a process with a test, and never sees what it expects.
@@ -38,6 +38,9 @@ from sandbox.judge.plan import Plan, Split, Whole, plan
 from sandbox.result import JobEnded, Limits
 from sandbox.session import Session
 
+TESTER_BYTES = 2 << 20
+"""How long an answer to the tester may be beyond `output_kb`, for what is expected is worked out there."""
+
 
 def asserts(
     box: Sandbox,
@@ -48,7 +51,7 @@ def asserts(
     *,
     fail_fast: bool = True,
 ) -> Verdict:
-    """Run trusted test source on the function `entry_point` of a program.
+    """Runs trusted test source on the function `entry_point` of a program.
 
     The strings are read as one test module, one after another: imports and helpers of one serve the next. A function
     `check` is called with the candidate. A name that no test defines is the candidate's. Each assert that can be taken
@@ -64,19 +67,18 @@ def asserts(
 
 
 def _longest_answer(tests: Plan, entry_point: str) -> int:
-    """Bytes that an answer may need. What the tester works out is not known here: its tests get a round number."""
+    """Returns the bytes that an answer may need, as far as the tests say it without being run."""
     values: list[Any] = []
-    if any(isinstance(case, Whole) for case in tests.cases):
-        values.append(" " * wire.MAX_BYTES)
     for case in tests.cases:
         for part in constants(case.test, entry_point) if isinstance(case, Split) else ():
             with suppress(*FAILURES):
                 values.append(constant(part))
-    return longest(values)
+    has_whole = any(isinstance(case, Whole) for case in tests.cases)
+    return max(longest(values), TESTER_BYTES if has_whole else 0)
 
 
 class _Run:
-    """One submission: its cases, and the tester from the first test that needs it."""
+    """One submission, with its cases and, from the first test that needs it, the tester."""
 
     def __init__(self, box: Sandbox, entry_point: str, limits: Limits, stack: ExitStack) -> None:
         self.box, self.entry_point, self.limits, self.stack = box, entry_point, limits, stack
@@ -121,7 +123,7 @@ class _Run:
             args = [constant(arg) for arg in call.args]
             kwargs = {str(keyword.arg): constant(keyword.value) for keyword in call.keywords}
             return ask(session, *before, "call", self.entry_point, None, args, kwargs)
-        # Arguments are no secret: what is no plain data is built where the candidate's classes are.
+        # Arguments are not secret: those that are not plain data are built where the candidate's classes are.
         return ask(session, *before, "eval", self.entry_point, ast.unparse(call))
 
     def _whole(self, case: Whole, session: Session) -> None:
@@ -137,7 +139,8 @@ class _Run:
             has_asked = True
             function, args, kwargs = answer[1:]
             try:
-                reply = wire.dumps(("value", ask(session, "call", function, None, args, kwargs)), wire.ANSWER_BYTES)
+                value = ask(session, "call", function, None, args, kwargs, max_bytes=wire.ANSWER_BYTES)
+                reply = wire.dumps(("value", value), wire.ANSWER_BYTES)
             except Raised as error:  # which the test may expect
                 reply = wire.dumps(("raised", error.name, error.text))
             except (CaseFailed, TestsError, wire.WireError) as error:  # what it passes on may be the candidate's data
@@ -162,7 +165,8 @@ class _Run:
         try:
             if self.tester is None:
                 left = max(self.limits.wall - (time.monotonic() - self.started), 0.1)
-                limits = replace(self.limits, wall=left)
+                # A test is trusted, so the arguments that it passes on may be as long as anything that can cross.
+                limits = replace(self.limits, wall=left, output_kb=wire.ANSWER_BYTES // 1024)
                 self.tester = self.stack.enter_context(self.box.session("", limits=limits, second=True))
             return wire.loads(self.tester.exchange(message), wire.ANSWER_BYTES)
         except JobEnded as end:

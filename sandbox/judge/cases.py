@@ -1,4 +1,4 @@
-"""Judging a program case by case: by what it prints, or by what its function returns."""
+"""Judges a program case by case, by what it prints or by what its function returns."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sandbox.result import ExecResult, JobEnded, Limits, SandboxError, SandboxUn
 from sandbox.session import Session
 
 MAX_SHOWN = 200
-"""Characters of a value in a detail."""
+"""How many characters of a value a detail shows."""
 FAILURES = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
-"""What a comparison with the candidate's value can raise; the case fails, as under plain Python."""
+"""What a comparison with the candidate's value can raise; the case fails then, as under plain Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,16 @@ class Verdict:
     """correct, wrong, unsupported_value, or what ended the process: timeout, memory, output_limit, crashed (a signal),
     exited, compile_error; infra (the sandbox failed), untestable (the test cannot be run)."""
     passed: bool | None
-    """None: nothing can be said of the program, for the sandbox or the test itself failed."""
+    """None if nothing can be said of the program, because the sandbox or the test itself failed."""
     detail: str = ""
-    """On the first case that failed."""
+    """What is known of the first case that failed."""
     num_passed: int = 0
-    """With `fail_fast`, only cases before the first that failed."""
+    """How many cases passed; with `fail_fast` only those before the first that failed."""
     num_cases: int = 0
 
 
 class TestsError(ValueError):
-    """Tests that cannot be run, or that no program could fail; no program is judged by them."""
+    """The tests cannot be run, or no program could fail them, so no program is judged by them."""
 
     __test__ = False  # pytest takes a name that starts with Test for a test
 
@@ -62,7 +62,7 @@ class Raised(CaseFailed):
 
 
 class Unjudged(Exception):
-    """No fault of the candidate: the test cannot be run (`untestable`), or the sandbox fails (`infra`)."""
+    """The candidate is not at fault: the test cannot be run (`untestable`), or the sandbox fails (`infra`)."""
 
     def __init__(self, status: str, detail: str) -> None:
         super().__init__(status, detail)
@@ -70,7 +70,7 @@ class Unjudged(Exception):
 
 
 Case = Callable[[Session], None]
-"""Puts one case to a running candidate; raises CaseFailed, Unjudged or JobEnded."""
+"""A function that puts one case to a running candidate; it raises CaseFailed, Unjudged or JobEnded."""
 
 
 def stdio(
@@ -83,7 +83,7 @@ def stdio(
     case_seconds: float = math.inf,
     fail_fast: bool = True,
 ) -> Verdict:
-    """Run a program once per case `{"stdin": str, "stdout": str}` and compare what it prints.
+    """Runs a program once per case `{"stdin": str, "stdout": str}` and compares what it prints.
 
     Blanks at the ends of lines and newlines at the end do not count; `equal(printed, expected)` decides about what is
     left of each line. `limits.wall` (seconds) bounds all cases together, `case_seconds` and the other limits each run;
@@ -126,7 +126,7 @@ def calls(
     case_seconds: float = math.inf,
     fail_fast: bool = True,
 ) -> Verdict:
-    """Call a program's function, or a method of a new `class_name()` each time, and compare what it returns.
+    """Calls a program's function, or a method of a new `class_name()` each time, and compares what it returns.
 
     `calls` are `{"args": [...], "kwargs": {...}, "expected": value}`; `equal(returned, expected)` decides, by default
     as Python but with a tuple for a list. All run in one process, within `limits.wall` seconds, each within
@@ -147,12 +147,12 @@ def calls(
 
 
 def with_room(limits: Limits, num_bytes: int) -> Limits:
-    """Limits by which a program may print or answer `num_bytes`, what is expected of it, and `output_kb` more."""
+    """Returns limits that let a program print or answer `num_bytes`, as is expected of it, and `output_kb` more."""
     return replace(limits, output_kb=limits.output_kb + math.ceil(num_bytes / 1024))
 
 
 def longest(values: Iterable[Any]) -> int:
-    """Bytes of the longest answer that gives one of these values; raises TestsError for one that no answer can give."""
+    """Returns the size of the longest of these values as an answer; raises TestsError for one that is too long."""
     sizes = [0]
     for value in values:
         try:
@@ -167,10 +167,10 @@ def longest(values: Iterable[Any]) -> int:
 def in_session(
     box: Sandbox, code: str, cases: Sequence[Case], limits: Limits, fail_fast: bool, *, with_tester: bool = False
 ) -> Verdict:
-    """Put every case to one running candidate, then let it end: a bad end fails what it answered rightly.
+    """Puts every case to one running candidate and then lets it end; a bad end fails what it answered rightly.
 
-    When the sandbox itself fails, all of it is tried once more. `with_tester`: cases need a second session, whose
-    worker starts before the candidate and not on its time.
+    If the sandbox itself fails, all of it is tried once more. `with_tester` says that cases need a second session,
+    whose worker starts before the candidate does, and so not on its time.
     """
     verdict = _attempt(box, code, cases, limits, fail_fast, with_tester)
     return _attempt(box, code, cases, limits, fail_fast, with_tester) if verdict.status == "infra" else verdict
@@ -212,7 +212,7 @@ def _attempt(
 
 
 def tally(first: CaseFailed | None, num_passed: int, num_cases: int) -> Verdict:
-    """The verdict when `first` is the first failure."""
+    """Returns the verdict when `first` is the first failure."""
     return Verdict(
         status=first.status if first else "correct",
         passed=first is None and num_passed == num_cases,
@@ -222,13 +222,13 @@ def tally(first: CaseFailed | None, num_passed: int, num_cases: int) -> Verdict:
     )
 
 
-def ask(session: Session, *request: Any, seconds: float = math.inf) -> Any:
-    """The value that the candidate answers with; raises CaseFailed if it raises or answers with no plain data.
+def ask(session: Session, *request: Any, seconds: float = math.inf, max_bytes: int = wire.MAX_BYTES) -> Any:
+    """Returns what the candidate answers; raises CaseFailed if it raises, or if that is not plain data.
 
     Raises TestsError if the request itself cannot cross.
     """
     try:
-        message = wire.dumps(request)
+        message = wire.dumps(request, max_bytes)
     except wire.WireError as error:
         raise TestsError(f"a test cannot be put to a program: {error}") from None
     try:
@@ -246,7 +246,7 @@ def ask(session: Session, *request: Any, seconds: float = math.inf) -> Any:
 
 
 def ended(result: ExecResult) -> CaseFailed:
-    """Why a process that ended before its last answer, or badly after it, fails."""
+    """Says why a process fails that ended before its last answer, or badly after it."""
     status = "exited" if result.status == "ok" else result.status
     known = {"exit code": result.exit_code, "signal": result.signal}
     parts = [f"{name} {number}" for name, number in known.items() if number is not None]
@@ -255,7 +255,7 @@ def ended(result: ExecResult) -> CaseFailed:
 
 
 def shown(value: Any, text: Callable[[Any], str] = repr) -> str:
-    """A value for a detail, cut."""
+    """Returns a value as a text for a detail, not all of it if it is long."""
     try:
         shown = text(value)
     except (ValueError, RecursionError):  # an integer above 4,300 digits; nested deeply

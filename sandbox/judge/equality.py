@@ -1,4 +1,4 @@
-"""When what a program gives counts as what is expected: values as JSON has them, and numbers as contests judge them."""
+"""Decides whether what a program gives is what is expected, for values as JSON has them, and numbers as in contests."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ _INTEGER = re.compile(r"[-+]?[0-9]+")
 def equal(returned: Any, expected: Any, same: Callable[[Any, Any], bool] = operator.eq) -> bool:
     """Whether a value is the expected one, but that a tuple may stand where a list is expected, at any depth.
 
-    What is expected mostly comes from JSON, which has no tuples. `same` decides about what is in the containers.
+    What is expected mostly comes from JSON, which has no tuples. `same` may take more for equal than Python does; it
+    decides about what is in the containers.
     """
+    return bool(returned == expected) or _matches(returned, expected, same)
+
+
+def _matches(returned: Any, expected: Any, same: Callable[[Any, Any], bool]) -> bool:
     if isinstance(expected, list) and isinstance(returned, list | tuple):
-        return len(returned) == len(expected) and all(
-            equal(one, other, same) for one, other in zip(returned, expected, strict=True)
-        )
+        pairs = zip(returned, expected, strict=False)
+        return len(returned) == len(expected) and all(_matches(one, other, same) for one, other in pairs)
     if isinstance(expected, dict) and isinstance(returned, dict):
-        return returned.keys() == expected.keys() and all(
-            equal(returned[key], value, same) for key, value in expected.items()
-        )
+        pairs = ((returned[key], value) for key, value in expected.items())
+        return returned.keys() == expected.keys() and all(_matches(one, other, same) for one, other in pairs)
     return bool(same(returned, expected))
 
 
 def close(returned: Any, expected: Any) -> bool:
-    """`==`, but that a float may be nearly what is expected; for `equal`.
+    """Compares as `==` does, but that a float may be nearly what is expected; it is meant for `equal`.
 
     Where an integer is expected only the absolute difference counts: 1000000007.3 is not 1000000007.
     """

@@ -1,7 +1,7 @@
-"""The part of a test that is evaluated here: what surrounds a call of the candidate, `abs(f(1.5) - 0.5) < 1e-6`.
+"""Evaluates the part of a test that surrounds a call of the candidate, as in `abs(f(1.5) - 0.5) < 1e-6`.
 
-An interpreter of few expressions, not eval: a test is trusted, the value in it is not, and none of these takes more
-than about linear time in the size of that value. Whatever is missing here runs in the tester instead.
+It interprets a few kinds of expressions, and is not eval: a test is trusted, but the value in it is not, and none of
+these takes much more than linear time in the size of that value. Whatever is missing here runs in the tester instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from sandbox import wire
 
 Ask = Callable[[ast.Call, str], Any]
-"""Puts a call to the candidate; with a name, gets what that builtin function makes of the value there."""
+"""A function that puts a call to the candidate; with a name it gets what that builtin function makes of the value."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Eq: operator.eq,
@@ -65,7 +65,7 @@ _THROUGH = {
     "all": "all", "any": "any", "frozenset": "list", "len": "len", "list": "list", "set": "list", "sorted": "sorted",
     "sum": "sum", "tuple": "tuple",
 }  # fmt: skip
-"""Around a call, what is applied where the value is: a range, a generator, a deque cannot cross, their elements can."""
+"""What is applied where the value is if it stands around a call: a range cannot cross, but its elements can."""
 _KEYWORDS = ("rel_tol", "abs_tol", "reverse")
 _CONTAINERS: dict[type[ast.AST], Callable[[list[Any]], Any]] = {ast.List: list, ast.Tuple: tuple}
 
@@ -78,7 +78,7 @@ def is_candidate(node: ast.AST, function: str) -> bool:
 
 
 def asks(node: ast.AST, function: str) -> bool:
-    """Whether there is a call of the candidate in it."""
+    """Whether there is a call of the candidate in a node."""
     return any(is_candidate(child, function) for child in ast.walk(node))
 
 
@@ -116,7 +116,7 @@ def can_evaluate(node: ast.AST | None, function: str) -> bool:
 
 
 def evaluate(node: ast.AST, function: str, ask: Ask) -> Any:
-    """The value of an expression that `can_evaluate` accepts, in Python's order; raises what Python would raise."""
+    """Returns the value of an expression that `can_evaluate` accepts, in Python's order; raises what Python would."""
 
     def value(part: ast.AST) -> Any:
         return evaluate(part, function, ask)
@@ -164,12 +164,12 @@ def evaluate(node: ast.AST, function: str, ask: Ask) -> Any:
 
 
 def constant(node: ast.AST) -> Any:
-    """The value of an expression that asks nothing."""
+    """Returns the value of an expression that asks the candidate nothing."""
     return evaluate(node, "", _no_candidate)
 
 
 def constants(node: ast.AST, function: str) -> Iterator[ast.expr]:
-    """The parts of an expression that are the test's own: each as large as can be without a call of the candidate."""
+    """Yields the parts of an expression that are the test's own, each as large as it can be without asking."""
     if isinstance(node, ast.expr) and not asks(node, function) and can_evaluate(node, function):
         yield node
         return

@@ -1,4 +1,4 @@
-"""Reading a benchmark's tests: which asserts can be taken apart, and what the others need."""
+"""Reads the tests of a benchmark, to say which asserts can be taken apart, and what the others need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Split:
     """An assert that is evaluated here, around calls of the candidate."""
 
     test: ast.expr
-    """In it the candidate has its own name, not `candidate`."""
+    """What has to hold; the candidate has its own name in it, not `candidate`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Whole:
     imports: list[str]
     """Modules that it takes for imported: `sys.getsizeof(...)`."""
     remotes: list[str]
-    """Names that must be the candidate's, for no test defines them."""
+    """Names that must be the candidate's, because no test defines them."""
     runner: str = ""
     """What a test runner does after it: `check(candidate)`."""
     as_script: bool = True
@@ -67,7 +67,7 @@ class Plan:
 
 
 def plan(asserts: Sequence[str], entry_point: str) -> Plan:
-    """Read the strings as one module.
+    """Reads the strings as one module.
 
     Raises TestsError if one cannot be parsed, if nothing in them can fail, if they never call the candidate, or if they
     define or import its name themselves.
@@ -108,7 +108,7 @@ def _plan(asserts: tuple[str, ...], entry_point: str) -> Plan:
 
 
 def _check_name(trees: Sequence[ast.Module], entry_point: str) -> None:
-    """Refuse tests that have a function of that name: what is asked of the candidate could be meant for theirs."""
+    """Refuses tests that have a function of that name, which they may mean where we would ask the candidate."""
     kept = [statement for tree in trees for statement in [*tree.body, *body(tree)]]
     found = [node for statement in kept for node in _outside_functions(statement)]
     if any(entry_point in _bound_by(node) for node in found if isinstance(node, (*_DEFINITIONS, *_IMPORTS))):
@@ -131,26 +131,26 @@ def _parse(index: int, source: str) -> ast.Module:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What has to be known of all strings to read one of them."""
+    """Knows what has to be known of all strings to read one of them."""
 
     entry_point: str
     defined: Definitions
     renamed: Mapping[str, str]
 
     def aliases(self, tree: ast.Module) -> set[str]:
-        """Names by which tests call the candidate."""
+        """Return the names by which tests call the candidate."""
         arguments = [argument.arg for entry in entries(tree) for argument in entry.args.args[:1]]
         return {self.entry_point, "candidate", *arguments}
 
     def asks(self, nodes: Iterable[ast.AST], tree: ast.Module) -> bool:
-        """Whether these nodes use the candidate at all, under whatever name; to name it in a line is no use."""
+        """Whether these nodes use the candidate, under whatever name; a line that only names it does not."""
         aliases = self.aliases(tree)
         idle = {id(statement.value) for statement in body(tree) if isinstance(statement, ast.Expr)}
         names = [node for node in nodes if isinstance(node, ast.Name) and node.id in aliases and id(node) not in idle]
         return bool(names) or any(isinstance(n, ast.Attribute) and n.attr == self.entry_point for n in nodes)
 
     def asserted(self, tree: ast.Module) -> list[ast.expr]:
-        """What a string of tests asserts, if that is all it does and all of it can be taken apart; else nothing."""
+        """Return what a string of tests asserts, if that is all it does and can be taken apart, or else nothing."""
         statements = body(tree)
         others = [statement for statement in statements if not isinstance(statement, ast.Assert)]
         if test_cases(tree) or not all(isinstance(s, _SKIPPED) or _is_idle(s) for s in others):
@@ -177,7 +177,7 @@ class _Renamed(ast.NodeTransformer):
 def _inputs(
     tests: list[ast.expr], entry_point: str, module: list[ast.stmt], bound: frozenset[str]
 ) -> list[ast.stmt] | None:
-    """The statements that build the candidate's arguments; None if those are for the tests themselves to build."""
+    """Returns the statements that build the candidate's arguments, or None if the tests have to build them."""
     nodes = [node for test in tests for node in ast.walk(test) if isinstance(node, ast.Call)]
     calls = [node for node in nodes if is_candidate(node, entry_point)]
     values = [value for call in calls for value in [*call.args, *(keyword.value for keyword in call.keywords)]]
@@ -197,7 +197,7 @@ def _inputs(
 
 
 def _unpacked(statement: ast.stmt) -> list[ast.stmt]:
-    """`a, b = 1, 2` as two statements, where that means the same."""
+    """Returns `a, b = 1, 2` as two statements, where that means the same."""
     match statement:
         case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(values):
             names = {target.id for target in targets if isinstance(target, ast.Name)}
@@ -234,7 +234,7 @@ def _whole(setup: Sequence[str | ast.stmt], source: str, tree: ast.Module, defin
 
 
 def _is_idle(node: ast.stmt) -> bool:
-    """A docstring, or a name that nobody calls."""
+    """Whether a statement does nothing, as a docstring, or a name that nobody calls."""
     return isinstance(node, ast.Expr) and isinstance(node.value, (ast.Constant, ast.Name))
 
 
@@ -244,9 +244,9 @@ def _loaded(nodes: Iterable[ast.AST]) -> frozenset[str]:
 
 
 def bound_names(tree: ast.AST) -> set[str]:
-    """Every name that is assigned, defined, imported or a parameter anywhere in it.
+    """Returns every name that is assigned, defined, imported or a parameter anywhere in a tree.
 
-    What comes `from solution import ...` is the candidate's.
+    Names that come `from solution import ...` are left out: they are the candidate's.
     """
     return {name for node in ast.walk(tree) for name in _bound_by(node)}
 
@@ -267,7 +267,7 @@ def _bound_by(node: ast.AST) -> list[str]:
 
 
 def _targets(statement: ast.stmt) -> set[str]:
-    """Names that an assignment makes or changes: `root` in `root.left = ...`."""
+    """Returns the names that an assignment makes or changes, such as `root` in `root.left = ...`."""
     match statement:
         case ast.Assign(targets=targets):
             pass

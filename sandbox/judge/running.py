@@ -1,4 +1,4 @@
-"""Which code of a benchmark's tests runs, and whether any of it can fail.
+"""Finds out which code of a benchmark's tests runs, and whether any of it can fail.
 
 Tests assert in many ways: by `assert`, in a helper that a loop calls, by `np.testing.assert_allclose`, in the methods
 of a TestCase. A test that asserts in none would pass any program, so that must be told before a program is judged by
@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definitions = Mapping[str, Sequence[Function | ast.ClassDef]]
-"""Functions and classes by name, those inside others, too: a method is found by the name in `self.method()`."""
+"""Functions and classes by name, those inside others as well: a method is found by the name in `self.method()`."""
 
 _RUNNERS = ("pytest.main", "unittest.main")
 _ASSERTING = re.compile(r"_*assert|fail(?:If|Unless)|(?:fail|raises|exit|_exit|quit|abort|eq_|ok_)$")
-"""How the functions are called by which libraries for tests fail: assertEqual, assert_allclose, pytest.raises."""
+"""The names of functions by which libraries for tests fail, such as assertEqual, assert_allclose, pytest.raises."""
 _FIXTURES = ("setUp", "tearDown", "setUpClass", "tearDownClass")
 
 
 def definitions(trees: Iterable[ast.Module]) -> Definitions:
-    """Everything that the tests define."""
+    """Returns everything that the tests define."""
     found: dict[str, list[Function | ast.ClassDef]] = {}
     for tree in trees:
         for node in ast.walk(tree):
@@ -32,14 +32,14 @@ def definitions(trees: Iterable[ast.Module]) -> Definitions:
 
 
 def entries(tree: ast.Module) -> list[ast.FunctionDef]:
-    """Functions that a test runner calls: HumanEval's `check(candidate)`, pytest's `test_...()`."""
+    """Returns the functions that a test runner calls: HumanEval's `check(candidate)`, pytest's `test_...()`."""
     wanted = {"check": 1}
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return [node for node in found if _num_required(node) == wanted.get(node.name, 0 if _is_test(node) else None)]
 
 
 def test_cases(tree: ast.Module) -> list[ast.ClassDef]:
-    """Classes whose methods a test runner calls: those of unittest, but not one that has no tests."""
+    """Returns the classes whose methods a test runner calls: those of unittest which have tests."""
     names = {"TestCase", "IsolatedAsyncioTestCase"}
     found = []
     for node in tree.body:
@@ -55,7 +55,7 @@ def is_script(tree: ast.Module) -> bool:
 
 
 def body(tree: ast.Module) -> list[ast.stmt]:
-    """The statements in the order in which they run; those of functions that a runner calls come last."""
+    """Returns the statements in the order in which they run; those of functions that a runner calls come last."""
     called = entries(tree)
     outer: list[ast.stmt] = []
     for node in tree.body:
@@ -69,7 +69,7 @@ def body(tree: ast.Module) -> list[ast.stmt]:
 
 
 def is_runner(node: ast.stmt, tree: ast.Module) -> bool:
-    """A statement that does what a runner does here anyway: `check(f)`, `unittest.main()`."""
+    """Whether a statement does what is done here anyway, as `check(f)` and `unittest.main()` do."""
     if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
         return False
     called = ast.unparse(node.value.func)
@@ -77,7 +77,7 @@ def is_runner(node: ast.stmt, tree: ast.Module) -> bool:
 
 
 def running(statements: Iterable[ast.AST], defined: Definitions) -> list[ast.AST]:
-    """Every node of the code that runs with these statements.
+    """Returns every node of the code that runs with these statements.
 
     The body of a function counts from where its name is used, also if that is not a call: `map(verify, cases)` calls
     it, too. So a little more may count than what runs, but a function that nothing names never does.
@@ -112,13 +112,13 @@ def can_fail(nodes: Iterable[ast.AST], defined: Definitions, renamed: Mapping[st
 
 
 def renamed_imports(trees: Iterable[ast.Module]) -> dict[str, str]:
-    """What `import ... as name` stands for."""
+    """Returns what each name stands for that an `import ... as name` gives."""
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {alias.asname: alias.name for node in nodes for alias in node.names if alias.asname}
 
 
 def _last_name(node: ast.AST) -> str:
-    """`assertEqual` of `self.assertEqual`, and of a call of it; "" for what has no name or gets one."""
+    """Returns the name that a node reads, such as `assertEqual` of `self.assertEqual`; "" if it reads none."""
     match node:
         case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name):
             return name
@@ -126,7 +126,7 @@ def _last_name(node: ast.AST) -> str:
 
 
 def _bodies(definition: Function | ast.ClassDef) -> list[ast.stmt]:
-    """What runs when a function is called or an object made and used: of a class, the methods that nobody names."""
+    """Returns what runs when a function is called or, of a class, without its methods being named."""
     if isinstance(definition, Function):
         return definition.body
     methods = [node for node in definition.body if isinstance(node, Function) and node.name.startswith("__")]
@@ -134,7 +134,7 @@ def _bodies(definition: Function | ast.ClassDef) -> list[ast.stmt]:
 
 
 def _num_required(function: ast.FunctionDef) -> int:
-    """Arguments that a call must give; -1 where some of them must be given by name."""
+    """Returns how many arguments a call must give, -1 if some of them must be given by name."""
     arguments = function.args
     if any(default is None for default in arguments.kw_defaults):
         return -1

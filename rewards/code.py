@@ -1,10 +1,10 @@
-"""The answer is a program: the reward that runs it on the row's tests in a sandbox, and judges it outside.
+"""The reward for answers that are programs, which are run on the tests of the row in a sandbox, and judged outside.
 
     rewards.load("code")([Sample("...", "<answer>\ndef double(x): return 2 * x\n</answer>", meta={"test_list": [...]})])
 
-The program is the last ```python block of the answer or, where there is none, all of an `<answer>`; text outside of
-both is a program only where it continues the source of the task. `rewards.extract` says where an answer stands.
-What is not covered: other languages.
+The program is a ```python block of the answer (`find_program` says which) or, if there is none, all of an `<answer>`;
+text outside of both is a program only where it continues the source of the task. `rewards.extract` says where an answer
+stands. What is not covered: other languages.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from sandbox.judge import TestsError, Verdict, asserts, calls, close, same_line,
 
 Score = Literal["all", "fraction"]
 Compare = Literal["numbers", "exact"]
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading the tests of a row may raise, which can hold anything."""
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What the reading of a row may raise, for a row can hold anything."""
 
 
 class CodeVerifier:
-    """1 if the completion's program passes the row's tests, else 0; None only if nothing can be said.
+    """Gives 1 if the completion's program passes the row's tests and 0 if not; None only if nothing can be said.
 
-    `score="fraction"` gives the share of cases that pass. Reasons: correct, wrong, no_code, timeout, memory, crashed,
-    exited, output_limit, compile_error, unsupported_value; without a value no_tests (none, or none that can be read),
-    untestable (a test that passes on no plain data) and infra.
+    `score="fraction"` gives the share of cases that pass. The reasons are correct, wrong, no_code, timeout, memory,
+    crashed, exited, output_limit, compile_error and unsupported_value; without a value they are no_tests (there are
+    none, or none that can be read), untestable (a test that fails whatever the program does) and infra.
 
-    `logs` hold the detail, the number of cases and how many passed ("all" stops at the first that does not).
+    `logs` hold the detail, the number of cases, and how many passed, where "all" stops at the first that does not.
     """
 
     independent = True
@@ -58,14 +58,14 @@ class CodeVerifier:
         url: str = "",
         allow_unsafe: bool = False,
     ) -> None:
-        """Check the settings; `wall` is seconds for all cases of one program. Raises RewardError.
+        """Check the settings; raises RewardError.
 
-        Each case also has the row's own time limit. `compare="numbers"` takes a float for right that is nearly what is
-        expected, printed or returned, as the judges of contests do; "exact" does not. `output_kb` is how much a program
-        may print beyond what is expected.
+        All cases of one program together have `wall` seconds, and each has the row's own time limit. With
+        `compare="numbers"` a float that is printed or returned need only be nearly what is expected, as the judges of
+        contests have it; with "exact" it has to be that. A program may print `output_kb` beyond what is expected.
 
-        `level`, `workers`, `imports`, `url` and `allow_unsafe` are `sandbox.Sandbox`'s, which starts at the first call.
-        Level `remote` judges rows with stdin and stdout; for others its call raises SandboxError.
+        `level`, `workers`, `imports`, `url` and `allow_unsafe` go to `sandbox.Sandbox`, which starts at the first call.
+        Level `remote` judges rows with stdin and stdout; for other rows a call raises SandboxError.
         """
         if level not in ("auto", *levels.LEVELS):
             raise RewardError(f"reward 'code': level={level!r}; it is auto or one of {', '.join(levels.LEVELS)}")
@@ -91,13 +91,16 @@ class CodeVerifier:
         self._forget()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge every sample, in order, `workers` at a time; raises SandboxError if no sandbox can be had."""
+        """Judge the samples, `workers` at a time, and return their rewards in order.
+
+        Raises SandboxError if no sandbox can be had.
+        """
         box = self._open()
         with ThreadPoolExecutor(self.workers) as threads:
             return list(threads.map(functools.partial(self._reward, box), samples))
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError if no row has tests; a row without any among others has no verdict."""
+        """Raise RewardError if no row has tests; if only some have none, these get no verdict."""
         if samples and not any(_has_tests(sample) for sample in samples):
             raise RewardError(
                 f"reward 'code': none of {len(samples)} rows has tests (columns of the first: "
@@ -131,7 +134,7 @@ class CodeVerifier:
         return functools.partial(CodeVerifier, **settings), ()
 
     def _forget(self) -> None:
-        """Start without a sandbox; after a fork the one there is stays the parent's, and a thread may hold its lock."""
+        """Be without a sandbox; after a fork the one at hand is the parent's, whose threads may hold its lock."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._box: Sandbox | None = None
@@ -163,7 +166,7 @@ class CodeVerifier:
             return Reward(0.0, "no_code")
         try:
             verdict = self._judge(box, code, tests)
-        except TestsError as error:  # they assert nothing, or are no Python
+        except TestsError as error:  # they assert nothing, or cannot be parsed
             return Reward(None, "no_tests", logs={"detail": str(error)})
         logs = {"detail": verdict.detail, "num_passed": verdict.num_passed, "num_cases": verdict.num_cases}
         if verdict.passed is None:
@@ -195,7 +198,7 @@ def _has_tests(sample: Sample) -> bool:
 
 
 def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool = False) -> str | None:
-    """The program in a completion, with what stands before it in the task; None if there is none.
+    """Returns the program in a completion, with what stands before it in the task; None if there is none.
 
     It is looked for after the last `</think>`, in the `<answer>` if there is one. Of several ```python blocks the last
     counts that defines the function which the tests name or, for a task with stdin, that reads it; if none does, the
@@ -217,7 +220,7 @@ def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool
 
 
 def _is_meant(tests: Stdio | Calls | Asserts) -> Callable[[str], bool]:
-    """What a block must have to be the program, and not an example of how to call it or of what it prints."""
+    """Tells the block of the program from examples of how it is called, or of what it prints."""
     match tests:
         case Stdio():
             return reads_input
@@ -226,7 +229,7 @@ def _is_meant(tests: Stdio | Calls | Asserts) -> Callable[[str], bool]:
 
 
 def _continued(prompt: str, entry_point: str, code: str) -> str:
-    """The task's source with `code` as the function's body, or in place of the function."""
+    """Returns the task's source with `code` as the function's body, or in place of the function."""
     if _imports_future(code):  # which must come first; a program that does so is a whole one
         return code
     if not _definition(code, entry_point):

@@ -1,4 +1,4 @@
-"""Reading the tests in a dataset's row, whichever of the usual forms they have.
+"""Reads the tests in a row of a dataset, whichever of the usual forms they have.
 
     HumanEval               prompt, entry_point, test (source with `check(candidate)`)
     MBPP                    test_list, test_setup_code or test_imports, challenge_test_list
@@ -35,7 +35,7 @@ _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(ms|milli)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stdio:
-    """A whole program: what it reads and prints."""
+    """Tests of a whole program, by what it reads and prints."""
 
     cases: Sequence[Mapping[str, str]]
     case_seconds: float = math.inf
@@ -44,17 +44,17 @@ class Stdio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
-    """A function: what it gets and returns, as JSON knows it."""
+    """Tests of a function, by what it gets and returns, as JSON has it."""
 
     function: str
     calls: Sequence[Mapping[str, Any]]
     wrapped: bool
-    """An expected `[x]` may also mean `x`, and text the value that it is as JSON: APPS and TACO have all of these."""
+    """Whether an expected `[x]` may also mean `x`, and a text its value as JSON: APPS and TACO have all of these."""
     case_seconds: float = math.inf
     """The row's own limit for each call."""
 
     def equal(self, returned: Any, expected: Any, same: Callable[[Any, Any], bool] = operator.eq) -> bool:
-        """Whether a value is the expected one, for which JSON has no tuples, and only text as keys.
+        """Whether a value is the expected one, though JSON has no tuples and only text for keys.
 
         `same` decides about what is in the containers.
         """
@@ -69,16 +69,16 @@ class Calls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asserts:
-    """A function: source that tests it."""
+    """Tests of a function, by source that calls it."""
 
     entry_point: str
     asserts: Sequence[str]
     prompt: str = ""
-    """Source that the completion continues, if it is one."""
+    """The source that the completion continues, if the task is given as one."""
 
 
 def read_tests(row: Mapping[str, Any]) -> Stdio | Calls | Asserts | None:
-    """The tests of a row, None if it has none; raises ValueError naming the column that cannot be read."""
+    """Returns the tests of a row, or None if it has none; raises ValueError naming a column that cannot be read."""
     if isinstance(row.get("test"), str) and row.get("entry_point"):
         prompt = _source(row.get("prompt"), row["entry_point"])
         return Asserts(
@@ -134,7 +134,7 @@ def _cases(row: Mapping[str, Any], column: str) -> list[Mapping[str, Any]]:
 
 
 def _seconds(row: Mapping[str, Any]) -> float:
-    """The time limit for each case, infinite if there is none."""
+    """Returns the time limit for each case, which is infinite if there is none."""
     limit = row.get("time_limit")
     if isinstance(limit, str) and limit.strip().startswith("{"):
         limit = _value(row, "time_limit")
@@ -164,14 +164,14 @@ def _text(value: Any) -> str:
 
 
 def _arguments(value: Any) -> list[Any]:
-    """APPS: a list of them; LiveCodeBench: lines of JSON, one for each."""
+    """Returns the arguments, which APPS has in a list and LiveCodeBench as lines of JSON, one for each."""
     if isinstance(value, str):
         return [json.loads(line) for line in value.split("\n") if line.strip()]
     return list(value)
 
 
 def _expected(case: Mapping[str, Any]) -> Any:
-    """LiveCodeBench: JSON text, as its arguments are. Elsewhere text is what the function returns."""
+    """Returns what is expected. LiveCodeBench has it as JSON; elsewhere a text is what the function returns."""
     return _json(case["output"]) if isinstance(case["input"], str) else case["output"]
 
 
@@ -192,14 +192,14 @@ def _as_json(value: Any) -> Any:
 
 
 def _helpers(prompt: str, entry_point: str) -> list[str]:
-    """What HumanEval's prompt defines beside the function: its tests use it, and a completion must not replace it."""
+    """Returns what HumanEval's prompt defines beside the function; tests use it, and no completion may replace it."""
     tree = _parsed(prompt)
     kept = [node for node in tree.body if not _defines(node, entry_point)] if tree else []
     return [ast.unparse(ast.Module(body=kept, type_ignores=[]))] if kept else []
 
 
 def _source(prompt: object, entry_point: str) -> str:
-    """A prompt that is the source to be continued, with the function; "" if it is text for the model."""
+    """Returns the prompt if it is source with the function, to be continued, and "" if it is text for the model."""
     tree = _parsed(prompt) if isinstance(prompt, str) else None
     return str(prompt) if tree and any(_defines(node, entry_point) for node in tree.body) else ""
 
@@ -218,7 +218,7 @@ def _defines(node: ast.stmt, name: str) -> bool:
 
 
 def _tested_name(tests: Sequence[str], setup: Sequence[str]) -> str:
-    """The outermost function in MBPP's asserts that neither they nor Python have; else one such as `sum`."""
+    """Returns the outermost function in MBPP's asserts that neither they nor Python have, or else one such as `sum`."""
     try:
         trees = [ast.parse(test) for test in tests]
     except (SyntaxError, ValueError) as error:

@@ -17,7 +17,7 @@ from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD
 ROOT = Path(rlkit.__file__).parent.parent
 OURS = tuple(str(ROOT / package) for package in ("rlkit", "recipes"))
 MAX_HOPS, MAX_HOPS_ON_RAY = 6, 8
-"""The command, the recipe, the run, the two functions of the loop, the trainer; on Ray also the handle and the actor."""
+"""The command, the recipe, the run, two functions of the loop, the trainer; on Ray also the handle and the actor."""
 LOSS = """
 import json, traceback
 from pathlib import Path

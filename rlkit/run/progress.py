@@ -22,7 +22,7 @@ from rlkit.run.folder import START, Position, newest_checkpoint, save_checkpoint
 from rlkit.run.prepare import Task, initial_checkpoint
 from rlkit.types import Step
 from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
-from rlkit.watch.metrics import write_atomic
+from rlkit.watch.metrics import named, write_atomic
 
 CONFIG_FILE = "config.yaml"
 MODEL = "model"
@@ -194,8 +194,3 @@ class Run:
                 f"{old.get(key)!r}, now {new.get(key)!r}); use another output_dir, or the settings in "
                 f"{self.folder / CONFIG_FILE}"
             )
-
-
-def named(stage: str) -> str:
-    """A stage as people write it: "sft" and "grpo" are abbreviations, longer names stay as they are."""
-    return stage.upper() if len(stage) <= 4 else stage

@@ -1,5 +1,6 @@
 """Progress on the terminal: bars with the time left, and one line per step that reads like a table.
 
+Which table a line belongs to is told by the numbers in it, never by the name of its stage, which a recipe chooses.
 Where the output is not a terminal (a file, a pipe, a CI log), bars become plain lines, at most one every 15 s.
 """
 
@@ -75,7 +76,7 @@ class Console:
         """Print the line of a step, under a header if it is the first of its stage in this process."""
         row = step_line(stage, step, total, values)
         if stage not in self._stages and "\n" not in row:
-            row = "\n".join([*step_header(stage), row])
+            row = "\n".join([*step_header(stage, values), row])
         self._stages.add(stage)
         self.line(row)
 
@@ -180,7 +181,7 @@ class _Column:
     kind: Literal["fixed", "percent", "science", "count", "seconds"]
 
 
-_GRPO = (
+_SAMPLED = (
     _Column(("reward",), "reward", "", 7, "fixed"),
     _Column(("accuracy",), "acc", "", 7, "percent"),
     _Column(("kl",), "KL", "", 8, "science"),
@@ -196,22 +197,38 @@ _GRPO = (
     _Column(("sync_s",), "sync", "seconds", 6, "seconds"),
     _Column(("flat_groups", "groups"), "flat", "", 9, "count"),
 )
-_SFT = (
+"""Columns of a step that sampled completions and has their rewards."""
+_TRAINED = (
     _Column(("loss",), "loss", "", 9, "fixed"),
     _Column(("lr",), "lr", "", 9, "science"),
     _Column(("grad_norm",), "grad norm", "", 11, "fixed"),
     _Column(("tok_s",), "tok/s", "", 8, "count"),
 )
-_TABLES = {"grpo": _GRPO, "sft": _SFT}
+"""Columns of a step that only lowered a loss."""
+_WORDS: dict[str, Callable[[float], str]] = {
+    LOAD: lambda value: f"load {value:.2f}x",
+    "mtp_loss": lambda value: f"mtp {value:.3f}",
+    "drafts_accepted": lambda value: f"drafts {value:.0%}",
+}
+"""Numbers that stand behind the last column, where there are any, in words of their own."""
+_QUIET = frozenset(
+    ("weight_version", "truncated", "masked", "reward_p50_s", "reward_p99_s", "lr", "loss", "grad_norm", "entropy")
+) | {"logprob_gap", "tokens", "mean_violation", "load_entropy"}
+"""Numbers that a row leaves to the report and to metrics.jsonl, unless they are columns of its table."""
 _STEP_WIDTH = 10
 
 
-def step_header(stage: str) -> list[str]:
-    """The two header lines of a stage's table; none for a stage that has no table."""
-    columns = _TABLES.get(stage)
-    if columns is None:
+def _columns(values: Mapping[str, float]) -> tuple[_Column, ...]:
+    """The table that a step's numbers belong to; () for a step that neither sampled nor trained."""
+    return _SAMPLED if "reward" in values else _TRAINED if "loss" in values else ()
+
+
+def step_header(stage: str, values: Mapping[str, float]) -> list[str]:
+    """The header lines of the table that a step's numbers belong to; none for numbers that have no table."""
+    columns = _columns(values)
+    if not columns:
         return []
-    over, place = "", 0
+    over, place = " " * _STEP_WIDTH, 0
     while place < len(columns):
         group = columns[place].group
         end = place + 1
@@ -220,35 +237,39 @@ def step_header(stage: str) -> list[str]:
         width = sum(column.width for column in columns[place:end])
         over += f" {group} ".center(width - 2, "-").rjust(width) if group else " " * width
         place = end
-    titles = f"{stage:<5}{'step':>{_STEP_WIDTH - 5}}" + "".join(f"{column.title:>{column.width}}" for column in columns)
-    return ([" " * _STEP_WIDTH + over.rstrip()] if over.strip() else []) + [titles]
+    fits = len(stage) < _STEP_WIDTH - len("step")
+    if not fits:  # a long name stands above its table, left of the groups
+        over = stage + over[len(stage) :]
+    titles = f"{stage if fits else '':<5}{'step':>{_STEP_WIDTH - 5}}"
+    titles += "".join(f"{column.title:>{column.width}}" for column in columns)
+    return ([over.rstrip()] if over.strip() else []) + [titles]
 
 
 def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:
-    """One row of a stage's table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
+    """One row of a table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
 
-    Stages other than "grpo" and "sft" have no table: their row names every value. Behind the last column stand, where
-    there are any, the load of the busiest expert over the mean, the loss of multi-token prediction, the share of drafts
-    accepted, and what the reward said of the rollouts: `load 1.31x  mtp 1.204  drafts 81%  correct 31 timeout 5`.
+    A number that the table has no column for stands behind the last one, after its name, so that whatever a new loss
+    measures is seen. So do the load of the busiest expert over the mean, the loss of multi-token prediction, the share
+    of drafts accepted, and what the reward said of the rollouts: `load 1.31x  mtp 1.204  drafts 81%  margin 0.25
+    correct 31 timeout 5`. Not shown are the numbers of single layers and of parts of the reward: names with a slash.
     """
-    columns = _TABLES.get(stage)
-    if columns is None:
-        return f"{stage} {step}/{total}  " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-    row = f"{f'{step}/{total}':>{_STEP_WIDTH}}"
+    columns = _columns(values)
+    row = f"{f'{step}/{total}':>{_STEP_WIDTH}}" if columns else f"{stage} {step}/{total}"
     groups = values.get("groups", 0)
-    if stage == "grpo" and groups and values.get("flat_groups", 0) >= groups:
+    if columns and groups and values.get("flat_groups", 0) >= groups:
         row += "".join(_cell(column, values) for column in columns[:2])
         row += f"   skipped: in all {groups:.0f} groups every reward is equal, so there is nothing to learn"
     else:
         row += "".join(_cell(column, values) for column in columns)
-    row += f"  load {values[LOAD]:.2f}x" if LOAD in values else ""
-    row += f"  mtp {values['mtp_loss']:.3f}" if "mtp_loss" in values else ""
-    row += f"  drafts {values['drafts_accepted']:.0%}" if "drafts_accepted" in values else ""
+    row += "".join(f"  {words(values[key])}" for key, words in _WORDS.items() if key in values)
+    known = _QUIET | _WORDS.keys() | {key for column in columns for key in column.keys}
+    row += "".join(f"  {key} {value:.4g}" for key, value in values.items() if key not in known and "/" not in key)
     row += _reasons(values)
-    return "\n".join([*step_header(stage), row]) if step % HEADER_EVERY == 1 else row
+    return "\n".join([*step_header(stage, values), row]) if step % HEADER_EVERY == 1 else row
 
 
 def _reasons(values: Mapping[str, float]) -> str:
+    """The most frequent verdicts with their counts."""
     counts = [(count, key.removeprefix(REASON)) for key, count in values.items() if key.startswith(REASON)]
     counts.sort(key=lambda item: (-item[0], item[1]))
     shown, rest = counts[:MAX_REASONS], sum(count for count, _ in counts[MAX_REASONS:])

@@ -27,7 +27,7 @@ LOAD = "max_violation"
 """Load of the busiest expert over the mean: of the worst layer, and of layer 3 as `max_violation/3`."""
 _FILE = "metrics.jsonl"
 _BOARD = "tensorboard"
-_RESERVED = frozenset({"stage", "step", "name", "elapsed_s"})
+RESERVED = frozenset({"stage", "step", "name", "elapsed_s"})
 
 
 class _Sink(Protocol):
@@ -71,7 +71,7 @@ class Metrics:
         An evaluation that the record already has is not written again: it ran both before and after a resume, from the
         same weights.
         """
-        assert not _RESERVED & values.keys(), f"reserved metric names: {sorted(_RESERVED & values.keys())}"
+        assert not RESERVED & values.keys(), f"reserved metric names: {sorted(RESERVED & values.keys())}"
         line: dict[str, Any] = {"stage": stage, "step": step} | ({"name": name} if name else {})
         if _key(line) in self._evaluated:
             return
@@ -117,6 +117,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def named(stage: str) -> str:
+    """A stage as people write it: "sft" and "grpo" are abbreviations, longer names stay as they are."""
+    return stage.upper() if len(stage) <= 4 else stage.replace("_", " ")
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file so that a reader, or a kill at any moment, sees the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +163,7 @@ class _TensorBoard:
         self._started = time.time() - elapsed_s
         self._writers: dict[str, EventFileWriter] = {}
         for index, line in enumerate(kept):
-            self._add(index, line, {key: value for key, value in line.items() if key not in _RESERVED})
+            self._add(index, line, {key: value for key, value in line.items() if key not in RESERVED})
         for writer in self._writers.values():
             writer.flush()  # a stage that is over gets no other line that would
 

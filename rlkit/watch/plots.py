@@ -296,7 +296,7 @@ def _plain(all_ticks: Sequence[float]) -> Callable[[float], str]:
         return lambda value: f"{value / 1000:g}k" if value else "0"
     decimals = max(0, -math.floor(math.log10(gap) + 1e-9))
     if decimals >= 4:
-        return lambda value: f"{value:.0e}".replace("e-0", "e-") if value else "0"
+        return lambda value: f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-") if value else "0"
     return lambda value: f"{value:.{decimals}f}"
 
 

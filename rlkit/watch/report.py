@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 from rlkit.watch.console import read_warnings, visible
 from rlkit.watch.evaluations import (
@@ -24,19 +22,16 @@ from rlkit.watch.evaluations import (
     wilson,
     write_evaluation,
 )
-from rlkit.watch.metrics import EVAL, LOAD, PART, REASON, read_metrics, write_atomic
-from rlkit.watch.plots import RAW_LIMIT, Interval, Series, histogram, interval_plot, line_plot, stacked_plot
+from rlkit.watch.figures import Lines, figure, stage_figures
+from rlkit.watch.metrics import EVAL, named, read_metrics, write_atomic
+from rlkit.watch.plots import RAW_LIMIT, Interval, histogram, interval_plot
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
-
-Lines = Sequence[Mapping[str, Any]]
 
 _SHOWN, _FOLDED = 8, 16
 """Questions shown at once, and behind a fold: 24 x 3 completions keep the page well below 1 MB."""
 _TEXT_LIMIT = 1500
 _ROWS_LIMIT = 12
-_CURVES_LIMIT = 4
-_PHASES = (("sample_s", "sample"), ("score_s", "score"), ("train_s", "train"), ("sync_s", "sync"))
 
 
 def write_report(folder: Path, title: str) -> Path:
@@ -75,12 +70,13 @@ def _headline(lines: Lines, evaluations: Sequence[Evaluation]) -> str:
         note = f"95 % interval {100 * low:.1f} to {100 * high:.1f}<br>{one.problems} held-out problems"
         tiles.append(_tile(f"accuracy {one.name}", f"{100 * one.accuracy:.1f} %", note, main=True))
     if lines:
-        steps = " + ".join(f"{_last_step(lines, stage)} {_title(stage)}" for stage in _stages(lines)) or "no"
+        steps = " + ".join(f"{_last_step(lines, stage)} {named(stage)}" for stage in _stages(lines)) or "no"
         tiles.append(_tile("wall time", _duration(lines[-1]["elapsed_s"]), f"{escape(steps)} steps"))
-    parity = [(line["parity"], line["step"]) for line in lines if math.isfinite(line.get("parity", math.nan))]
-    if parity:
-        worst, step = max(parity)
-        tiles.append(_tile("largest parity gap", f"{worst:.1e}", f"nats, at step {step}<br>engine against trainer"))
+    gaps = [line for line in lines if math.isfinite(line.get("parity", math.nan))]
+    if gaps:
+        worst = max(gaps, key=lambda line: line["parity"])
+        place = f"nats, at {escape(named(worst['stage']))} step {worst['step']}<br>engine against trainer"
+        tiles.append(_tile("largest parity gap", f"{worst['parity']:.1e}", place))
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else '<p class="quiet">Nothing is measured yet.</p>'
 
 
@@ -93,7 +89,7 @@ def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[s
     """What a reader must know before trusting the curves."""
     texts = [f"{text} ({count} times)" if count > 1 else text for text, count in warnings.items()]
     broken = [
-        f"{line['stage']} step {line['step']}: {key}"
+        f"{named(line['stage'])} step {line['step']}: {key}"
         for line in lines
         for key, value in line.items()
         if isinstance(value, float) and not math.isfinite(value)
@@ -104,9 +100,11 @@ def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[s
     masked = sum(line.get("masked", 0) for line in steps)
     if masked:
         texts.append(f"{masked} rollouts had no verdict and were left out of their groups.")
-    skipped = sum(line.get("flat_groups", 0) >= line["groups"] for line in steps)
-    if skipped:
-        texts.append(f"{skipped} of {len(steps)} GRPO steps changed nothing: in every group all rewards were equal.")
+    for stage in _stages(steps):
+        counts = [line.get("flat_groups", 0) >= line["groups"] for line in steps if line["stage"] == stage]
+        if skipped := sum(counts):
+            which = f"{skipped} of {len(counts)} {named(stage)} steps"
+            texts.append(f"{which} changed nothing: in every group all rewards were equal.")
     texts += [
         f"{one.name}: {one.truncated:.0%} of the completions hit the token limit; accuracy counts them as they stand."
         for one in evaluations
@@ -125,13 +123,13 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> str:
         low, high = wilson(one.accuracy, one.problems)
         intervals.append(Interval(name=one.name, value=one.accuracy, low=low, high=high))
     note = "bars: 95 % Wilson interval; the table is what the reward said of the kept samples"
-    figures = [_figure("Accuracy", "problems solved", note, interval_plot(intervals) + _verdicts(evaluations))]
+    figures = [figure("Accuracy", "problems solved", note, interval_plot(intervals) + _verdicts(evaluations))]
     ends = [one for one in (evaluations[0], evaluations[-1]) if one.samples]
     if len(ends) == 2 and ends[0] is not ends[1]:
         lengths = [(one.name, [float(len(sample.completion)) for sample in one.samples]) for one in ends]
         if min(len(values) for _, values in lengths) >= 20:
             note = f"{len(lengths[0][1])} and {len(lengths[1][1])} kept samples"
-            figures.append(_figure("Completion length", "share of completions", note, histogram(lengths, "characters")))
+            figures.append(figure("Completion length", "share of completions", note, histogram(lengths, "characters")))
     return f'<h2>Held-out results</h2><div class="figures">{"".join(figures)}</div>'
 
 
@@ -151,119 +149,13 @@ def _verdicts(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _stage(stage: str, lines: Lines) -> str:
-    figures = _grpo_figures(lines) if stage == "grpo" else _training_figures(lines)
-    body = "".join(figures)
-    note = '<p class="quiet">Dots are single steps, lines their running mean.</p>' if len(lines) > RAW_LIMIT else ""
-    return f'<h2>{escape(_title(stage))}</h2>{note}<div class="figures">{body}</div>' if body else ""
-
-
-def _training_figures(lines: Lines) -> list[str]:
-    return [
-        _curve(lines, "Loss", {"loss": "loss"}, "nats per token", "cross-entropy of the trained tokens"),
-        _curve(lines, "Entropy", {"entropy": "entropy"}, "nats per token", "of the model, on the trained tokens"),
-        _curve(lines, "Accuracy", {"accuracy": "accuracy"}, "share of the batch", percent=True),
-        _curve(lines, "Gradient norm", {"grad_norm": "norm"}, "L2 norm", "before clipping", log=True),
-        *_load_figures(lines),
-        _curve(lines, "Learning rate", {"lr": "lr"}, "per step"),
-        _curve(lines, "Speed", {"tok_s": "training"}, "tokens per second"),
-    ]
-
-
-def _grpo_figures(lines: Lines) -> list[str]:
-    flat = [
-        dict(line) | {"flat_share": line.get("flat_groups", 0) / line["groups"]} for line in lines if line.get("groups")
-    ]
-    gaps = {"parity": "after sync", "logprob_gap": "in training"}
-    speed = {"sample_tok_s": "sampling", "train_tok_s": "training"}
-    latency = {"reward_p50_s": "median", "reward_p99_s": "99th percentile"}
-    kl_note = "policy against reference, on the sampled tokens"
-    return [
-        _curve(lines, "Reward and accuracy", {"reward": "reward", "accuracy": "accuracy"}, "mean of the step"),
-        _parts(lines),
-        _reasons(lines),
-        _curve(lines, "Reward time", latency, "seconds", "that the reward worked on a rollout", log=True),
-        _curve(lines, "Completion length", {"length": "tokens"}, "tokens", "mean of the step's rollouts"),
-        _curve(lines, "KL divergence", {"kl": "KL"}, "nats per token", kl_note),
-        _curve(lines, "Entropy", {"entropy": "entropy"}, "nats per token", "of the policy, on the sampled tokens"),
-        _curve(lines, "Clipped tokens", {"clip_fraction": "clipped"}, "share of tokens", percent=True),
-        _curve(flat, "Flat groups", {"flat_share": "flat"}, "share of groups", "all rewards equal", percent=True),
-        _curve(lines, "Parity", gaps, "nats", "largest log-prob difference between engine and trainer", log=True),
-        _curve(lines, "Gradient norm", {"grad_norm": "norm"}, "L2 norm", "before clipping", log=True),
-        *_load_figures(lines),
-        _phases(lines),
-        _curve(lines, "Speed", speed, "tokens per second"),
-    ]
-
-
-def _load_figures(lines: Lines) -> list[str]:
-    """How evenly the experts are used: the busiest one of each layer, or of the worst and the median of many layers."""
-    layers = list(dict.fromkeys(key for line in lines for key in line if key.startswith(f"{LOAD}/")))
-    if len(layers) <= _CURVES_LIMIT:
-        names, busiest = {key: f"layer {key.partition('/')[2]}" for key in layers}, lines
-    else:
-        names = {LOAD: "worst layer", "median": "median layer"}
-        busiest = [dict(line) | {"median": median(line[key] for key in layers)} for line in lines if layers[0] in line]
-    even = {"mean_violation": "mean violation", "load_entropy": "entropy"}
-    note = "means over the layers; even: violation 0, entropy 1"
-    return [
-        _curve(busiest, "Expert load", names, "busiest expert / mean", "tokens of the step; even: 1"),
-        _curve(lines, "Evenness of the load", even, "of the experts", note),
-    ]
-
-
-def _curve(
-    lines: Lines, title: str, keys: Mapping[str, str], unit: str, note: str = "", *,
-    log: bool = False, percent: bool = False,
-) -> str:  # fmt: skip
-    series = []
-    for key, name in keys.items():
-        points = [(float(line["step"]), float(line[key])) for line in lines if math.isfinite(line.get(key, math.nan))]
-        if points:
-            series.append(Series(name=name, points=points))
-    if not series:
-        return ""
-    zeros = sum(y <= 0 for one in series for _, y in one.points) if log else 0
-    notes = [note] if note else []
-    exact = "lr" in keys  # a schedule has no noise to smooth away
-    notes += [f"{zeros} exact zeros not shown"] if zeros else []
-    svg = line_plot(series, log=log, percent=percent, raw_limit=math.inf if exact else RAW_LIMIT)
-    return _figure(title, unit, "; ".join(notes), svg)
-
-
-def _parts(lines: Lines) -> str:
-    """Curves of what a composite reward is made of."""
-    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(PART))
-    names = {key: key.removeprefix(PART) for key in list(keys)[:_CURVES_LIMIT]}
-    return _curve(lines, "Parts of the reward", names, "mean of the step", "before their weights")
-
-
-def _reasons(lines: Lines) -> str:
-    """Curves of the most frequent verdicts, as shares of all that were given a reason."""
-    counted = [{key: line[key] for key in line if key.startswith(REASON)} for line in lines]
-    common = sum((Counter(counts) for counts in counted), Counter()).most_common(_CURVES_LIMIT)
-    shares = [
-        {"step": line["step"]} | {key: counts.get(key, 0) / sum(counts.values()) for key, _ in common}
-        for line, counts in zip(lines, counted, strict=True)
-        if counts
-    ]
-    names = {key: key.removeprefix(REASON) for key, _ in common}
-    return _curve(shares, "Verdicts", names, "share of rollouts", "what the reward said", percent=True)
-
-
-def _phases(lines: Lines) -> str:
-    whole = [line for line in lines if any(math.isfinite(line.get(key, math.nan)) for key, _ in _PHASES)]
-    if not whole:
-        return ""
-    series = []
-    for key, name in _PHASES:
-        times = [(float(line["step"]), float(line.get(key, 0.0))) for line in whole]
-        series.append(Series(name=name, points=[(x, y if math.isfinite(y) else 0.0) for x, y in times]))
-    return _figure("Time of a step", "seconds", "by phase; labels: mean over the run", stacked_plot(series))
-
-
-def _figure(title: str, unit: str, note: str, body: str) -> str:
-    heading = f"<h3>{escape(title)} <small>{escape(unit)}</small></h3>"
-    return f"<figure><figcaption>{heading}<span>{escape(note)}</span></figcaption>{body}</figure>"
+    figures, constants = stage_figures(lines)
+    same = ", ".join(f"{key} {value:.6g}" for key, value in constants.items())
+    notes = ["Dots are single steps, lines their running mean."] if len(lines) > RAW_LIMIT else []
+    notes += [f"The same at every step: {same}."] if same else []
+    note = f'<p class="quiet">{escape(" ".join(notes))}</p>' if notes else ""
+    body = f'{note}<div class="figures">{"".join(figures)}</div>'
+    return f"<h2>{escape(named(stage))}</h2>{body}" if figures or same else ""
 
 
 def _samples(evaluations: Sequence[Evaluation]) -> str:
@@ -311,10 +203,6 @@ def _clip(text: str) -> str:
     """Text of the model, made harmless and bounded."""
     rest = len(text) - _TEXT_LIMIT
     return escape(visible(text[:_TEXT_LIMIT])) + (f" ... ({rest:,} more characters)" if rest > 0 else "")
-
-
-def _title(stage: str) -> str:
-    return {"sft": "SFT", "grpo": "GRPO"}.get(stage, stage.replace("_", " "))
 
 
 def _last_step(lines: Lines, stage: str) -> int:

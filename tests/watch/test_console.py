@@ -232,11 +232,54 @@ def test_a_missing_number_is_a_dash() -> None:
     assert row.split() == ["2/9", "1.000", "-", "-", "-"]
 
 
-def test_a_stage_without_a_table_names_its_values() -> None:
-    assert step_header("reward_model") == []
-    assert step_line("reward_model", 1, 9, {"loss": 0.6931471, "accuracy": 0.5}) == (
-        "reward_model 1/9  loss 0.6931  accuracy 0.5"
-    )
+def test_a_missing_reference_is_a_dash_and_no_zero() -> None:
+    values = {key: value for key, value in GRPO.items() if key != "kl"}
+    assert step_line("grpo", 2, 9, values).split()[3] == "-"
+    assert len(step_line("grpo", 2, 9, values)) == len(step_line("grpo", 2, 9, GRPO))
+
+
+@pytest.mark.parametrize("stage", ["grpo", "cold-start", "reasoning-rl", "s", "a stage with a long name of its own"])
+@pytest.mark.parametrize("values", [GRPO, SFT])
+def test_the_numbers_choose_the_table_and_not_the_name_of_the_stage(stage: str, values: dict[str, float]) -> None:
+    *over, titles, row = step_line(stage, 1, 40, values).splitlines()
+    *_, known_titles, known_row = step_line("sft", 1, 40, values).splitlines()
+    assert row == known_row
+    assert titles.split()[-len(known_titles.split()) + 2 :] == known_titles.split()[2:] and len(titles) == len(row)
+    above, left = "\n".join([*over, titles]), [line.strip() for line in (*over, titles)]
+    assert any(line.startswith(stage) for line in left), "the name of the stage heads its table"
+    if values is GRPO:
+        assert above.index("tok/s") == "\n".join(step_header("grpo", GRPO)).index("tok/s")
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"margin": 0.25}, "  margin 0.25"),
+        ({"better_tokens": 0.4375, "value_loss": 1.25e-7}, "  better_tokens 0.4375  value_loss 1.25e-07"),
+        ({"balance_loss": 0.0123456, "max_violation": 1.5}, "  load 1.50x  balance_loss 0.01235"),
+        ({"pairs": 64, "reason/correct": 3}, "  pairs 64  correct 3"),
+        ({"broken": float("nan"), "ended": float("inf")}, "  broken nan  ended inf"),
+        ({"mtp_loss": 1.0, "draft_kl": 0.5}, "  mtp 1.000  draft_kl 0.5"),
+        ({"max_violation/3": 1.5, "part/format": 0.5, "log/steps": 3, "probe/a/b": 1}, ""),
+        ({"tokens": 4096, "mean_violation": 0.2, "weight_version": 3, "truncated": 0.5}, ""),
+    ],
+)
+@pytest.mark.parametrize("table", [GRPO, SFT])
+def test_a_number_that_no_table_knows_stands_behind_the_row(
+    table: dict[str, float], values: dict[str, float], shown: str
+) -> None:
+    assert step_line("any", 2, 9, table | values) == step_line("any", 2, 9, table) + shown
+
+
+def test_a_number_of_one_table_is_shown_in_the_other() -> None:
+    row = step_line("reward-model", 2, 9, SFT | {"accuracy": 0.5, "length": 12.5})
+    assert row == step_line("x", 2, 9, SFT) + "  accuracy 0.5  length 12.5"
+
+
+def test_numbers_without_a_table_are_named() -> None:
+    values = {"tokens_kept": 0.6931471, "teacher_tok_s": 812.0, "layer/1": 3.0}
+    assert step_header("distill", values) == []
+    assert step_line("distill", 1, 9, values) == "distill 1/9  tokens_kept 0.6931  teacher_tok_s 812"
 
 
 def grpo_row(values: list[float]) -> str:
@@ -246,13 +289,13 @@ def grpo_row(values: list[float]) -> str:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=13, max_size=13))
 def test_cells_never_touch(values: list[float]) -> None:
-    assert len(grpo_row(values).split()) == len(step_header("grpo")[-1].split()) - 1
+    assert len(grpo_row(values).split()) == len(step_header("grpo", GRPO)[-1].split()) - 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 1e30) | st.just(float("nan")) | st.just(float("inf")), min_size=13, max_size=13))
 def test_rows_of_what_can_be_measured_never_grow(values: list[float]) -> None:
-    assert len(grpo_row(values)) == len(step_header("grpo")[-1])
+    assert len(grpo_row(values)) == len(step_header("grpo", GRPO)[-1])
 
 
 @settings(max_examples=60, deadline=None)

@@ -63,6 +63,16 @@ def test_a_curve_passes_through_the_grid_line_of_its_value() -> None:
     assert [y for _, y in drawn(svg, "line")[0]] == [heights[0], heights[1], heights[2], heights[4]]
 
 
+@pytest.mark.parametrize("top", [2e-4, 1.5e-3, 3e-6, 0.7, 12.0, 1500.0, 25e3])
+def test_no_two_ticks_have_the_same_label(top: float) -> None:
+    """1.5e-4 was once written 2e-4."""
+    svg = line_plot([series(0.0, top)])
+    marks = texts(svg, "tick")[: len(grid(svg))]
+    assert len(set(marks)) == len(marks) > 2
+    numbers = [float(mark.replace("k", "e3")) for mark in marks]
+    assert np.ptp(np.diff(numbers)) < 1e-9 * top + 1e-12, marks
+
+
 def test_steps_are_evenly_spaced_and_gaps_stay_gaps() -> None:
     svg = line_plot([Series(name="a", points=[(1.0, 0.0), (2.0, 1.0), (6.0, 1.0)])])
     (first, second, third) = (x for x, _ in drawn(svg, "line")[0])

@@ -1,6 +1,6 @@
-"""The numbers of a run: one JSON line per step, and the same numbers in TensorBoard and Weights & Biases.
+"""The numbers of a run: one JSON line per step, and the same numbers in TensorBoard and in Weights & Biases.
 
-`metrics.jsonl` is the record; the other two are copies of it. A resumed run executes the steps after its checkpoint
+`metrics.jsonl` is the record, and the other two are copies of it. A resumed run takes the steps after its checkpoint
 again, so everything newer than the checkpoint is dropped before the first new line is written.
 """
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 EVAL = "eval"
+"""The stage of a line that holds an evaluation."""
 REASON = "reason/"
+"""Numbers that start with this count rollouts by what the reward said of them: `reason/correct`, `reason/timeout`."""
 PART = "part/"
-"""Metrics of this prefix count rollouts by what the reward said of them: `reason/correct`, `reason/timeout`."""
+"""Numbers that start with this are the parts of a reward, averaged over the rollouts: `part/format`."""
 LOAD = "max_violation"
-"""Load of the busiest expert over the mean: of the worst layer, and of layer 3 as `max_violation/3`."""
+"""Load of the busiest expert over the mean, in the worst layer; that of layer 3 is `max_violation/3`."""
 _FILE = "metrics.jsonl"
 _BOARD = "tensorboard"
 RESERVED = frozenset({"stage", "step", "name", "elapsed_s"})
+"""What a line says of itself; no number of a step has one of these names."""
 
 
 class _Sink(Protocol):
@@ -41,8 +44,8 @@ class _Sink(Protocol):
 class Metrics:
     """Appends to `folder/metrics.jsonl`, and copies to TensorBoard and Weights & Biases when asked.
 
-    `resume_after=(stage, step)` is the last step in the checkpoint: lines newer than it are dropped, a torn last line
-    too. None means that the run starts from nothing, so nothing in the folder is kept.
+    `resume_after=(stage, step)` names the last step in the checkpoint: lines newer than it are dropped, and so is a
+    torn last line. None means that the run starts from nothing, so that nothing in the folder is kept.
     Raises ValueError if `wandb_project` is set and wandb is not installed.
     """
 
@@ -68,8 +71,8 @@ class Metrics:
     def write(self, stage: str, step: int, values: Mapping[str, float], name: str = "") -> None:
         """Append one line; `name` says which evaluation it is ("before SFT").
 
-        An evaluation that the record already has is not written again: it ran both before and after a resume, from the
-        same weights.
+        An evaluation that the record already has is not written again: it ran before a resume and again after it, with
+        the same weights.
         """
         assert not RESERVED & values.keys(), f"reserved metric names: {sorted(RESERVED & values.keys())}"
         line: dict[str, Any] = {"stage": stage, "step": step} | ({"name": name} if name else {})
@@ -154,8 +157,8 @@ def _up_to(lines: list[dict[str, Any]], stage: str, step: int) -> list[dict[str,
 class _TensorBoard:
     """One TensorBoard run per stage, because each stage counts its own steps.
 
-    A resumed run writes the kept lines of the record anew, at the times of a run without the break: the record has no
-    others.
+    A resumed run writes the kept lines of the record once more, into new files. Their times are those of a run without
+    the break, as the record has no others.
     """
 
     def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]], elapsed_s: float) -> None:
@@ -165,15 +168,15 @@ class _TensorBoard:
         for index, line in enumerate(kept):
             self._add(index, line, {key: value for key, value in line.items() if key not in RESERVED})
         for writer in self._writers.values():
-            writer.flush()  # a stage that is over gets no other line that would
+            writer.flush()  # a stage that is over gets no other line that would do it
 
     def write(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
         self._add(index, line, values)
         self._writers[line["stage"]].flush()
 
     def _add(self, index: int, line: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        # Imported only when TensorBoard is asked for. torch's SummaryWriter, around the same class, writes an event for
-        # every number instead of every line, which takes several times as long.
+        # Imported only when TensorBoard is asked for. torch's SummaryWriter stands around the same class, but writes an
+        # event for every number instead of every line, which takes five times as long.
         from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -191,14 +194,19 @@ class _TensorBoard:
 
 
 def _start(folder: Path, step: int, at: float) -> EventFileWriter:
-    """A file of TensorBoard events that takes the place of all earlier ones of its folder, from `step` on."""
+    """Open a file of TensorBoard events that takes the place of all earlier ones of its folder, from `step` on.
+
+    A START event tells a TensorBoard that is open to drop what it has read from `step` on. That is all
+    that SummaryWriter's `purge_step` does, and it is not enough. TensorBoard reads files in the order of their names,
+    which begin with the second they were opened in. If the clock is behind by now (another machine, a corrected one),
+    the file with the lost steps is read after ours, and the reader sees the lost steps last. So ours repeats the steps
+    that are kept, and files that would be read after it go.
+    """
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     earlier = set(folder.glob("*.tfevents.*"))
     writer = EventFileWriter(str(folder))
-    # TensorBoard reads files in the order of their names, and drops at START what it has read from this step on. The
-    # names begin with the second of a clock that may be behind: what would come after, has to go.
     writer.add_event(Event(wall_time=at, step=step, session_log=SessionLog(status=SessionLog.START)))
     (ours,) = set(folder.glob("*.tfevents.*")) - earlier
     for path in earlier:
@@ -210,8 +218,8 @@ def _start(folder: Path, step: int, at: float) -> EventFileWriter:
 class _Wandb:
     """One wandb run for the life of the folder.
 
-    A wandb step is the place of the line in metrics.jsonl. wandb ignores a step that it has, so steps that are executed
-    again after a resume are not shown twice.
+    A wandb step is the place of the line in metrics.jsonl. wandb ignores a step that it already has, so that steps
+    which a resumed run takes again are not shown twice.
     """
 
     def __init__(self, folder: Path, project: str, *, fresh: bool) -> None:

@@ -1,6 +1,8 @@
-"""How functions written for rlkit, TRL, verl and OpenRLHF are called: the shape is told by the parameter names.
+"""How functions written for rlkit, TRL, verl and OpenRLHF are called: their parameter names tell the shape.
 
-What is not covered: verl's batched reward managers, OpenRLHF's remote reward servers, TRL's environments.
+Each library calls its rewards in a way of its own, with other names, for one completion or for many, and reads the
+result in another way. A `Shape` holds all that differs. What is not covered: verl's batched reward managers, OpenRLHF's
+remote reward servers, and TRL's environments.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ Columns = dict[str, Any]
 Logs = Sequence[dict[str, Any]]
 """One dictionary for each sample, which a function may fill while it runs."""
 Chunk = Sequence[Sample]
-"""The samples of one call: a single one, or a whole batch."""
+"""The samples of one call: one sample, or a whole batch."""
 
 WAYS = (
     "write `def f(completion: str, answer: str, **columns) -> float | None` or, as in TRL, "
@@ -40,11 +42,11 @@ class Shape:
     reads_rows: bool
     """Whether the columns of the dataset row are arguments too."""
     supplied: frozenset[str]
-    """Names of `arguments`: no setting may have one of these."""
+    """The names of `arguments`; no setting may have one of them."""
     arguments: Callable[[Chunk, Logs], Columns]
-    """What the caller supplies, by parameter name."""
+    """Gives what the caller supplies, by parameter name."""
     results: Callable[[Any, Chunk], Any]
-    """One entry for each sample, from what the function returned."""
+    """Makes one entry for each sample of what the function returned."""
     fix: str = "rename the parameter, give it a default, or set it in reward.kwargs"
     """What to do when a sample lacks something that the function needs."""
     sources: str = ""
@@ -52,7 +54,10 @@ class Shape:
 
 
 def find_shape(named: set[str], conversational: bool) -> Shape:
-    """The shape of a function with these parameters; raises RewardError, whose text follows the name, if none fits."""
+    """Find the shape of a function with these parameters.
+
+    Raises RewardError if none fits, or more than one; its text is meant to follow the name of the reward.
+    """
     found = [shape for shape in (PLAIN, TRL, SAMPLES, VERL, OPENRLHF) if not named.isdisjoint(shape.marks)]
     marks = [next(mark for mark in shape.marks if mark in named) for shape in found]
     if len(found) > 1:
@@ -92,17 +97,17 @@ def misread(shape: Shape, arguments: Columns, error: BaseException) -> str:
 
 
 def text_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """A prompt as text; of chat messages, their contents one below the other."""
+    """Return a prompt as text: the contents of chat messages stand one below the other."""
     return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
 
 
 def row_columns(shape: Shape, chunk: Chunk) -> Columns:
-    """The dataset rows as arguments: values for a single sample, lists for a batch."""
+    """Turn dataset rows into arguments: into values for a single sample, into lists for a batch."""
     if not shape.reads_rows:
         return {}
     if shape.per_sample:
         return dict(chunk[0].meta)
-    # As in TRL: a column that only some rows have is None in the others, and `prompt` and `completion` are not columns.
+    # As in TRL, a column that only some rows have is None in the others, and `prompt` and `completion` are not columns.
     names = dict.fromkeys(name for sample in chunk for name in sample.meta if name not in ("prompt", "completion"))
     return {name: [sample.meta.get(name) for sample in chunk] for name in names}
 
@@ -211,7 +216,7 @@ def _openrlhf_results(result: Any, chunk: Chunk) -> Any:
 
 
 def _for_each(column: Any, chunk: Chunk) -> list[Any]:
-    """One value for each sample: a list or tensor of as many, or one value that holds for all."""
+    """Give one value for each sample, from a list or tensor of as many, or from one value that holds for all."""
     try:
         values = [column] if isinstance(column, str) else list(column)
     except TypeError:  # a number, or a tensor of one

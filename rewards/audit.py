@@ -1,4 +1,4 @@
-"""Checks of a reward before it is trusted with a run: contract, repeatability, speed, hostile texts, known tricks.
+"""Check a reward before it is trusted with a run: contract, repeatability, speed, hostile texts, known tricks.
 
 Honest answers in every usual form come first. They tell which form the reward reads and what it pays for it, and every
 later check compares with that. What is not covered: whether a reward measures what you want.
@@ -112,7 +112,7 @@ def _contract(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 
 def _reacts(subject: Subject, row: Row, known: Set[float]) -> bool:
-    """Whether any extreme completion earns what the honest ones do not; a failure is left to the other checks."""
+    """Say whether any extreme completion earns what the honest ones do not; failures are left to the other checks."""
     cut_off = replace(_sample(row, THOUGHT), finish_reason="length")
     for sample in (cut_off, *(_sample(row, text) for text in extremes())):
         try:
@@ -148,7 +148,7 @@ def _pickles(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 
 def _compared(first: Values, tries: Sequence[tuple[str, Values]], good: str) -> Finding:
-    """Whether every try gave what the first one did; each comes with what is said of it otherwise.
+    """Check that every try gave what the first one did; each comes with what is said of it otherwise.
 
     A judge that asks a service, or a sandbox, rightly gives no verdict when that fails. So only two verdicts can
     differ; where there was one the first time and none the second, or the reverse, we count and do not blame.
@@ -202,7 +202,7 @@ def _survives(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 
 def _pays_no_trick(subject: Subject, rows: Sequence[Row]) -> Finding:
-    """A trick must earn less than the honest answer in the form that the reward pays best."""
+    """Check that tricks earn less than the honest answer in the form that the reward pays best."""
     best, form = 0.0, ""
     for candidate in FORMS:
         gaps = []
@@ -255,7 +255,7 @@ def _finding(faults: Sequence[str], good: str) -> Finding:
 
 
 def _value(subject: Subject, row: Row, text: str) -> float | None:
-    """The reward of one completion; a judge that fails now and then is asked again before it counts as None."""
+    """Return the reward of one completion; a judge without a verdict is asked again before that counts as None."""
     values = (subject.judge([_sample(row, text)]).rewards[0].value for _ in range(MAX_TRIES))
     return next((value for value in values if value is not None), None)
 
@@ -271,7 +271,7 @@ def _sample(row: Row, completion: str) -> Sample:
 
 
 def _pairs(rows: Sequence[Row], form: str) -> list[tuple[Row, Row]]:
-    """Each row with the next that has another answer; rows without an answer in this form are left out."""
+    """Pair each row with the next that has another answer; rows without an answer in this form are left out."""
     pairs = []
     for index, row in enumerate(rows):
         others = [other for other in (*rows[index + 1 :], *rows[:index]) if gold_of(other, form) != gold_of(row, form)]
@@ -281,7 +281,7 @@ def _pairs(rows: Sequence[Row], form: str) -> list[tuple[Row, Row]]:
 
 
 def _honest(rows: Sequence[Row]) -> list[Sample]:
-    """Right answers in every form that a row has one for, and wrong ones in R1's form and as programs."""
+    """Write right answers in every form that a row has one for, and wrong ones in R1's form and as programs."""
     samples = []
     for form, write in FORMS.items():
         for row, other in _pairs(rows, form):

@@ -1,4 +1,4 @@
-"""What a reward sees and what it says."""
+"""What a reward sees, and what it says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class RewardError(ValueError):
-    """A reward function that cannot be found or called, or that returns no reward; the message says how to fix it."""
+    """A reward cannot be found or called, or returns something that is not a reward; the message says how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +19,20 @@ class Sample:
     """
 
     prompt: str | Sequence[Mapping[str, Any]]
-    """Text, or chat messages: then batch functions get each completion as a list of one message, as in TRL."""
+    """Text, or chat messages; with these, batch functions get each completion as a list of one message, as in TRL."""
     completion: str
     completion_ids: Sequence[int] = ()
     finish_reason: str = "stop"
     """"stop" or "length"."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """The dataset row: its columns are the function's further arguments."""
+    """The dataset row; its columns are further arguments of the function."""
     step: int | None = None
-    """Steps the policy had learned when it wrote this (TRL's `trainer_state.global_step`); None outside a run."""
+    """Steps that the policy had learned when it wrote this (TRL's `trainer_state.global_step`); None outside a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A verdict; `value=None` means none was reached, and the sample is left out of its group.
+    """A verdict; `value=None` means that none was reached, and the sample is left out of its group.
 
     Example: `Reward(1.0, "correct")`
     """
@@ -44,7 +44,7 @@ class Reward:
 
 
 def thought_is_open(prompt: str | Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the prompt ends inside a `<think>` that the chat template opened, so that the completion does not."""
+    """Say whether the prompt ends inside a `<think>`, which the chat template opened in the place of the completion."""
     if isinstance(prompt, str):
         return prompt.rstrip().endswith("<think>")
     last = prompt[-1] if prompt else {}

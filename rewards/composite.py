@@ -25,17 +25,17 @@ class Part:
     judge: RewardFunction
     weight: float
     needed: bool
-    """Whether a sample without this verdict has none at all."""
+    """Says whether a sample without this verdict has none at all."""
 
 
 class Composite:
     """A weighted sum of rewards with its breakdown, or a choice among rewards by a column of the dataset row.
 
-    Sum: `rewards` is a list of {fn, weight, kwargs, name, optional}; value = sum_k weight_k value_k, `parts` has every
-    value_k under its name, and the reason is that of the first reward. A sample for which a needed part has no verdict
-    has none, with that part's reason; a part that is `optional`, or weighs 0, is then left out of the sum.
+    For a sum, `rewards` is a list of {fn, weight, kwargs, name, optional}. The value is sum_k weight_k value_k, `parts`
+    has every value_k under its name, and the reason is that of the first reward. When a needed part has no verdict, the
+    sample has none either, with the reason of that part. A part that is `optional`, or weighs 0, is then left out.
 
-    Choice: with `by=COLUMN`, `rewards` is a table from that column's values to such an entry or list of entries.
+    For a choice, `by` names a column, and `rewards` is a table from its values to such an entry or list of entries.
     """
 
     def __init__(self, rewards: Sequence[Any] | Mapping[str, Any], by: str = "") -> None:
@@ -60,12 +60,12 @@ class Composite:
 
     @property
     def independent(self) -> bool:
-        """Whether all rewards judge each sample on its own."""
+        """Say whether all rewards judge each sample on its own."""
         return all(part.judge.independent for parts in self.routes.values() for part in parts)
 
     @property
     def longest_s(self) -> float:
-        """Seconds after which the slowest route gives up on a sample: the sum of its parts'."""
+        """The seconds after which the slowest route gives up on a sample; its parts take theirs one after the other."""
         return max(sum(part.judge.longest_s for part in parts) for parts in self.routes.values())
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
@@ -142,7 +142,7 @@ def _part(entry: Any) -> Part:
 
 
 def _short(judge: RewardFunction) -> str:
-    """`math` for math, `fn` for package.module:fn and file.py:fn."""
+    """Shorten a name for the breakdown: `math` stays, package.module:fn and file.py:fn become `fn`."""
     return judge.name.rpartition(":")[2]
 
 

@@ -1,4 +1,4 @@
-"""A user's function or object behind one call: a list of samples in, as many verdicts out, or an error."""
+"""A user's function or object behind one call: samples go in, as many verdicts come out, or an error that names it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TYPES = {
     "float": (Real, "a number"),
     "str": (str, "text; put it in quotes"),
 }
-"""Annotations that settings are checked against: what is accepted, and what the error asks for."""
+"""The annotations that settings are checked against: what they accept, and what the error asks for."""
 CONVERSATIONAL = "conversational"
-"""Setting that gives a function in TRL's shape chat messages, whatever the prompt is."""
+"""The setting that gives a function in TRL's shape chat messages, whatever the prompt is."""
 
 
 @runtime_checkable
@@ -39,10 +39,10 @@ class Closable(Protocol):
 
 @runtime_checkable
 class Checkable(Protocol):
-    """Something that can say of rows, before anything is written, that it cannot judge them."""
+    """Something that can say of rows that it cannot judge them, before a model has answered them."""
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError for what could not be judged."""
+        """Raise RewardError for rows that could not be judged."""
         ...
 
 
@@ -87,7 +87,7 @@ class RewardFunction:
             self._check_types(parameters)
 
     def __repr__(self) -> str:
-        """The name and the settings."""
+        """Show the name and the settings."""
         return f"<reward {self.name!r} {self.kwargs}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,7 +103,7 @@ class RewardFunction:
         logs: list[dict[str, Any]] = [{} for _ in samples]
         size = 1 if self.shape.per_sample else len(samples)
         chunks = [range(start, start + size) for start in range(0, len(samples), size)]
-        # All arguments come first: a row without what the function needs is said before any sample is judged.
+        # All arguments come first, so that a row without what the function needs is told before any sample is judged.
         arguments = [self._arguments(chunk, samples, logs) for chunk in chunks]
         results: list[Any] = []
         for given in arguments:
@@ -121,10 +121,10 @@ class RewardFunction:
 
     @property
     def independent(self) -> bool:
-        """Whether each sample is judged on its own, so that one that hangs costs no other its verdict.
+        """Say whether each sample is judged on its own, so that one that hangs costs no other its verdict.
 
-        A batch function sees a whole group, and so do coroutines, which wait together; an object that takes a list of
-        samples says so with an attribute `independent`.
+        A batch function sees a whole group, and so do coroutines, which wait together. An object that takes a list of
+        samples says with an attribute `independent` that it needs only one at a time.
         """
         if self.shape.per_sample:
             called = vars(type(self.fn)).get("__call__")  # an object's, which may be a coroutine
@@ -133,11 +133,11 @@ class RewardFunction:
 
     @property
     def longest_s(self) -> float:
-        """Seconds after which the reward itself gives up on a sample; 0 where it has no such limit."""
+        """The seconds after which the reward itself gives up on a sample; 0 where it has no such limit."""
         return float(getattr(self.fn, "longest_s", 0.0) or 0.0)
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError for a row that lacks a column, or has a task, which judging it needs; judges nothing."""
+        """Raise RewardError for a row that lacks what judging it needs, or whose task has no reward; judge nothing."""
         logs: list[dict[str, Any]] = [{} for _ in samples]
         for index in range(len(samples)):
             self._arguments(range(index, index + 1), samples, logs)
@@ -182,7 +182,7 @@ class RewardFunction:
             raise
         except (Exception, SystemExit) as error:  # whatever a user's constructor does
             text = f"reward {self.name!r} cannot be made: "
-            if isinstance(error, ValueError):  # said by its author to whoever sets it
+            if isinstance(error, ValueError):  # its author says so to whoever sets it
                 raise RewardError(f"{text}{error}") from error
             given = ", ".join(f"{key}={value!r}" for key, value in self.kwargs.items()) or "none"
             raise RewardError(f"{text}{described(error)}; check its settings ({given}) and its __init__") from error
@@ -200,9 +200,9 @@ class RewardFunction:
         return columns if self.takes_any else {key: value for key, value in columns.items() if key in self.named}
 
     def _read(self, result: Any, chunk: range, samples: Sequence[Sample], given: Mapping[str, Any]) -> list[Reward]:
-        """The rewards in what the function returned or raised for a chunk of the samples."""
+        """Read the rewards from what the function returned for a chunk of the samples; raise what it raised."""
         where = f"on {_where(chunk, samples)}"
-        if isinstance(result, RewardError):  # of a reward inside this one, which has named itself
+        if isinstance(result, RewardError):  # a reward inside this one has failed, and has named itself
             raise result
         if isinstance(result, BaseException):
             raise self._failed(result, where, given) from result
@@ -257,7 +257,7 @@ class RewardFunction:
         return value
 
     def _check_types(self, parameters: Iterable[inspect.Parameter]) -> None:
-        """Settings are what the annotations say, where these are plain: "false" is no bool."""
+        """Raise RewardError for a setting that is not of its annotated type: "false" is text and not a bool."""
         for parameter in parameters:
             annotation = parameter.annotation
             written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
@@ -286,7 +286,7 @@ class RewardFunction:
         )
 
     def _failed(self, error: BaseException, where: str, given: Mapping[str, Any] | None = None) -> RewardError:
-        """What is raised in place of the exception of a user's function."""
+        """Make the error that is raised in place of the exception of a user's function."""
         known = {name: value for name, value in (given or {}).items() if name in self.named}
         words = misread(self.shape, known, error) if known else ""
         return RewardError(
@@ -305,8 +305,8 @@ def _signature(target: Callable[..., Any], name: str) -> inspect.Signature:
 def _wait(results: Sequence[Any]) -> list[Any]:
     """Await what is awaitable, all at once; an exception takes the place of its result.
 
-    The event loop runs in a thread of its own: the caller may have one running, and on the main thread asyncio would
-    take over the caller's handler of Ctrl-C.
+    The event loop runs in a thread of its own. The caller's thread may have a loop running already, which allows no
+    second one, and on the main thread asyncio would take over the caller's handler of Ctrl-C.
     """
     import asyncio  # here: it takes longer to import than the rest of the package
 

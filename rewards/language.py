@@ -1,4 +1,4 @@
-r"""The thought is written in the target language, told by the script of its letters.
+r"""Measure how much of the thought is written in the target language, which the script of its letters tells.
 
 What is not covered: languages that share a script (English and French look alike), the answer outside the thought, and
 Latin text hidden in code. Letters of code fences, formulas and LaTeX commands, tags, and letters that stand alone
@@ -30,7 +30,7 @@ SCRIPTS = {
     "BENGALI": "bn",
     "THAI": "th",
 }
-"""First word of a letter's Unicode name -> languages written with it."""
+"""The first word of a letter's Unicode name, and the languages that are written with such letters."""
 
 _IN_CODE = {"LATIN", "GREEK"}
 """Scripts of programs and formulas, whatever language is spoken around them."""
@@ -41,7 +41,7 @@ _ALONE = re.compile(rf"(?<!{_LATIN})[A-Za-z\u0370-\u03ff](?!{_LATIN})")
 
 
 class LanguageShare:
-    """Share of the letters of the thought that belong to `language`'s script, from 0 to 1.
+    """The share of the letters of the thought that belong to the script of `language`, from 0 to 1.
 
     share = letters of the target's scripts / letters, over the text between `<think>` and the last `</think>`; over all
     of it where a tag is missing. (DeepSeek-R1, arXiv:2501.12948, section 2.3.2, counts words: scripts without spaces
@@ -63,7 +63,7 @@ class LanguageShare:
         self.min_characters = min_characters
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Reasons: measured, no_letters, too_short; the logs count the letters of each script."""
+        """Judge each sample. Reasons: measured, no_letters, too_short; the logs count the letters of each script."""
         return [self._one(sample.completion) for sample in samples]
 
     def _one(self, completion: str) -> Reward:
@@ -80,9 +80,9 @@ class LanguageShare:
 
 
 def thought_of(completion: str) -> str:
-    """The text between the first `<think>` and the last `</think>`, without the blanks around it.
+    """Return the text between the first `<think>` and the last `</think>`, without the blanks around it.
 
-    Without `<think>` it starts at the beginning (the prompt may have opened it), without `</think>` it has no end.
+    Without `<think>` it starts at the beginning, as the prompt may have opened it; without `</think>` it has no end.
     """
     before, closed, _ = completion.rpartition("</think>")
     text = before if closed else completion
@@ -91,7 +91,7 @@ def thought_of(completion: str) -> str:
 
 
 def prose_of(text: str) -> str:
-    """The text without code, formulas, LaTeX commands, tags and letters that stand alone; linear in its length."""
+    """Remove code, formulas, LaTeX commands, tags and letters that stand alone, in time linear in the length."""
     for opener, closer in _PAIRS:
         text = " ".join(_outside(text, opener, closer))
     return _ALONE.sub(" ", _INLINE.sub(" ", text))
@@ -99,13 +99,13 @@ def prose_of(text: str) -> str:
 
 @cache
 def script_of(letter: str) -> str:
-    """First word of the letter's Unicode name ("LATIN", "CJK"), its half- and full-width and styled forms included."""
+    """Return the first word of a letter's Unicode name ("LATIN", "CJK"); wide, narrow and styled forms count alike."""
     words = unicodedata.name(unicodedata.normalize("NFKC", letter)[:1], "").replace("-", " ").split()
     return words[0] if words else ""
 
 
 def _count(text: str) -> Counter[str]:
-    """Letters of each script."""
+    """Count the letters of each script."""
     letters: Counter[str] = Counter()
     for character, count in Counter(text).items():
         if character.isalpha():

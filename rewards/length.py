@@ -1,4 +1,4 @@
-"""Rewards of the length of a completion, in tokens; one that was cut off counts as too long."""
+"""Rewards for the length of a completion, in tokens; one that was cut off counts as too long."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SoftOverlong:
         self.longest, self.cache = max_completion_len, soft_punish_cache
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Reasons: short, long, overlong, truncated; no_token_ids has no value."""
+        """Judge each sample. Reasons: short, long, overlong, truncated; no_token_ids has no value."""
         return [self._one(sample) for sample in samples]
 
     def _one(self, sample: Sample) -> Reward:
@@ -46,7 +46,7 @@ class SoftOverlong:
 
 
 class Cosine:
-    """Scale another reward by length: of right answers the short are worth more, of wrong ones the long.
+    """Scale another reward by length: a right answer is worth more when it is short, a wrong one when it is long.
 
     R = low + (high - low) (1 + cos(pi min(|y| / `max_len`, 1))) / 2, from `high` at length 0 to `low` at `max_len`;
     (high, low) is (max_value_correct, min_value_correct) where `fn` gives 1 or more, else (min_value_wrong,
@@ -81,17 +81,17 @@ class Cosine:
         self.correct, self.wrong = (max_value_correct, min_value_correct), (min_value_wrong, max_value_wrong)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """The other reward's verdicts and reasons with new values; a truncated sample has the greatest length."""
+        """Give the other reward's verdicts and reasons new values; a truncated sample has the greatest length."""
         return [self._scale(sample, verdict) for sample, verdict in zip(samples, self.judge(samples), strict=True)]
 
     @property
     def independent(self) -> bool:
-        """Whether the other reward judges each sample on its own."""
+        """Say whether the other reward judges each sample on its own."""
         return self.judge.independent
 
     @property
     def longest_s(self) -> float:
-        """Seconds after which the other reward gives up on a sample."""
+        """The seconds after which the other reward gives up on a sample."""
         return self.judge.longest_s
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
@@ -114,5 +114,5 @@ class Cosine:
 
 
 def num_tokens(sample: Sample) -> int | None:
-    """Tokens of the completion; None where there is text but no token ids."""
+    """Count the tokens of the completion; None where there is text but no token ids."""
     return len(sample.completion_ids) if sample.completion_ids or not sample.completion else None

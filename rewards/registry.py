@@ -1,4 +1,7 @@
-"""Finding rewards by name, import path, file or entry point."""
+"""Find rewards by name, import path, file or entry point.
+
+A file is loaded by its path, under a name that no module has, so it may be called like any module: `rewards.py` too.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ BUILT_IN = {
     "composite": "rewards.composite:Composite",
 }
 ENTRY_POINTS = "rlkit.rewards"
-"""Group under which an installed package can name its own rewards."""
+"""The group of entry points under which an installed package names its own rewards."""
 
 
 def load(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
@@ -42,7 +45,7 @@ def load(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
 
 
 def from_trl(name: str | Callable[..., Any], /, *, conversational: bool = False, **kwargs: Any) -> RewardFunction:
-    """`load` a function that is called as in TRL, even if its parameters (`**kwargs` alone) do not say so.
+    """Load a function that is called as in TRL, even if its parameters (`**kwargs` alone) do not say so.
 
     `conversational` gives it chat messages, `completion[0]["content"]`, whatever the prompt is.
     """
@@ -50,7 +53,7 @@ def from_trl(name: str | Callable[..., Any], /, *, conversational: bool = False,
 
 
 def from_verl(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
-    """`load` a function that is called as in verl: data_source, solution_str, ground_truth, extra_info.
+    """Load a function that is called as in verl: data_source, solution_str, ground_truth, extra_info.
 
     Its gold is the row's `reward_model.ground_truth`, else `ground_truth`, else `answer`.
     """
@@ -58,12 +61,12 @@ def from_verl(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunctio
 
 
 def from_openrlhf(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
-    """`load` a function that is called as in OpenRLHF: queries, prompts, labels (the row's `label`, else `answer`)."""
+    """Load a function that is called as in OpenRLHF: queries, prompts, labels (the row's `label`, else `answer`)."""
     return reload(name, kwargs, OPENRLHF.name)
 
 
 def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any], shape: str = "") -> RewardFunction:
-    """`load` with the settings in one mapping and, where it is forced, the shape: what a pickled reward calls."""
+    """Do what `load` does, with the settings in one mapping and a shape that is forced; a pickled reward calls this."""
     kwargs = {key: _absolute(value) for key, value in kwargs.items()}
     if not isinstance(name, str):
         return RewardFunction(name, name, kwargs, shape)
@@ -79,15 +82,15 @@ def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any], shape: str
 
 
 def names() -> tuple[str, ...]:
-    """The registered names: the built-in rewards and those of installed packages."""
+    """Return the registered names: the built-in rewards and those of installed packages."""
     return tuple(sorted(_registered()))
 
 
 def _target(name: str) -> str:
-    """What a registered name stands for, as "module:function"; raises RewardError if that is nothing, or not one thing.
+    """Return what a registered name stands for, as "module:function"; raises RewardError if that is not one thing.
 
-    Two packages may give one name to different rewards, or a package that of a built-in one. Whichever of them we took,
-    somebody would train on a reward that he does not mean, so the user has to say.
+    Two packages may give one name to different rewards, or a package may take the name of a built-in one. Whichever of
+    them we took, somebody would train on a reward that he does not mean, so the user has to say.
     """
     found = _registered()
     if name not in found:
@@ -109,7 +112,7 @@ def _target(name: str) -> str:
 
 
 def _nearest(attribute: str, module: ModuleType) -> str:
-    """What a user may have meant by an attribute that a module does not have."""
+    """Say what a user may have meant by an attribute that a module does not have."""
     file = Path(*module.__name__.split(".")).with_suffix(".py")
     if _is_file(str(file)) and file.resolve() != Path(module.__file__ or "").resolve():
         return f"that is an installed module; for the file in the current folder write '{file}:{attribute}'"
@@ -118,7 +121,7 @@ def _nearest(attribute: str, module: ModuleType) -> str:
 
 
 def _absolute(value: Any) -> Any:
-    """Rewards named as file.py:function, also inside lists and tables, with the file's full path.
+    """Give rewards that are named as file.py:function the file's full path, also inside lists and tables.
 
     The pickled form must mean the same file in another directory. Other text stays as it is.
     """
@@ -142,7 +145,7 @@ def _is_file(place: str) -> bool:
 
 
 def _path(place: str) -> Path:
-    """A full path; in `reward=~/mine.py:f` the shell leaves the `~` as it is."""
+    """Return the full path; in `reward=~/mine.py:f` the shell leaves the `~` as it is."""
     try:
         return Path(place).expanduser().resolve()
     except RuntimeError:  # a user who has no home
@@ -150,7 +153,7 @@ def _path(place: str) -> Path:
 
 
 def _registered() -> dict[str, dict[str, str]]:
-    """Under each name what it may stand for, "module:function", and whose that is."""
+    """Return, under each name, what it may stand for ("module:function") and whose that is."""
     from importlib.metadata import entry_points  # here: it costs more than the rest of the package
 
     found = {name: {target: "rlkit"} for name, target in BUILT_IN.items()}

@@ -12,8 +12,8 @@ class Repetition:
     """`max_penalty` times the share of n-grams that occurred before.
 
     R(y) = (1 - #distinct n-grams / #n-grams) * max_penalty, 0 for fewer than n tokens ("Demystifying Long
-    Chain-of-Thought Reasoning", arXiv:2502.03373, appendix C.2). n-grams are of token ids; of lower-case words where a
-    sample has none.
+    Chain-of-Thought Reasoning", arXiv:2502.03373, appendix C.2). An n-gram is a run of n token ids, or of n lower-case
+    words where a sample has no ids.
     """
 
     independent = True
@@ -29,7 +29,7 @@ class Repetition:
         self.size, self.penalty = ngram_size, max_penalty
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Reasons: distinct, repeated, too_short."""
+        """Judge each sample. Reasons: distinct, repeated, too_short."""
         return [self._one(sample) for sample in samples]
 
     def _one(self, sample: Sample) -> Reward:

@@ -9,9 +9,9 @@ from rewards import Reward, Sample
 
 
 def brevity(completion: str, answer: str, limit: int = 200, **columns: Any) -> Reward:
-    """1 for a right answer of up to `limit` characters, less in proportion to its length beyond that, else 0.
+    """Give 1 for a right answer of up to `limit` characters, less when it is longer, and 0 for a wrong one.
 
-    No verdict where there is no gold answer: that is not the model's failure.
+    Without a gold answer there is no verdict, because that is not a failure of the model.
     """
     if not answer:
         return Reward(None, "no_gold")
@@ -21,7 +21,7 @@ def brevity(completion: str, answer: str, limit: int = 200, **columns: Any) -> R
 
 
 class FewWords:
-    """-1 for more than `most` words, and for a completion that was cut off, else 0."""
+    """Give -1 for more than `most` words, and for a completion that was cut off, else 0."""
 
     def __init__(self, most: int) -> None:
         """Raises ValueError before the run starts."""
@@ -30,7 +30,7 @@ class FewWords:
         self.most = most
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """One verdict for each sample, in their order."""
+        """Return one verdict for each sample, in their order."""
         return [self._one(sample) for sample in samples]
 
     def _one(self, sample: Sample) -> Reward:

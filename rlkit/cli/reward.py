@@ -35,7 +35,7 @@ USAGE = """usage: rlkit reward test NAME [key=value ...] [--data rows.jsonl] [--
   DATA            a .json, .jsonl or .parquet file, "gsm8k", "math", or a hub id "owner/name\""""
 BATCH = 64
 SHOWN = 20
-"""Rows that fail, listed one by one."""
+"""Rows that fail and are listed one by one."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,7 +51,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def score(judge: rewards.RewardFunction, samples: Sequence[rewards.Sample], label: str) -> Iterator[rewards.Reward]:
-    """Verdicts in order, a batch at a time behind a progress bar; raises RewardError naming the rows it fails on."""
+    """Yield the verdicts in order, a batch at a time behind a progress bar.
+
+    Raises RewardError that names the rows on which the reward fails.
+    """
     with Console(stream=sys.stderr).bar(label, len(samples), "rows") as bar:
         for start in range(0, len(samples), BATCH):
             batch = samples[start : start + BATCH]
@@ -76,7 +79,7 @@ class Offline:
 
 
 def read(source: str, prompt_column: str = "", answer_column: str = "") -> list[Offline]:
-    """All rows of a file or named dataset, its splits one after the other; raises ValueError if it cannot be read.
+    """Read all rows of a file or named dataset, its splits one after the other; raises ValueError if it cannot.
 
     As in a run, `answer` is text, or the box of a `solution` where there is no such column. Without `prompt_column` the
     prompt is the first of `prompt`, `question`, `problem` and `text`; a row may have none of these, and no answer.
@@ -123,7 +126,7 @@ def _offline(id: str, record: Mapping[str, Any], prompt_column: str, answer_colu
 
 
 def summary(verdicts: Sequence[rewards.Reward], seconds: float) -> str:
-    """A table by reason, the means over the verdicts and of their parts, and the time."""
+    """Write a table by reason, the means over the verdicts and of their parts, and the time."""
     by_reason: dict[str, list[float | None]] = {}
     for verdict in verdicts:
         by_reason.setdefault(verdict.reason or "(no reason)", []).append(verdict.value)
@@ -143,7 +146,7 @@ def summary(verdicts: Sequence[rewards.Reward], seconds: float) -> str:
 
 
 def honest_completion(row: Mapping[str, Any], template: str) -> str:
-    """What a model that knows the gold answer would write.
+    """Write what a model that knows the gold answer would write.
 
     `template` holds columns in braces, as `<answer>{answer}</answer>`. Without one: a worked solution (with a box or
     ####) as it is, another `answer` in R1's form, a `canonical_solution` or `code` as a program, a `solution` as it is.
@@ -238,7 +241,7 @@ def _verify(argv: Sequence[str]) -> bool:
 
 
 def _any_verdict(verdicts: Sequence[rewards.Reward]) -> bool:
-    """Whether the reward judged anything; if not, say so, because a table full of dashes is easily passed over."""
+    """Say whether the reward judged anything; if not, print it, as a table full of dashes is easily passed over."""
     if any(verdict.value is not None for verdict in verdicts):
         return True
     reasons = Counter(verdict.reason.partition(":")[0] or "no reason" for verdict in verdicts)
@@ -266,7 +269,7 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
-    """Settings as a run reads them: `no` is text, 1e-3 a number, which YAML 1.1 sees the other way round."""
+    """Read settings as a run does: `no` is text and 1e-3 a number, which YAML 1.1 sees the other way round."""
     if not words:
         return {}
     from hydra.core.override_parser.overrides_parser import OverridesParser  # they take half a second to load
@@ -314,7 +317,7 @@ def _recorded(index: int, one: Offline) -> rewards.Sample:
 
 
 def _filled(template: str, row: Mapping[str, Any]) -> str:
-    """In one pass, so that braces inside a value stay as they are."""
+    """Fill the columns in, in one pass, so that braces inside a value stay as they are."""
     return re.sub(r"\{([^{}]+)\}", lambda found: str(row[found[1]]) if found[1] in row else found[0], template)
 
 

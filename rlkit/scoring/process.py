@@ -19,19 +19,19 @@ from rewards.failure import described
 from rewards.process import Channel
 
 MAX_REASON = 200
-"""Characters of a reason; a function may put a whole completion there."""
+"""Characters of a reason that are kept; a function may put a whole completion there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The reward is loaded; `one_by_one` says whether samples may be passed one at a time."""
+    """Says that the reward is loaded, and whether samples may be passed to it one at a time."""
 
     one_by_one: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """What the reward says of the next samples, and the seconds that the call took; of `logs` only the numbers."""
+    """Holds what the reward says of the next samples, and the seconds that the call took; logs keep their numbers."""
 
     rewards: tuple[rewards.Reward, ...]
     seconds: float
@@ -39,7 +39,7 @@ class Verdicts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The reward cannot be loaded, or raised; `trace` shows where."""
+    """Says that the reward cannot be loaded, or has raised; `trace` shows where."""
 
     message: str
     trace: str
@@ -74,7 +74,7 @@ def _judge(channel: Channel, judge: rewards.RewardFunction, samples: Sequence[re
 
 
 def _portable(verdict: rewards.Reward) -> rewards.Reward:
-    """What the run keeps of a verdict; a reason may be a whole completion, and `logs` may hold anything."""
+    """Keep what the run needs of a verdict; a reason may be a whole completion, and `logs` may hold anything."""
     reason = str(verdict.reason)[:MAX_REASON]
     return replace(verdict, reason=reason, parts=_numbers(verdict.parts), logs=_numbers(verdict.logs))
 
@@ -82,7 +82,7 @@ def _portable(verdict: rewards.Reward) -> rewards.Reward:
 def _numbers(entries: Mapping[str, Any]) -> dict[str, float]:
     numbers = {}
     for name, entry in entries.items():
-        with suppress(TypeError, ValueError, OverflowError):  # of whatever else a reward logs
+        with suppress(TypeError, ValueError, OverflowError):  # a reward may log what is not a number
             if not isinstance(entry, str) and math.isfinite(number := float(entry)):
                 numbers[str(name)] = number
     return numbers

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from rlkit.watch.metrics import LOAD, REASON, write_atomic
 
 MAX_REASONS = 6
-"""Verdicts that a row names, the most frequent first; the rest are summed as "other"."""
+"""Verdicts that a row names, the most frequent first; the rest are summed up as "other"."""
 HEADER_EVERY = 20
-"""Steps from one header of the table to the next."""
+"""A table repeats its header after this many steps."""
 WARNINGS_FILE = "warnings.json"
 _SILENT_S = 1.0
 _PLAIN_FIRST_S, _PLAIN_EVERY_S = 5.0, 15.0
@@ -34,7 +34,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Bar(Protocol):
-    """Progress through a known number of things."""
+    """Shows progress through a known number of things."""
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more as done."""
@@ -121,12 +121,12 @@ class Console:
 
 
 def visible(text: str) -> str:
-    """Text with its control characters written out (\\x00), all but tab and newline."""
+    """Write out the control characters of a text (\\x00), all but tab and newline."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def read_warnings(folder: Path) -> dict[str, int]:
-    """How often each warning of a run came up, over all its lives; empty if there was none."""
+    """Read how often each warning of a run came up, over all its lives; empty if there was none."""
     path = folder / WARNINGS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -219,12 +219,12 @@ _STEP_WIDTH = 10
 
 
 def _columns(values: Mapping[str, float]) -> tuple[_Column, ...]:
-    """The table that a step's numbers belong to; () for a step that neither sampled nor trained."""
+    """Choose the table that a step's numbers belong to; () for a step that neither sampled nor trained."""
     return _SAMPLED if "reward" in values else _TRAINED if "loss" in values else ()
 
 
 def step_header(stage: str, values: Mapping[str, float]) -> list[str]:
-    """The header lines of the table that a step's numbers belong to; none for numbers that have no table."""
+    """Write the header lines of the table that a step's numbers belong to; none for numbers that have no table."""
     columns = _columns(values)
     if not columns:
         return []
@@ -246,7 +246,7 @@ def step_header(stage: str, values: Mapping[str, float]) -> list[str]:
 
 
 def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:
-    """One row of a table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
+    """Write one row of a table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
 
     A number that the table has no column for stands behind the last one, after its name, so that whatever a new loss
     measures is seen. So do the load of the busiest expert over the mean, the loss of multi-token prediction, the share
@@ -269,7 +269,7 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
 
 
 def _reasons(values: Mapping[str, float]) -> str:
-    """The most frequent verdicts with their counts."""
+    """Name the most frequent verdicts with their counts."""
     counts = [(count, key.removeprefix(REASON)) for key, count in values.items() if key.startswith(REASON)]
     counts.sort(key=lambda item: (-item[0], item[1]))
     shown, rest = counts[:MAX_REASONS], sum(count for count, _ in counts[MAX_REASONS:])
@@ -283,7 +283,7 @@ def _cell(column: _Column, values: Mapping[str, float]) -> str:
 
 
 def _number(value: float, column: _Column) -> str:
-    """A number that fits its column, as a power of ten if it is too long; only beyond that does a row grow."""
+    """Write a number so that it fits its column: as a power of ten if it is too long; only then may the row grow."""
     if not math.isfinite(value):
         return str(float(value))
     match column.kind:

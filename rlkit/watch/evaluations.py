@@ -1,4 +1,4 @@
-"""What a held-out evaluation found, kept as one JSON file each in `evaluations/`."""
+"""Keep what each held-out evaluation found as one JSON file in `evaluations/`, and compare them."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Evaluation:
     """
 
     name: str
-    """When it was: "before SFT", "after GRPO". A second evaluation of that name replaces the first."""
+    """Says when it was made: "before SFT", "after GRPO". A second evaluation of that name replaces the first."""
     step: int
     accuracy: float
-    """Share of problems solved, 0..1."""
+    """The share of problems that were solved, 0..1."""
     problems: int
     mean_length: float
-    """Tokens of a completion."""
+    """The mean number of tokens of a completion."""
     truncated: float
-    """Share of completions that hit the token limit, 0..1."""
+    """The share of completions that hit the token limit, 0..1."""
     samples: tuple[SampleText, ...]
 
 
@@ -61,13 +61,13 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """The evaluations of a run, in the order in which they were first made."""
+    """Read the evaluations of a run, in the order in which they were first made."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in _files(folder)]
     return [Evaluation(**row | {"samples": tuple(SampleText(**sample) for sample in row["samples"])}) for row in rows]
 
 
 def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a share measured on `n` trials.
+    """Compute the confidence interval of a share that was measured on `n` trials.
 
     (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2/n)    (Wilson 1927; Newcombe 1998, method 3)
     """
@@ -80,7 +80,7 @@ def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def paired(first: Evaluation, last: Evaluation) -> dict[tuple[bool, bool], int]:
-    """How many questions in both were (right or wrong in `first`, right or wrong in `last`)."""
+    """Count the questions of both evaluations by whether `first` and `last` had them right."""
     before, after = by_question(first), by_question(last)
     counts = {(a, b): 0 for a in (False, True) for b in (False, True)}
     for key in before.keys() & after.keys():
@@ -89,12 +89,15 @@ def paired(first: Evaluation, last: Evaluation) -> dict[tuple[bool, bool], int]:
 
 
 def by_question(evaluation: Evaluation) -> dict[tuple[str, str], SampleText]:
-    """The samples under (question, answer), in the order of the data; the last one of a repeated question."""
+    """Return the samples under (question, answer), in the order of the data; a repeated question keeps its last one."""
     return {(sample.question, sample.answer): sample for sample in evaluation.samples}
 
 
 def milestones(evaluations: Sequence[Evaluation], limit: int = 3) -> list[Evaluation]:
-    """At most `limit` evaluations that tell the story: those before and after a stage, else the first and the last."""
+    """Choose at most `limit` evaluations that tell the story.
+
+    These are the ones before and after a stage, or else the first and the last.
+    """
     if len(evaluations) <= limit:
         return list(evaluations)
     named = [one for one in evaluations if one.name.startswith(("before ", "after "))]
@@ -103,6 +106,6 @@ def milestones(evaluations: Sequence[Evaluation], limit: int = 3) -> list[Evalua
 
 
 def _files(folder: Path) -> list[Path]:
-    """In their order, which is not that of the alphabet once there are more than a thousand."""
+    """List the files in their order, which is not that of the alphabet once there are more than a thousand."""
     written = (folder / "evaluations").glob("[0-9]*.json")
     return sorted(written, key=lambda path: (int(re.sub(r"\D.*", "", path.name)), path.name))

@@ -1,4 +1,4 @@
-"""Curves as SVG text for the report: one y axis each, labels at the curves, colours from the page's style sheet.
+"""Draw curves as SVG text for the report: with one y axis, labels at the curves, and colours from the style sheet.
 
 Written by hand rather than by a plotting library because the page switches between light and dark by CSS alone, and a
 figure is some 10 kB instead of 100. What is not covered: dates, legends, a second axis, interaction.
@@ -19,7 +19,7 @@ RAW_LIMIT = 30
 _BINS = 200
 _BARS = 60
 _TINY = 1e-300
-"""What is smaller counts as 0 on a log axis."""
+"""A value below this counts as 0 on a log axis."""
 
 Point = tuple[float, float]
 _Label = tuple[float, int, str, str]
@@ -62,7 +62,7 @@ class _Scale:
 def line_plot(
     series: Sequence[Series], *, log: bool = False, percent: bool = False, raw_limit: float = RAW_LIMIT
 ) -> str:
-    """Curves over steps. On a log axis points at or below 0 have no place and are left out.
+    """Draw curves over steps. On a log axis points at or below 0 have no place and are left out.
 
     Up to `raw_limit` points are drawn and joined; more are drawn faint, and the line is their running mean.
     """
@@ -87,7 +87,7 @@ def line_plot(
 
 
 def stacked_plot(series: Sequence[Series]) -> str:
-    """Bars per step, the series on top of each other; above 60 steps a bar is the mean of several steps.
+    """Draw a bar per step, the series on top of each other; above 60 steps a bar is the mean of several steps.
 
     All series have the same xs. The labels on the right give the mean over the run.
     """
@@ -118,7 +118,7 @@ def stacked_plot(series: Sequence[Series]) -> str:
 
 
 def interval_plot(rows: Sequence[Interval]) -> str:
-    """One row per measurement: the value as a dot, its interval as a bar."""
+    """Draw one row per measurement: the value as a dot, its interval as a bar."""
     height = 46.0 + 30 * len(rows)
     x = _Scale(0.0, 1.0, 130.0, WIDTH - 160)
     body = ""
@@ -138,7 +138,7 @@ def interval_plot(rows: Sequence[Interval]) -> str:
 
 
 def histogram(samples: Sequence[tuple[str, Sequence[float]]], unit: str) -> str:
-    """Shares of each named sample in common bins, as outlines over each other."""
+    """Draw the shares of each named sample in common bins, as outlines over each other."""
     top = max(value for _, values in samples for value in values)
     edges = ticks(0.0, max(top, 1.0), 30)
     width = edges[1] - edges[0]
@@ -166,7 +166,7 @@ def histogram(samples: Sequence[tuple[str, Sequence[float]]], unit: str) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
+    """Choose about `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
     rough = (high - low) / count or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -175,7 +175,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that enclose [low, high], at most seven and at least two; `low` is above 0."""
+    """Choose powers of ten that enclose [low, high], at most seven and at least two; `low` is above 0."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     last = max(last, first + 1)
     step = math.ceil((last - first) / 6)
@@ -183,7 +183,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def smooth(points: Sequence[Point], *, log: bool = False) -> list[Point]:
-    """Centred running mean over a twentieth of the points; at the ends over what the window still holds.
+    """Take the centred running mean over a twentieth of the points; at the ends over what the window still holds.
 
     On a log axis it is the geometric mean, so that a single spike does not lift the whole curve. A long curve is
     evaluated at some 400 of its points, the first and the last among them.
@@ -199,7 +199,7 @@ def smooth(points: Sequence[Point], *, log: bool = False) -> list[Point]:
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most 400 points that keep the lowest and the highest of every stretch, so that no spike is lost."""
+    """Keep at most 400 points: the lowest and the highest of every stretch, so that no spike is lost."""
     if len(points) <= 2 * _BINS:
         return list(points)
     size = math.ceil(len(points) / _BINS)
@@ -216,14 +216,14 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Start at 0 unless the values are far from it, where 0 would flatten the curve."""
+    """Let the axis start at 0, unless the values are so far from it that the curve would be flat."""
     if 0 <= low < 0.6 * high or low == high:
         return min(low, 0.0), max(high, 0.0)
     return low, high
 
 
 def _step_scale(xs: Sequence[float], labels: Sequence[_Label]) -> _Scale:
-    """The horizontal axis, as wide as the labels to its right allow."""
+    """Make the horizontal axis as wide as the labels to its right allow."""
     low, high = min(xs), max(xs)
     longest = max(len(text) for _, _, *texts in labels for text in texts)
     return _Scale(low, high if high > low else low + 1, _LEFT, WIDTH - 16 - 7.2 * longest)
@@ -257,15 +257,19 @@ def _path(points: Sequence[Point], x: _Scale, y: _Scale) -> str:
 
 
 def _labels(labels: Sequence[_Label], right: float) -> str:
-    """Name and value to the right of each curve's end, pushed apart where they would overlap."""
+    """Write name and value to the right of each curve's end, and push labels apart where they would overlap.
+
+    Each label belongs at the height where its curve ends. Going down the page, a label moves below the one above it;
+    the last ones may then leave the figure, so going back up, each moves above the one below it.
+    """
     order = sorted(labels)
     sizes = [(2 if name else 1) * _LABEL_GAP + 2 for _, _, name, _ in order]
     tops, floor = [], _TOP - 8
-    for (height, *_), size in zip(order, sizes, strict=True):  # push down past the label above
+    for (height, *_), size in zip(order, sizes, strict=True):
         tops.append(max(height - size / 2, floor))
         floor = tops[-1] + size
     ceiling = HEIGHT - 8
-    for place in reversed(range(len(order))):  # and back up where the last ones leave the figure
+    for place in reversed(range(len(order))):
         tops[place] = ceiling = min(tops[place], ceiling - sizes[place])
     body = ""
     for (_, tone, name, value), top in zip(order, tops, strict=True):
@@ -290,7 +294,7 @@ def _power(value: float) -> str:
 
 
 def _plain(all_ticks: Sequence[float]) -> Callable[[float], str]:
-    """Format for evenly spaced ticks: as many decimals as tell them apart, thousands as k."""
+    """Return a format for evenly spaced ticks: as many decimals as tell them apart, and thousands as k."""
     gap = min((b - a for a, b in pairwise(all_ticks)), default=1.0)
     if gap >= 500:
         return lambda value: f"{value / 1000:g}k" if value else "0"
@@ -301,7 +305,7 @@ def _plain(all_ticks: Sequence[float]) -> Callable[[float], str]:
 
 
 def _short(value: float, *, percent: bool = False) -> str:
-    """Three significant digits, for a label."""
+    """Write three significant digits, for a label."""
     if percent:
         return f"{100 * value:.1f} %"
     if value and not 1e-3 <= abs(value) < 1e5:

@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file that needs no network and no JavaScript.
+"""Write the report of a run: one HTML file that needs no network and no JavaScript.
 
-It reads metrics.jsonl, evaluations/, warnings.json and config.yaml of the run folder, whichever are there.
+It is made of metrics.jsonl, evaluations/, warnings.json and config.yaml of the run folder, whichever are there.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _tile(label: str, value: str, note: str, *, main: bool = False) -> str:
 
 
 def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[str, int]) -> str:
-    """What a reader must know before trusting the curves."""
+    """Say what a reader must know before trusting the curves."""
     texts = [f"{text} ({count} times)" if count > 1 else text for text, count in warnings.items()]
     broken = [
         f"{named(line['stage'])} step {line['step']}: {key}"
@@ -134,7 +134,7 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _verdicts(evaluations: Sequence[Evaluation]) -> str:
-    """Table of what the reward said, by evaluation; "wrong: got 8" counts as "wrong"."""
+    """Count what the reward said in each evaluation; "wrong: got 8" counts as "wrong"."""
     shown = [one for one in milestones(evaluations) if one.samples]
     if not shown:
         return ""
@@ -159,7 +159,7 @@ def _stage(stage: str, lines: Lines) -> str:
 
 
 def _samples(evaluations: Sequence[Evaluation]) -> str:
-    """The same questions side by side, in the order of the data set."""
+    """Show what the model wrote at each milestone to the same questions, in the order of the data set."""
     shown = [one for one in milestones(evaluations) if one.samples]
     if not shown:
         return ""
@@ -200,7 +200,7 @@ def _config(text: str) -> str:
 
 
 def _clip(text: str) -> str:
-    """Text of the model, made harmless and bounded."""
+    """Make a text of the model harmless, and bound its length."""
     rest = len(text) - _TEXT_LIMIT
     return escape(visible(text[:_TEXT_LIMIT])) + (f" ... ({rest:,} more characters)" if rest > 0 else "")
 

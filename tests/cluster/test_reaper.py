@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+from rlkit.cluster import reaper
 from rlkit.cluster.reaper import VARIABLE, marked, reaped
 
 # A driver with a child of its own that ignores SIGTERM and a grandchild in another session.
@@ -52,3 +55,12 @@ def test_a_block_that_ends_leaves_nothing_and_touches_nobody_else() -> None:
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+def test_it_runs_alone_without_anything_beside_it(tmp_path: Path) -> None:
+    """It must not need packages: when the driver is killed, they may be what is broken."""
+    alone = shutil.copy(reaper.__file__, tmp_path / "alone.py")
+    command = [sys.executable, "-I", "-S", str(alone), str(os.getpid()), "no-such-mark", ""]
+    # Nothing holds its input open, so it takes its driver for gone at once, and finds nobody that carries the mark.
+    done = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, env={}, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

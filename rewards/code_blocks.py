@@ -1,4 +1,4 @@
-"""Code blocks in the text of a completion, and which of them is the program.
+"""Finds the code blocks in the text of a completion, and says which of them is the program.
 
 A block stands between two fences, lines of three or more backticks or tildes, as in CommonMark. Models also open a
 block behind other text ("Here it is: ```python"), end one behind its last statement, and forget to end one; these are
@@ -22,7 +22,7 @@ MARGIN = 4
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block: the first word behind its opening fence, in small letters, and its lines.
+    """A block, with the first word behind its opening fence in small letters, and its lines.
 
     Example: `Block("python", "x = 1")` for a block that "```Python main.py" opens
     """
@@ -51,19 +51,24 @@ class _Fence:
 
     @property
     def indent(self) -> int | None:
-        """Its column if it is the first thing in its line."""
+        """The column in which it stands, if it is the first thing in its line."""
         return None if self.before.strip() else len(self.before.expandtabs())
+
+    @property
+    def is_second(self) -> bool:
+        """Whether it ends a piece of code that another fence in the same line begins."""
+        return self.before.count(self.marks[:3]) % 2 == 1
 
     @property
     def opens(self) -> bool:
         """Whether it can begin a block. Behind other text it must look like it, for a sentence may end in a fence."""
-        if self.marks[0] in self.info or self.marks[:3] in self.before:  # a piece of code between two fences
+        if self.marks[0] in self.info or self.is_second:
             return False
         return self.indent is not None or not self.info or Block(self.label, "").is_python
 
     def may_end(self, opening: _Fence) -> bool:
         """Whether it could end the block, though it stands behind a statement or far to the right."""
-        return self.marks.startswith(opening.marks) and not self.info and self.marks[:3] not in self.before
+        return self.marks.startswith(opening.marks) and not self.info and not self.is_second
 
     def is_within(self, opening: _Fence) -> bool:
         """Whether it belongs to the text of the block: it is shorter, of the other sign, or far to the right."""
@@ -72,9 +77,9 @@ class _Fence:
 
 
 def blocks_of(text: str, is_whole: bool = False) -> list[Block]:
-    """The blocks of a text, in order. The last may lack its end only if the text `is_whole`, with nothing cut off.
+    """Returns the blocks of a text, in order. The last may lack its end only if the text `is_whole`, not cut off.
 
-    Of text in a block, such as one of markdown, the Python blocks inside count instead.
+    Where a block holds text, as one of markdown does, the Python blocks inside of it count in its place.
     """
     found: list[Block] = []
     for block in _outer_blocks(text, is_whole):
@@ -136,7 +141,7 @@ def _block(opening: _Fence, lines: Sequence[str]) -> Block:
 
 
 def choose(blocks: Sequence[Block], is_wanted: Callable[[str], bool]) -> str | None:
-    """The last block that is wanted or, if there is none, the last one; those that say they are Python come first."""
+    """Returns the last block that is wanted or, if none is, the last one; those that are called Python come first."""
     written = [block for block in blocks if block.text.strip()]
     python = [block.text for block in written if block.is_python]
     unlabelled = [block.text for block in written if not block.label]
@@ -147,7 +152,7 @@ def choose(blocks: Sequence[Block], is_wanted: Callable[[str], bool]) -> str | N
 
 
 def defines(name: str) -> Callable[[str], bool]:
-    """Whether code has a function, method, class or variable of that name."""
+    """Returns a test of whether code has a function, method, class or variable of that name."""
     pattern = re.compile(rf"^[ \t]*(?:(?:async )?def|class) +{re.escape(name)}\b|^{re.escape(name)} *=(?!=)", re.M)
     return lambda code: pattern.search(code) is not None
 

@@ -227,22 +227,18 @@ def test_it_is_loaded_by_name_pickles_and_opens_again() -> None:
         one.close()
     remote = pickle.loads(pickle.dumps(CodeVerifier(level="remote", url="http://localhost")))
     assert (remote.level, remote.url) == ("remote", "http://localhost")
-    made = pickle.loads(
-        pickle.dumps(CodeVerifier(workers=3, imports=["math"], wall=1.5, memory_mb=77, score="fraction"))
-    )
-    assert (made.workers, made.imports, made.limits.wall, made.limits.memory_mb, made.score) == (
-        3,
-        ("math",),
-        1.5,
-        77,
-        "fraction",
-    )
+    settings = {"workers": 3, "imports": ["math"], "wall": 1.5, "memory_mb": 77, "score": "fraction"}
+    made = pickle.loads(pickle.dumps(CodeVerifier(**settings, compare="exact", output_kb=5)))
+    assert (made.workers, made.imports, made.score, made.compare) == (3, ("math",), "fraction", "exact")
+    assert (made.limits.wall, made.limits.memory_mb, made.limits.output_kb) == (1.5, 77, 5)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"score": "some"}, "score='some'; it is one of all, fraction"),
+        ({"compare": "nearly"}, "compare='nearly'; it is one of numbers, exact"),
+        ({"output_kb": 0}, "output_kb=0"),
         ({"workers": 0}, "workers=0"),
         ({"wall": -1.0}, "wall=-1.0"),
         ({"memory_mb": 0}, "memory_mb=0"),
@@ -264,6 +260,63 @@ def test_a_value_that_breaks_the_comparison_is_wrong_not_masked(verifier: CodeVe
     for value in ("{10 ** 5000: 1}", "{(1, 2): 3}", "{None: 10 ** 5000}"):
         [reward] = verifier([Sample("", fenced(f"def f(n):\n    return {value}"), meta=row)])
         assert (reward.value, reward.reason) == (0.0, "wrong"), reward
+
+
+def test_what_is_expected_sets_the_limit_of_output() -> None:
+    row = {"tests": [{"stdin": "", "stdout": "x" * (2 << 20)}]}
+    samples = [Sample("", fenced(f"print('x' * ({n} << 20))"), meta=row) for n in (2, 4)]
+    found = {}
+    for kb in (1024, 4096):
+        with_limit = CodeVerifier(workers=1, output_kb=kb)
+        found[kb] = [reward.reason for reward in with_limit(samples)]
+        with_limit.close()
+    assert found == {1024: ["correct", "output_limit"], 4096: ["correct", "wrong"]}
+
+
+PLUS = """
+import numpy as np
+
+def is_floats(x) -> bool:
+    if isinstance(x, float):
+        return True
+    if isinstance(x, (list, tuple)) and x:
+        return all(isinstance(i, float) for i in x)
+    if isinstance(x, np.ndarray):
+        return x.dtype == np.float64 or x.dtype == np.float32
+    return False
+
+def assertion(out, exp, atol):
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if out != exp and atol != 0:
+        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert out == exp, f"out: {out}, exp: {exp}"
+
+def check(candidate):
+    inputs = [[1], [2.5], [[1.0, 2.0]]]
+    results = [2, 5.0, [1.0, 2.0, 1.0, 2.0]]
+    for i, (inp, exp) in enumerate(zip(inputs, results)):
+        assertion(candidate(*inp), exp, 0)
+"""
+
+
+def test_humaneval_plus_needs_numpy_and_says_so() -> None:
+    """The form of evalplus/humanevalplus: helpers and a loop, with numpy."""
+    pytest.importorskip("numpy")
+    row = {"prompt": 'def twice(x):\n    """Twice x."""\n', "entry_point": "twice", "test": PLUS}
+    nearly = "def twice(x):\n    return x * 2 if x != 2.5 else 5.0000001"
+    codes = ["    return x * 2\n", fenced("def twice(x):\n    return x + x"), fenced(nearly), fenced("return 2"), ""]
+    samples = [Sample("", code, meta=row) for code in codes]
+    for imports, found in (
+        (["numpy"], [(1.0, "correct")] * 3 + [(0.0, "wrong"), (0.0, "no_code")]),
+        ([], [(None, "untestable")] * 4 + [(0.0, "no_code")]),
+    ):
+        verifier = CodeVerifier(workers=1, imports=imports)
+        judged = verifier(samples)
+        verifier.close()
+        assert [(reward.value, reward.reason) for reward in judged] == found, judged
+    assert "imports=['numpy']" in judged[0].logs["detail"]
 
 
 # Data sets

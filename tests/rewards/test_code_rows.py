@@ -22,6 +22,13 @@ def verifier() -> Iterator[CodeVerifier]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def exact() -> Iterator[CodeVerifier]:
+    made = CodeVerifier(workers=1, compare="exact")
+    yield made
+    made.close()
+
+
 def fenced(code: str) -> str:
     return f"```python\n{code}\n```"
 
@@ -105,6 +112,108 @@ def test_rows_that_cannot_be_read_say_which_column(row: dict[str, Any], message:
         read_tests(row)
     [reward] = verifier([Sample("", fenced(RIGHT), meta=row)])
     assert (reward.value, reward.reason) == (None, "no_tests") and message.split()[0] in reward.logs["detail"]
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ({"seconds": 2, "nanos": 500_000_000}, 2.5),
+        ({"seconds": 1, "nanos": 0}, 1.0),
+        ({"seconds": 0, "nanos": 250_000_000}, 0.25),
+        ({"seconds": 3}, 3.0),
+        ({"seconds": 3, "nanos": None}, 3.0),
+        ('{"seconds": 2, "nanos": 0}', 2.0),
+        (1.5, 1.5),
+        (4, 4.0),
+        ("2.0 seconds", 2.0),
+        ("1 second", 1.0),
+        (" 0.5 s", 0.5),
+        ("1500 ms", 1.5),
+        ("250 milliseconds", 0.25),
+        ("3", 3.0),
+        (None, INF),
+        (0, INF),
+        ("", INF),
+        ("unlimited", INF),
+        ({"seconds": 0, "nanos": 0}, INF),
+        ({"seconds": None}, INF),
+        (float("nan"), INF),
+        ([1], INF),
+    ],
+)
+def test_a_time_limit_is_read_from_the_row(limit: object, seconds: float) -> None:
+    pairs = {"inputs": ["1\n"], "outputs": ["2\n"]}
+    for row in (
+        {"public_tests": {"input": ["1\n"], "output": ["2\n"]}, "time_limit": limit},
+        {"input_output": pairs, "time_limit": limit},
+        {"input_output": {**pairs, "time_limit": limit}},
+        {"input_output": {**pairs, "fn_name": "f"}, "time_limit": limit},
+        {"public_test_cases": CASES, "metadata": {"func_name": "f", "time_limit": limit}},
+    ):
+        tests = read_tests(row)
+        assert isinstance(tests, Stdio | Calls) and tests.case_seconds == seconds
+    tests = read_tests({"tests": CASES, "time_limit": 5, "metadata": {"time_limit": 2}})
+    assert isinstance(tests, Stdio) and tests.case_seconds == 2.0
+
+
+def test_a_time_limit_that_cannot_be_read_is_named(verifier: CodeVerifier) -> None:
+    for limit, why in (
+        ("{2", "column 'time_limit' is no JSON"),
+        ({"seconds": "x"}, "could not convert"),
+        (10**400, ""),
+    ):
+        [reward] = verifier([Sample("", fenced(RIGHT), meta={"tests": CASES, "time_limit": limit})])
+        assert (reward.value, reward.reason) == (None, "no_tests") and why in reward.logs["detail"]
+
+
+def test_a_case_has_the_time_of_its_row(verifier: CodeVerifier) -> None:
+    row = {"tests": [{"stdin": "0", "stdout": "0"}, {"stdin": "60", "stdout": "60"}], "time_limit": "1.5 seconds"}
+    code = "import time\nn = int(input())\ntime.sleep(n)\nprint(n)"
+    [reward] = verifier([Sample("", fenced(code), meta=row)])
+    assert (reward.value, reward.reason) == (0.0, "timeout") and "case 1: timeout after" in reward.logs["detail"]
+    assert reward.logs["num_passed"] == 1
+
+
+PAIRS = [
+    ("0.30000000000000004", "0.3", True),
+    ("2.50", "2.5", True),
+    ("1e3", "1000.0", True),
+    ("1.0", "1", True),
+    ("YES 0.333333333", "YES 0.33333333333", True),
+    ("0.31", "0.3", False),
+    ("1000000007.4", "1000000007", False),
+    ("41", "42", False),
+    ("no 0.5", "yes 0.5", False),
+]
+
+
+@pytest.mark.parametrize(("printed", "expected", "is_right"), PAIRS)
+def test_numbers_are_compared_as_the_judges_of_contests_do(
+    verifier: CodeVerifier, exact: CodeVerifier, printed: str, expected: str, is_right: bool
+) -> None:
+    case = [{"input": "", "output": expected, "testtype": "stdin"}]
+    rows = [
+        {"public_tests": {"input": [""], "output": [expected]}, "private_tests": {"input": [], "output": []}},
+        {"input_output": json.dumps({"inputs": [""], "outputs": [expected]})},
+        {"public_test_cases": json.dumps(case), "private_test_cases": "[]", "metadata": "{}"},
+        {"test": json.dumps([{"input": {"stdin": ""}, "output": {"stdout": expected}}])},
+        {"tests": [{"stdin": "", "stdout": expected}]},
+    ]
+    samples = [Sample("", fenced(f"print({printed!r})"), meta=row) for row in rows]
+    assert [reward.value for reward in verifier(samples)] == [float(is_right)] * 5
+    assert [reward.value for reward in exact(samples)] == [0.0] * 5
+
+
+def test_returned_floats_are_compared_in_the_same_way(verifier: CodeVerifier, exact: CodeVerifier) -> None:
+    live = {"public_test_cases": [{"input": "3", "output": "[0.3, 1]"}], "metadata": {"func_name": "f"}}
+    rows = [{"fn_name": "f", "inputs": [[3]], "outputs": [[0.3, 1]]}, live]
+    for body, is_right in (("(n / 10 + 1e-12, 1)", 1.0), ("[0.31, 1]", 0.0), ("[0.3, 2]", 0.0), ("['0.3', 1]", 0.0)):
+        samples = [Sample("", fenced(f"def f(n): return {body}"), meta=row) for row in rows]
+        assert [reward.value for reward in verifier(samples)] == [is_right] * 2
+        assert [reward.value for reward in exact(samples)] == [0.0] * 2
 
 
 def test_values_that_json_cannot_tell_apart_are_equal() -> None:

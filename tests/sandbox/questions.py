@@ -22,6 +22,11 @@ open("here", "w").write("x")
 os.mkdir("folder")
 open(os.environ["TMPDIR"] + "/there", "w").write("x")
 import csv, xml.dom.minidom  # not loaded yet
+streams = [open(name).read() for name in ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")]
+for name in ("/dev/stdout", "/dev/fd/1"):
+    with open(name, "w") as file: file.write(" ")
+for name, mode in (("/dev/stderr", "w"), ("/dev/fd/2", "a")):
+    with open(name, mode) as file: file.write("e")
 print(json.dumps({{
     "reads": not fails(open, {0!r}), "writes": not fails(open, {0!r}, "a"), "lists": not fails(os.listdir, "/home"),
     "links": not fails(os.link, {0!r}, "link"), "connects": not fails(socket.socket), "pair": pair[1].recv(1).decode(),
@@ -29,13 +34,13 @@ print(json.dumps({{
     "becomes root": not fails(os.setuid, 0), "is root": os.getuid() == 0, "null": not fails(open, "/dev/null", "w"),
     "renices": not fails(os.setpriority, os.PRIO_USER, 0, 1), "random": len(os.urandom(4)),
     "kills": not fails(os.kill, {1}, 0),
-    "runs": not fails(os.execv, sys.executable, ["python"]), "cores": os.cpu_count() > 0,
+    "runs": not fails(os.execv, sys.executable, ["python"]), "cores": os.cpu_count() > 0, "streams": streams,
 }}))
 """
 ANSWERS = {
     "reads": False, "writes": False, "lists": False, "links": False, "connects": False, "pair": "x", "datagrams": False,
     "here": ["folder", "here", "main.py"], "becomes root": False, "is root": False, "null": True, "renices": False,
-    "random": 4, "kills": False, "runs": False, "cores": True,
+    "random": 4, "kills": False, "runs": False, "cores": True, "streams": ["in\n"] * 3,
 }  # fmt: skip
 
 
@@ -50,8 +55,9 @@ def outcomes(level: str, file: str) -> list[object]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SandboxWarning)
         with Sandbox(level, workers=1, limits=limits) as box:
-            asked = box.run(QUESTIONS.format(file, os.getpid()))
-            answers = json.loads(asked.stdout) if asked.status == "ok" else asked.stderr
+            asked = box.run(QUESTIONS.format(file, os.getpid()), "in\n")
+            told = asked.status == "ok" and asked.stdout.startswith("  ") and asked.stderr == "ee"
+            answers = json.loads(asked.stdout) if told else asked.stderr
             ends = [box.run(code).status for code in (bomb, family, daemon)]
             after = box.run("import os; print(os.listdir('.'))").stdout
             return [box.level, answers, ends, after]

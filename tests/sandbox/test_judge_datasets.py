@@ -70,6 +70,33 @@ def failures(box: Sandbox, problems: list[Problem]) -> dict[str, str]:
         return {task: why for task, why in threads.map(judge, problems) if why}
 
 
+ASSERTION = "def assertion(out, exp, atol):\n    assert out == exp or abs(out - exp) <= atol\n"
+
+
+def as_humaneval_plus(test: str) -> str | None:
+    """The same cases in the form of HumanEval+, where all of them are `candidate(...) == value`."""
+    check = next(node for node in ast.parse(test).body if isinstance(node, ast.FunctionDef))
+    pairs = []
+    for node in check.body:
+        match node:
+            case ast.Assert(test=ast.Compare(left=ast.Call(func=ast.Name("candidate")) as call, comparators=[value])):
+                pairs.append((ast.unparse(ast.List(call.args)), ast.unparse(value)))
+    if not pairs or len(pairs) < len([node for node in check.body if isinstance(node, ast.Assert)]):
+        return None
+    inputs, results = (f"[{', '.join(column)}]" for column in zip(*pairs, strict=True))
+    loop = "for i, (inp, exp) in enumerate(zip(inputs, results)):\n        assertion(candidate(*inp), exp, 1e-6)"
+    return f"{ASSERTION}\ndef check(candidate):\n    inputs = {inputs}\n    results = {results}\n    {loop}\n"
+
+
+@pytest.mark.slow
+def test_humaneval_in_the_form_of_humaneval_plus(box: Sandbox) -> None:
+    forms = [(*problem[:3], as_humaneval_plus(problem[3][0])) for problem in humaneval()]
+    found = [(task, name, code, [test]) for task, name, code, test in forms if test][::3]
+    assert len(found) == 40 and failures(box, found) == {}
+    wrong = [(task, name, f"{code}\n{WRONG['none'].format(name=name)}\n", tests) for task, name, code, tests in found]
+    assert len(failures(box, wrong)) == len(found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("problems", "count"), [(humaneval, 164), (mbpp, 974)])
 def test_every_reference_solution_passes(box: Sandbox, problems, count: int) -> None:

@@ -104,6 +104,37 @@ def test_a_program_behaves_as_in_a_plain_interpreter(box: Sandbox, tmp_path: Pat
         assert (ours.stdout, ours.stderr, ours.exit_code) == (*expected, plain.returncode), code
 
 
+def test_a_program_may_open_its_streams_by_name(box: Sandbox) -> None:
+    """As programs for contests do; each is opened anew, so that it begins at its begin."""
+    programs = [
+        ("print(open('/dev/stdin').read())", "one two\nthree\n\n"),
+        ("print(open('/dev/fd/0').readline(), open('/proc/self/fd/0').readline())", "one two\n one two\n\n"),
+        ("import sys\nsys.stdin = open('/dev/stdin')\nprint(input(), input())", "one two three\n"),
+        ("import pathlib; print(pathlib.Path('/dev/stdin').read_text().split())", "['one', 'two', 'three']\n"),
+        ("import fileinput\nfor line in fileinput.input('/dev/stdin'): print(len(line))", "8\n6\n"),
+        ("import os; print(os.read(os.open('/dev/stdin', 0), 3), os.path.exists('/dev/stdin'))", "b'one' True\n"),
+        ("import sys; print(sys.stdin.buffer.readline())\n"
+        "with open('/dev/stdin') as f: print(*f)", "b'one two\\n'\none two\n three\n\n"),
+        ("with open('/dev/stdout', 'w') as f: f.write('a')\nprint('b')", "ab\n"),
+        ("with open('/dev/fd/1', 'a') as f: print('a', file=f)\nprint('b')", "a\nb\n"),
+        ("import sys\nsys.stdout = open('/dev/stdout', 'w')\nprint('a')", "a\n"),
+        ("import sys\nprint('a', file=open('/dev/stderr', 'w'))\nopen('/dev/fd/2', 'w').write('a\\n')", ""),
+        ("import os; print(sorted(os.listdir('/dev/fd'))[:3])", "['0', '1', '2']\n"),
+    ]  # fmt: skip
+    for code, printed in programs:
+        result = box.run(code, "one two\nthree\n")
+        assert (result.status, result.stdout) == ("ok", printed), (code, result)
+    sealed = "import os\ntry: os.write(os.open('/dev/stdin', os.O_RDWR), b'x')\nexcept PermissionError: print('sealed')"
+    assert box.run(sealed, "one").stdout == "sealed\n"
+
+
+def test_numpy_reads_dev_stdin() -> None:
+    pytest.importorskip("numpy")
+    with Sandbox("namespaces", workers=1, imports=["numpy"]) as box:
+        code = "import numpy\nprint(int(numpy.loadtxt('/dev/stdin').sum()), int(numpy.loadtxt(open(0)).sum()))"
+        assert box.run(code, "1 2\n3 4\n").stdout == "10 10\n"
+
+
 def test_one_deadline_bounds_what_waits_and_what_works(box: Sandbox) -> None:
     for code in (
         "import time; time.sleep(60)",

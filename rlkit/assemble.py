@@ -32,7 +32,7 @@ def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Ite
     On Ray the engines may still be loading when the block begins; the first call waits for them.
     """
     if cfg.cluster.kind == "local":
-        yield build_engine(cfg.engine, checkpoint, cfg.model.architecture, progress)
+        yield build_engine(cfg.engine, checkpoint, cfg.model.kind, progress)
         return
     from rlkit.cluster.start import on_ray, start_engines  # cluster=local runs without Ray
 
@@ -47,7 +47,7 @@ def trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
         yield build_trainer(
             cfg.trainer,
             checkpoint,
-            cfg.model.architecture,
+            cfg.model.kind,
             keep_reference=cfg.needs_reference,
             seed=cfg.seed,
             store=distributed.HashStore(),

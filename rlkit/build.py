@@ -11,17 +11,14 @@ from torch import distributed
 from rlkit.config import EngineConfig, TrainerConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
-from rlkit.model import DeepseekV3Config
 from rlkit.model.load import load_model
 from rlkit.model.lora import add_lora
 from rlkit.train.trainer import ModelTrainer
 from rlkit.watch.progress import Progress, silent
 
 
-def build_engine(
-    cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Config | None, progress: Progress = silent
-) -> Engine:
-    """Build the sampler that the configuration asks for, in this process; `architecture` as for `load_model`."""
+def build_engine(cfg: EngineConfig, checkpoint: Path, kind: str, progress: Progress = silent) -> Engine:
+    """Build the sampler that the configuration asks for, in this process; `kind` says which class runs the model."""
     threads = cfg.threads or cores_per(cfg.num_engines)
     if cfg.kind == "vllm":
         from rlkit.engine.vllm import VllmEngine  # vLLM takes seconds to import and is not needed everywhere
@@ -40,7 +37,7 @@ def build_engine(
     from rlkit.engine.local import TorchEngine
 
     torch.set_num_threads(threads)
-    model = load_model(checkpoint, torch.float32, architecture)
+    model = load_model(checkpoint, torch.float32, kind)
     assert model.end_tokens()
     return TorchEngine(
         model,
@@ -55,7 +52,7 @@ def build_engine(
 def build_trainer(
     cfg: TrainerConfig,
     checkpoint: Path,
-    architecture: DeepseekV3Config | None,
+    kind: str,
     *,
     keep_reference: bool,
     seed: int,
@@ -65,7 +62,7 @@ def build_trainer(
     """Build one rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
-    model = load_model(checkpoint, dtype, architecture)
+    model = load_model(checkpoint, dtype, kind)
     if cfg.lora is not None:
         add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, seed=seed)
     balance = {"bias_update_speed": cfg.bias_update_speed, "balance_coef": cfg.balance_coef}

@@ -23,7 +23,7 @@ SOURCES = ("rlkit", "rewards", "sandbox", "recipes", "configs")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_LOOP_LINES = 200
-MAX_GRPO_KEYS = 90
+MAX_GRPO_KEYS = 91
 MAX_IMPORT_SECONDS = 0.3
 
 EXCEPTIONS: dict[str, str] = {}

@@ -12,15 +12,14 @@ from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.transfer import RemoteWeights, publish
 from rlkit.config import EngineConfig, TrainerConfig
-from rlkit.model import DeepseekV3Config
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling
 
 
 class EngineActor:
     """One engine in a process of its own; needs a second thread, which answers `finished` while the first samples."""
 
-    def __init__(self, cfg: EngineConfig, checkpoint: Path, architecture: DeepseekV3Config | None) -> None:
-        self.engine = build_engine(cfg, checkpoint, architecture)
+    def __init__(self, cfg: EngineConfig, checkpoint: Path, kind: str) -> None:
+        self.engine = build_engine(cfg, checkpoint, kind)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
         """`Engine.generate`, one group at a time: Ray sends each on its way as soon as it is yielded."""
@@ -64,7 +63,7 @@ class TrainerActor:
         self,
         cfg: TrainerConfig,
         checkpoint: Path,
-        architecture: DeepseekV3Config | None,
+        kind: str,
         keep_reference: bool,
         seed: int,
         store: tuple[str, int],
@@ -75,7 +74,7 @@ class TrainerActor:
         self.trainer = build_trainer(
             cfg,
             checkpoint,
-            architecture,
+            kind,
             keep_reference=keep_reference,
             seed=seed,
             store=self.store,

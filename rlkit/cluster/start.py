@@ -43,7 +43,7 @@ def start_engines(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Remot
     remote: Any = ray.remote  # its overloads do not know options
     # A second thread answers how far sampling is while the first one samples.
     new = remote(EngineActor).options(max_concurrency=2, **_resources(cfg))
-    actors = [new.remote(cfg.engine, checkpoint, cfg.model.architecture) for _ in range(cfg.engine.num_engines)]
+    actors = [new.remote(cfg.engine, checkpoint, cfg.model.kind) for _ in range(cfg.engine.num_engines)]
     return RemoteEngines(actors, progress)
 
 
@@ -53,7 +53,7 @@ def start_trainer(cfg: TrainingRun, checkpoint: Path) -> RemoteTrainer:
     new = remote(TrainerActor).options(**_resources(cfg))
     ranks = [new.remote(rank) for rank in range(cfg.trainer.num_ranks)]
     store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
-    loading = (cfg.trainer, checkpoint, cfg.model.architecture, cfg.needs_reference, cfg.seed, store)
+    loading = (cfg.trainer, checkpoint, cfg.model.kind, cfg.needs_reference, cfg.seed, store)
     return RemoteTrainer(ranks, [actor.start.remote(*loading) for actor in ranks])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlkit.config.checks import at_least, one_of
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.load import KINDS
 
 MAX_SPECULATIVE_TOKENS = 8
 """Even at V3's acceptance of 0.9 a ninth token counts in 0.9^9 = 39 % of the passes, and is computed in all of them."""
@@ -16,18 +17,28 @@ MAX_SPECULATIVE_TOKENS = 8
 class ModelConfig:
     """The policy: a checkpoint, or a new model with random weights and a tokenizer trained on the task's text."""
 
+    kind: str
+    """"deepseek" is our own DeepSeek-V3; "hf" is any causal language model, run by its class in transformers."""
     path: str
     """Folder of a checkpoint with its tokenizer; "" = new random weights."""
     architecture: DeepseekV3Config | None
     """Shape of a new DeepSeek-V3; its vocab_size bounds the tokenizer that is trained. With a `path` the folder says
-    the shape, and null means that transformers' own class for the folder is used instead of ours."""
+    the shape."""
 
     def __post_init__(self) -> None:
-        """Refuse a model of transformers without a folder."""
-        if self.architecture is None and not self.path:
+        """Refuses an unknown kind, and a model that has neither a folder nor a shape to be made in."""
+        one_of("model.kind", self.kind, KINDS)
+        if self.kind == "hf" and not self.path:
             raise ValueError(
                 "model.path='' but model=hf starts from a checkpoint; set model.path=FOLDER, one that save_pretrained "
                 "or a download made"
+            )
+        if self.kind == "hf" and self.architecture is not None:
+            raise ValueError("model.architecture: model=hf takes the model's sizes from its folder; set it to null")
+        if self.architecture is None and not self.path:
+            raise ValueError(
+                "model.architecture=null, but with model.path='' the model is new and needs its shape; give "
+                "model=deepseek_v3_tiny or another one, or the folder of a checkpoint as model.path"
             )
 
 

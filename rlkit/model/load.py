@@ -19,20 +19,25 @@ Architecture = DeepseekV3Config | HfArchitecture
 """What is known of a model before it is loaded; both have vocab_size, num_hidden_layers, max_position_embeddings."""
 
 
-def read_architecture(path: Path, architecture: DeepseekV3Config | None) -> Architecture:
-    """What config.json in `path` says; `architecture` None = for transformers' own class. ValueError if unreadable."""
-    if architecture is None:
+KINDS = ("deepseek", "hf")
+"""What a configuration may call a model: ours, or any causal language model through its class in transformers."""
+
+
+def read_architecture(path: Path, kind: str) -> Architecture:
+    """Reads what config.json in `path` says of a model of this `kind`; raises ValueError if it cannot be read."""
+    if kind == "hf":
         return HfArchitecture.from_folder(path)
     config = DeepseekV3Config.from_folder(path)
     return as_stored(config, checkpoint_files(path)) if config.num_nextn_predict_layers else config
 
 
-def load_model(path: Path, dtype: torch.dtype, architecture: DeepseekV3Config | None) -> CausalLM:
-    """The model in `path` on the CPU, in `dtype`; `architecture` None = transformers' own class for it, else ours.
+def load_model(path: Path, dtype: torch.dtype, kind: str) -> CausalLM:
+    """Loads the model in `path` on the CPU, in `dtype`, with the class that its `kind` (one of `KINDS`) stands for.
 
-    ValueError, with file and tensor, for a folder that is missing, incomplete, not finite or of another architecture.
+    Raises ValueError, with file and tensor, for a folder that is missing, incomplete, not finite or of another
+    architecture.
     """
-    if architecture is not None:
+    if kind == "deepseek":
         return DeepseekV3.from_checkpoint(path, dtype)
     from rlkit.model.hf import HfModel  # takes seconds to import
 

@@ -40,7 +40,7 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
     if task is not None:
         architecture = task.architecture
     elif cfg.model.path:
-        architecture = read_architecture(Path(cfg.model.path), cfg.model.architecture)
+        architecture = read_architecture(Path(cfg.model.path), cfg.model.kind)
     else:
         assert cfg.model.architecture is not None, "ModelConfig refuses this"
         architecture = cfg.model.architecture

@@ -61,7 +61,7 @@ def prepare(cfg: TrainingRun) -> Task:
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
-        architecture = read_architecture(checkpoint, cfg.model.architecture)
+        architecture = read_architecture(checkpoint, cfg.model.kind)
         if isinstance(architecture, HfArchitecture):
             architecture.check_files()
         else:

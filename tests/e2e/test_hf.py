@@ -66,7 +66,7 @@ def test_sft_grpo_export_reload(kind: str, lora: bool, tmp_path: Path) -> None:
 
     cfg = load_config("sft_then_grpo", SftThenGrpoRun, given)
     store = distributed.HashStore()
-    trainer = build_trainer(cfg.trainer, base, None, keep_reference=True, seed=cfg.seed, store=store, rank=0)
+    trainer = build_trainer(cfg.trainer, base, "hf", keep_reference=True, seed=cfg.seed, store=store, rank=0)
     newest = newest_checkpoint(run / "checkpoints")
     assert newest is not None and newest[1].stage == "grpo"
     untrained = trainer.logprobs(SEQUENCES)

@@ -19,7 +19,7 @@ from rlkit.parity import check_parity
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper
 from rlkit.train.trainer import ModelTrainer
 from tests.hf_folders import make, save
-from tests.train.test_trainer import ARCHITECTURE, CFG, demonstrations, make_model, rollouts
+from tests.train.test_trainer import CFG, demonstrations, make_model, rollouts
 
 LORA = replace(CFG, lora=LoraConfig(rank=2, alpha=4))
 KINDS = ["ours", "qwen2"]
@@ -35,10 +35,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def build(checkpoint: Path, kind: str = "torch", cfg: TrainerConfig = LORA) -> ModelTrainer:
-    architecture = ARCHITECTURE if checkpoint.name.startswith("ours") else None
+    model_kind = "deepseek" if checkpoint.name.startswith("ours") else "hf"
     cfg = replace(cfg, kind=kind)
     store = distributed.HashStore()
-    return build_trainer(cfg, checkpoint, architecture, keep_reference=True, seed=3, store=store, rank=0)
+    return build_trainer(cfg, checkpoint, model_kind, keep_reference=True, seed=3, store=store, rank=0)
 
 
 def frozen(trainer: ModelTrainer) -> dict[str, torch.Tensor]:

@@ -27,7 +27,6 @@ from rlkit.algo import SftLoss, pack_demonstrations
 from rlkit.config import SftRun
 from rlkit.config.compose import load_config
 from rlkit.data.prompts import rows_for_step
-from rlkit.model import DeepseekV3
 from rlkit.run.prepare import Task, prepare
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
@@ -118,7 +117,7 @@ def compare(cfg: SftRun, task: Task, warmup: int, count: int) -> Comparison:
 
 def _trainer(cfg: SftRun, task: Task) -> ModelTrainer:
     torch.manual_seed(cfg.seed)
-    model = DeepseekV3(task.architecture)
+    model = task.architecture.new_model()
     return ModelTrainer(model, TorchStepper(model, cfg.trainer), keep_reference=False)
 
 

@@ -11,6 +11,7 @@ from torch import distributed
 from rlkit.config import EngineConfig, TrainerConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
+from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import load_model
 from rlkit.model.lora import add_lora
 from rlkit.train.trainer import ModelTrainer
@@ -37,11 +38,9 @@ def build_engine(cfg: EngineConfig, checkpoint: Path, kind: str, progress: Progr
     from rlkit.engine.local import TorchEngine
 
     torch.set_num_threads(threads)
-    model = load_model(checkpoint, torch.float32, kind)
-    assert model.end_tokens()
     return TorchEngine(
-        model,
-        model.end_tokens(),
+        load_model(checkpoint, torch.float32, kind),
+        end_tokens(checkpoint),
         read_decoder(checkpoint),
         cfg.max_num_seqs,
         cfg.speculative_tokens,

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import rollout_seed
 from rlkit.engine.vllm_blocks import watch_blocks
-from rlkit.model.config import end_tokens
+from rlkit.model.files.end_tokens import end_tokens
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
 
@@ -78,7 +78,7 @@ class VllmEngine:
         self._cuda = torch.cuda.is_available()
         self._speculative = speculative_tokens > 0
         self._drafts_before = (0, 0)
-        self._eos = _end_tokens(checkpoint)
+        self._eos = sorted(end_tokens(checkpoint))
         self._owns_process_group = not torch.distributed.is_initialized()
         self._decode = read_decoder(checkpoint)
         with self._lock, _use_threads(threads), _start_up(self._cuda):
@@ -304,12 +304,6 @@ def _platform_arguments(
         "max_num_batched_tokens": max(max_model_len, 4096),
         "compilation_config": {"custom_ops": ["none"]},
     }
-
-
-def _end_tokens(checkpoint: Path) -> list[int]:
-    if end := end_tokens(checkpoint):
-        return sorted(end)
-    raise ValueError(f"{checkpoint / 'config.json'}: eos_token_id is missing, so no completion would end; set it")
 
 
 @contextmanager

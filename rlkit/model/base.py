@@ -31,10 +31,6 @@ class CausalLM(nn.Module, ABC):
     lm_head: nn.Linear
 
     @abstractmethod
-    def end_tokens(self) -> frozenset[int]:
-        """Ids that end a completion, as config.json has them; empty if it names none."""
-
-    @abstractmethod
     def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Hidden states after the final norm, [T] -> [T, D].
 

@@ -22,6 +22,7 @@ FIXED = {
 }
 PUBLISHED = {"sigmoid": ("deepseek_v3", "DeepseekV3ForCausalLM"), "softmax": ("deepseek_v2", "DeepseekV2ForCausalLM")}
 """Router rule -> model_type and architecture under which its checkpoints are published: each class has one rule."""
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GROUPED_ROWS = 8
 """Grouped matrix products want rows of 16 bytes: 8 numbers in bf16."""
 
@@ -109,17 +110,17 @@ class DeepseekV3Config:
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     bos_token_id: int | None = 0
-    eos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 1
+    """One end token or several; generation_config.json may name more (see `rlkit.model.files.end_tokens`)."""
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built; ValueError names the key, its value and the fix."""
         values = asdict(self)
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
         counts = ("first_k_dense_replace", "num_nextn_predict_layers")
         for field in fields(self):
             key, kind, value = field.name, str(field.type), values[field.name]
-            if kind.startswith("int") and key not in (*ids, *counts):
+            if kind.startswith("int") and key not in (*TOKEN_IDS, *counts):
                 none = value is None and "None" in kind
                 _check(none or (type(value) is int and value > 0), key, value, "give a positive whole number")
             elif kind == "float":
@@ -129,13 +130,20 @@ class DeepseekV3Config:
         for key, size in (("hidden_size", self.hidden_size), ("moe_intermediate_size", self.moe_intermediate_size)):
             _check(size % GROUPED_ROWS == 0, key, size, f"give a multiple of {GROUPED_ROWS}")
         _check(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "give an even number")
-        for key in ids:
-            inside = values[key] is None or (type(values[key]) is int and 0 <= values[key] < self.vocab_size)
-            _check(inside, key, values[key], f"give one id in 0..{self.vocab_size - 1} (vocab_size - 1), or null")
+        self._check_ids()
         if self.rope_scaling is not None:
             length, reach = self.max_position_embeddings, self.rope_scaling.reach
             fix = f"rope_scaling reaches {reach} (factor x original_max_position_embeddings); raise its factor"
             _check(length <= reach, "max_position_embeddings", length, fix)
+
+    def _check_ids(self) -> None:
+        last = self.vocab_size - 1
+        for key in TOKEN_IDS:
+            value = getattr(self, key)
+            several = key == "eos_token_id" and isinstance(value, tuple)
+            ids = value if several else () if value is None else (value,)
+            inside = all(type(token) is int and 0 <= token <= last for token in ids)
+            _check(inside, key, value, f"give one id in 0..{last} (vocab_size - 1), or null")
 
     def _check_experts(self) -> None:
         dense, layers = self.first_k_dense_replace, self.num_hidden_layers
@@ -188,6 +196,8 @@ class DeepseekV3Config:
         fix = "a run does not start from FP8: `rlkit checkpoint convert IN OUT --dtype bf16` first"
         _check(quant is None, "quantization_config", quant, fix)
         known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        if isinstance(ends := known.get("eos_token_id"), list):
+            known["eos_token_id"] = tuple(ends)
         known["num_nextn_predict_layers"] = raw.get("num_nextn_predict_layers") or 0  # some files say null
         config = cls(**known | _read_rope(raw))
         method = raw.get("topk_method", config.topk_method)
@@ -220,6 +230,7 @@ class DeepseekV3Config:
             "topk_method": self.topk_method,
             **FIXED,
             **asdict(self),
+            "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
             "num_key_value_heads": self.num_attention_heads,
             # The published form, and the one of transformers 5.
             "rope_scaling": {"type": "yarn", **yarn} if yarn else None,
@@ -242,15 +253,6 @@ def read_json(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: model_type={raw!r}, but there should be keys and values; copy the file again")
     return raw
-
-
-def end_tokens(folder: Path) -> frozenset[int]:
-    """Ids that end a completion: those of config.json and, as in `generate` of transformers, generation_config.json."""
-    ends: set[int] = set()
-    for file in (folder / CONFIG, folder / GENERATION_CONFIG):
-        given = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        ends |= {given} if isinstance(given, int) else set(given or ())
-    return frozenset(ends)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlkit.model.backbone import Backbone
 from rlkit.model.ragged import lay_out
-
-if TYPE_CHECKING:
-    from rlkit.model.deepseek import DeepseekV3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +36,18 @@ def _take(layer_BSW: Tensor, index_B: Tensor, room: int) -> Tensor:
     return out
 
 
-def prefill(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
-    """Run the prompts once: logits of each one's next token [B, V], and a cache that is exactly full.
+def prefill(backbone: Backbone, head: nn.Linear, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
+    """Runs the prompts once; returns the logits of each one's next token [B, V], and a cache that is exactly full.
 
-    ValueError for an empty prompt.
+    Raises ValueError for an empty prompt.
     """
-    hidden_TD, cache = read_prompts(model, prompts)
-    return model.lm_head(hidden_TD[cache.lengths_B.cumsum(0) - 1]), cache
+    hidden_TD, cache = read_prompts(backbone, prompts)
+    return head(hidden_TD[cache.lengths_B.cumsum(0) - 1]), cache
 
 
-def read_prompts(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
-    """Run the prompts once: hidden states after the final norm, prompts end to end [T, D], and a full cache."""
-    backbone, device = model.model, model.lm_head.weight.device
+def read_prompts(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
+    """Runs the prompts once; returns the hidden states after the final norm, prompts end to end [T, D], and a cache."""
+    device = backbone.embed_tokens.weight.device
     lengths = tuple(len(prompt) for prompt in prompts)
     ragged = lay_out(lengths, device)
     rotations_T = backbone.rotations(ragged.positions_T)
@@ -68,21 +65,23 @@ def read_prompts(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[T
     return backbone.norm(x_TD), LatentCache(layers=tuple(layers), lengths_B=lengths_B)
 
 
-def decode_step(model: DeepseekV3, tokens_B: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
-    """Feed one token per sample: logits of the token after it [B, V], and the cache one token longer.
+def decode_step(
+    backbone: Backbone, head: nn.Linear, tokens_B: Tensor, cache: LatentCache
+) -> tuple[Tensor, LatentCache]:
+    """Feeds one token per sample; returns the logits of the token after it [B, V], and the cache one token longer.
 
     The cache must have room for it; see `LatentCache.rows`.
     """
-    hidden_BMD, cache = extend(model, tokens_B.unsqueeze(1), cache)
-    return model.lm_head(hidden_BMD[:, 0]), cache
+    hidden_BMD, cache = extend(backbone, tokens_B.unsqueeze(1), cache)
+    return head(hidden_BMD[:, 0]), cache
 
 
-def extend(model: DeepseekV3, tokens_BM: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
-    """Feed M tokens per sample at once: hidden states after the final norm [B, M, D], and the cache M tokens longer.
+def extend(backbone: Backbone, tokens_BM: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
+    """Feeds M tokens per sample at once; returns the hidden states after the final norm [B, M, D] and the longer cache.
 
     To take tokens back, lower `lengths_B`: what lies behind is not seen, and the next call writes over it.
     """
-    backbone, room = model.model, cache.layers[0].shape[1]
+    room = cache.layers[0].shape[1]
     positions_BM = cache.lengths_B.unsqueeze(1) + torch.arange(tokens_BM.shape[1], device=tokens_BM.device)
     longest = int(positions_BM.max()) + 1
     assert longest <= room, f"the cache has room for {room} tokens"

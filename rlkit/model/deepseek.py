@@ -12,54 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rlkit.model.backbone import Backbone
 from rlkit.model.base import CausalLM
-from rlkit.model.block import Block
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.decode import LatentCache, decode_step, prefill
 from rlkit.model.files.folder import Checkpoint, write_checkpoint
 from rlkit.model.files.names import published_names
 from rlkit.model.files.shards import MAX_SHARD_BYTES
+from rlkit.model.files.weights import copy_weights, published_weights
+from rlkit.model.lora import merged
 from rlkit.model.meta import on_meta
 from rlkit.model.moe import Experts, Router
-from rlkit.model.mtp import MtpModule, mtp_hidden
-from rlkit.model.norm import RMSNorm
-from rlkit.model.ragged import Ragged, lay_out_pack
-from rlkit.model.rope import rotations
+from rlkit.model.mtp import mtp_hidden
+from rlkit.model.ragged import lay_out_pack
 from rlkit.model.trace import trace
-from rlkit.model.weights import checkpoint_weights, load_weights
-
-
-class Backbone(nn.Module):
-    """Embedding, blocks and the final norm; modules for multi-token prediction, if any, are its last layers."""
-
-    def __init__(self, config: DeepseekV3Config) -> None:
-        super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.layers.extend(MtpModule(config, depth) for depth in range(1, config.num_nextn_predict_layers + 1))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def blocks(self) -> list[Block]:
-        """The layers of the main model, in order."""
-        return [layer for layer in self.layers[: self.config.num_hidden_layers] if isinstance(layer, Block)]
-
-    def mtp_modules(self) -> list[MtpModule]:
-        """The modules for multi-token prediction, depth 1 first."""
-        return [layer for layer in self.layers if isinstance(layer, MtpModule)]
-
-    def rotations(self, positions_T: Tensor) -> Tensor:
-        """Rotary factors of the given positions, [T, R / 2] complex."""
-        cfg = self.config
-        return rotations(positions_T, cfg.qk_rope_head_dim, cfg.rope_theta, cfg.rope_scaling)
-
-    def forward(self, tokens_T: Tensor, ragged: Ragged) -> Tensor:
-        """Hidden states after the final norm, [T] -> [T, D]."""
-        rotations_T = self.rotations(ragged.positions_T)
-        x_TD = self.embed_tokens(tokens_T)
-        for layer in self.blocks():
-            x_TD = layer(x_TD, rotations_T, ragged)
-        return self.norm(x_TD)
 
 
 class DeepseekV3(CausalLM):
@@ -119,7 +85,7 @@ class DeepseekV3(CausalLM):
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
         model._tie()
-        load_weights(model, ((name, checkpoint.weight(name)) for name in checkpoint.weights))
+        model.load_weights((name, checkpoint.weight(name)) for name in checkpoint.weights)
         return model
 
     def save_checkpoint(self, path: str | Path, dtype: str = "bf16", max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
@@ -128,23 +94,20 @@ class DeepseekV3(CausalLM):
         `dtype` is "bf16", "fp32" or "fp8" (published V3's blocks, made from the weights rounded to bf16); the router's
         correction bias is fp32 in all. ValueError for anything else.
         """
-        write_checkpoint(self.config, self.checkpoint_weights(), path, dtype, max_shard_bytes)
-
-    def end_tokens(self) -> frozenset[int]:
-        """Ids that end a completion; empty if config.json names none."""
-        return frozenset() if self.config.eos_token_id is None else frozenset([self.config.eos_token_id])
+        weights, table, raw = self.checkpoint_weights(), published_names(self.config), self.config.to_hf()
+        write_checkpoint(path, weights, table, raw, dtype, max_shard_bytes=max_shard_bytes)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
         """Run the prompts once; see `rlkit.model.decode.prefill`."""
-        return prefill(self, prompts)
+        return prefill(self.model, self.lm_head, prompts)
 
     def decode_step(self, tokens_B: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
         """Feed one token per sample; see `rlkit.model.decode.decode_step`."""
-        return decode_step(self, tokens_B, cache)
+        return decode_step(self.model, self.lm_head, tokens_B, cache)
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Outputs of every block for one sequence; see `rlkit.model.trace`."""
-        return trace(self, tokens)
+        return trace(self.model, tokens)
 
     def mtp_modules(self) -> Sequence[nn.Module]:
         """The modules for multi-token prediction, depth 1 first."""
@@ -159,15 +122,16 @@ class DeepseekV3(CausalLM):
             embedded_MD = self.model.embed_tokens(tokens_M)
             return embedded_MD.detach() if detached else embedded_MD
 
-        return mtp_hidden(self.model, tokens_T, lengths, hidden_TD.detach() if detached else hidden_TD, embed)
+        start_TD = hidden_TD.detach() if detached else hidden_TD
+        return mtp_hidden(self.model.mtp_modules(), tokens_T, lengths, start_TD, embed, self.model.rotations)
 
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its published name, without gradient; LoRA merged in."""
-        return checkpoint_weights(self)
+        return published_weights(merged(self), published_names(self.config))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy published tensors into the model; ValueError if one is missing, unknown, doubled or of another shape."""
-        load_weights(self, weights)
+        copy_weights(weights, self.state_dict(), published_names(self.config))
 
     def published(self) -> Mapping[str, tuple[int, ...]]:
         """Published name and shape of every weight."""

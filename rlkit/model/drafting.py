@@ -34,7 +34,7 @@ class Speculation:
 
 def begin(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Speculation]:
     """Run the prompts once: logits of each one's next token [B, V], and where decoding stands."""
-    hidden_TD, cache = read_prompts(model, prompts)
+    hidden_TD, cache = read_prompts(model.model, prompts)
     lengths_B, device = cache.lengths_B, hidden_TD.device
     ends_B = lengths_B.cumsum(0)
     hidden_BD = hidden_TD[ends_B - 1]
@@ -75,7 +75,7 @@ def check(
 
     The second value takes the number of tokens of each sample that stay, newest included, and gives where that leads.
     """
-    hidden_BMD, longer = extend(model, torch.cat([newest_B.unsqueeze(1), drafts_BN], dim=1), state.cache)
+    hidden_BMD, longer = extend(model.model, torch.cat([newest_B.unsqueeze(1), drafts_BN], dim=1), state.cache)
     _remember(model, hidden_BMD[:, :-1], drafts_BN, replace(state.memory, lengths_B=state.cache.lengths_B))
 
     def keep(kept_B: Tensor) -> Speculation:

@@ -28,8 +28,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from rlkit.model.base import CausalLM
-from rlkit.model.files.hf_folder import HfArchitecture, checked
+from rlkit.model.files.hf_folder import HfFolder
 from rlkit.model.files.names import HEAD
+from rlkit.model.files.weights import checked
 from rlkit.model.lora import merged
 from rlkit.model.ragged import lay_out_pack
 from rlkit.model.routing import choice_margins
@@ -65,10 +66,10 @@ class KeyValueCache:
 class HfModel(CausalLM):
     """A model of transformers, its hidden states and its head."""
 
-    def __init__(self, inner: PreTrainedModel, architecture: HfArchitecture) -> None:
+    def __init__(self, inner: PreTrainedModel, files: HfFolder) -> None:
         super().__init__()
         self.inner = inner.eval()
-        self.architecture = architecture
+        self.files = files
 
     @classmethod
     def from_checkpoint(cls, path: Path, dtype: torch.dtype = torch.float32) -> HfModel:
@@ -77,12 +78,12 @@ class HfModel(CausalLM):
         ValueError for a folder that is missing or incomplete, for a weight that is not finite, and for a model whose
         logits are not its hidden states times one matrix.
         """
-        architecture = HfArchitecture.from_folder(path)
-        architecture.check_files()
+        files = HfFolder.read(path)
+        files.check()
         with _quiet():
-            model = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype), architecture)
+            model = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype), files)
         embedding = model.inner.get_input_embeddings()
-        if HEAD in architecture.tied and model.lm_head.weight is not embedding.weight:
+        if HEAD in files.tied and model.lm_head.weight is not embedding.weight:
             raise ValueError(
                 f"{path}: {HEAD} differs from the embedding, although config.json says tie_word_embeddings=true; set "
                 "it to false there, or remove the tensor from the file"
@@ -109,24 +110,20 @@ class HfModel(CausalLM):
     @torch.no_grad()
     def check_head(self) -> None:
         """ValueError if the model does more to its hidden states than multiply them: a cap, a scale, a bias."""
-        tokens_1T = torch.arange(8, device=self.lm_head.weight.device).unsqueeze(0) % self.architecture.vocab_size
+        tokens_1T = torch.arange(8, device=self.lm_head.weight.device).unsqueeze(0) % self.files.text_config.vocab_size
         theirs = self.inner(input_ids=tokens_1T, use_cache=False).logits
         ours = self.lm_head(self._run(input_ids=tokens_1T, use_cache=False))
         gap = float((ours - theirs).abs().max() / theirs.abs().max())
         if not gap <= ROUNDING[ours.dtype]:
-            kind = self.architecture.config.model_type
+            kind = self.files.config.model_type
             raise ValueError(
-                f"{self.architecture.folder}: logits of model_type={kind!r} are not hidden states times one matrix "
+                f"{self.files.folder}: logits of model_type={kind!r} are not hidden states times one matrix "
                 f"(relative difference {gap:.1e}: a soft cap or a scale); such a model cannot be trained here"
             )
 
     def _run(self, **inputs: Any) -> Tensor:
         """Hidden states after the final norm, [N, L, D]."""
         return self.inner.base_model(**inputs).last_hidden_state
-
-    def end_tokens(self) -> frozenset[int]:
-        """Ids that end a completion, as config.json has them."""
-        return self.architecture.end_tokens
 
     def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Hidden states after the final norm, [T] -> [T, D]; one pass for each batch of similar lengths.
@@ -220,7 +217,7 @@ class HfModel(CausalLM):
 
         ValueError for a tensor that is missing, unknown, doubled or of another shape.
         """
-        given = dict(checked(weights, self.architecture.published, self.architecture.tied))
+        given = dict(checked(weights, self.files.table, self.files.tied))
         with _quiet():
             fresh = type(self.inner).from_pretrained(
                 None, config=self.inner.config, state_dict=given, dtype=self.inner.dtype
@@ -229,7 +226,7 @@ class HfModel(CausalLM):
 
     def published(self) -> Mapping[str, tuple[int, ...]]:
         """Published name and shape of every weight."""
-        return self.architecture.published
+        return self.files.published
 
     def core(self) -> nn.Module:
         """The model of transformers."""

@@ -1,23 +1,16 @@
-"""Two kinds of model behind one interface: our DeepSeek-V3, and what transformers makes of a folder."""
+"""From a folder to a model, by the kind that the configuration names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from rlkit.model.architecture import Architecture
 from rlkit.model.base import CausalLM
-from rlkit.model.config import DeepseekV3Config
 from rlkit.model.deepseek import DeepseekV3
-from rlkit.model.files.folder import as_stored, checkpoint_files
-from rlkit.model.files.hf_folder import HfArchitecture
-from rlkit.model.meta import on_meta
-
-Architecture = DeepseekV3Config | HfArchitecture
-"""What is known of a model before it is loaded; both have vocab_size, num_hidden_layers, max_position_embeddings."""
-
+from rlkit.model.deepseek_architecture import DeepseekArchitecture
+from rlkit.model.hf_architecture import HfArchitecture
 
 KINDS = ("deepseek", "hf")
 """What a configuration may call a model: ours, or any causal language model through its class in transformers."""
@@ -25,10 +18,7 @@ KINDS = ("deepseek", "hf")
 
 def read_architecture(path: Path, kind: str) -> Architecture:
     """Reads what config.json in `path` says of a model of this `kind`; raises ValueError if it cannot be read."""
-    if kind == "hf":
-        return HfArchitecture.from_folder(path)
-    config = DeepseekV3Config.from_folder(path)
-    return as_stored(config, checkpoint_files(path)) if config.num_nextn_predict_layers else config
+    return {"deepseek": DeepseekArchitecture, "hf": HfArchitecture}[kind].from_folder(path)
 
 
 def load_model(path: Path, dtype: torch.dtype, kind: str) -> CausalLM:
@@ -42,29 +32,3 @@ def load_model(path: Path, dtype: torch.dtype, kind: str) -> CausalLM:
     from rlkit.model.hf import HfModel  # takes seconds to import
 
     return HfModel.from_checkpoint(path, dtype)
-
-
-def empty_model(architecture: Architecture) -> CausalLM:
-    """The model on the meta device: shapes without memory."""
-    if isinstance(architecture, DeepseekV3Config):
-        with on_meta():
-            return DeepseekV3(architecture)
-    from transformers import AutoModelForCausalLM
-
-    from rlkit.model.hf import HfModel
-
-    with on_meta():
-        return HfModel(AutoModelForCausalLM.from_config(architecture.config), architecture)
-
-
-def write_model(architecture: Architecture, weights: Iterable[tuple[str, Tensor]], path: Path, dtype: str) -> None:
-    """Write published weights as a checkpoint that transformers and vLLM load; it appears whole or not at all.
-
-    `dtype` is "bf16" or "fp32". ValueError for weights that are not those of the architecture.
-    """
-    if isinstance(architecture, HfArchitecture):
-        architecture.write(path, weights, dtype)
-        return
-    model = DeepseekV3(architecture)
-    model.load_weights(weights)
-    model.save_checkpoint(path, dtype=dtype)

@@ -11,7 +11,6 @@ keeps position t. vLLM also zeroes the embedding at position 0, which the paper 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,6 @@ from rlkit.model.block import Block
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged, lay_out
-
-if TYPE_CHECKING:
-    from rlkit.model.deepseek import Backbone
 
 
 class SharedHead(nn.Module):
@@ -53,37 +49,40 @@ class MtpModule(Block):
 
 
 def mtp_hidden(
-    backbone: Backbone,
+    modules: Sequence[MtpModule],
     tokens_T: Tensor,
     lengths: Sequence[int],
     hidden_TD: Tensor,
     embed: Callable[[Tensor], Tensor],
+    rotations: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Depth by depth: the places in the pack of the tokens that are predicted [M], and their hidden states h^k [M, D].
+    """Yields, for each depth, the places in the pack of the tokens that are predicted [M], and their states h^k [M, D].
 
     In a sample of L tokens depth k predicts the last L - k - 1: a token needs k + 1 before it. Samples do not see each
     other. M is 0 where no sample is long enough.
 
     Args:
-        backbone: the main model's.
+        modules: the modules, depth 1 first.
         tokens_T: the pack.
-        lengths: tokens of each of its samples.
-        hidden_TD: the backbone's output for the pack, h^0.
-        embed: token ids to embeddings.
+        lengths: how many tokens each sample of the pack has.
+        hidden_TD: what the main model gave for the pack, h^0.
+        embed: makes embeddings of token ids.
+        rotations: makes rotary factors of positions.
     """
     ends_N = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
     left_M = ends_N.repeat_interleave(ends_N.diff(prepend=ends_N.new_zeros(1))) - torch.arange(
         len(tokens_T), device=tokens_T.device
     )
     rows_M, hidden_MD = torch.arange(len(tokens_T), device=tokens_T.device), hidden_TD
-    for depth, module in enumerate(backbone.mtp_modules(), start=1):
+    for depth, module in enumerate(modules, start=1):
         kept = left_M > depth + 1
         shorter, count = [length - depth - 1 for length in lengths if length > depth + 1], int(kept.sum())
         if not shorter:
-            # One row that predicts nothing: ranks must have the same graph, whose order ZeRO reduces gradients in.
+            # One row that predicts nothing: ZeRO reduces gradients in the order of the graph, so every rank must have
+            # the same graph, also a rank whose samples are all too short for this depth.
             shorter, kept = [1], torch.arange(len(kept), device=kept.device) == 0
         rows_M, left_M, hidden_MD = rows_M[kept], left_M[kept], hidden_MD[kept]
         next_M = tokens_T[(rows_M + depth).clamp(max=len(tokens_T) - 1)]
         ragged = lay_out(shorter, tokens_T.device)
-        hidden_MD = module.predict(embed(next_M), hidden_MD, backbone.rotations(ragged.positions_T), ragged)
+        hidden_MD = module.predict(embed(next_M), hidden_MD, rotations(ragged.positions_T), ragged)
         yield (rows_M + depth + 1)[:count], hidden_MD[:count]

@@ -5,33 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlkit.model.backbone import Backbone
 from rlkit.model.moe import Router
+from rlkit.model.ragged import lay_out_pack
 from rlkit.model.routing import Routing
-
-if TYPE_CHECKING:
-    from rlkit.model.deepseek import DeepseekV3
 
 BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
 """Names of blocks in a trace; modules are called so in transformers and in vLLM."""
 
 
-def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
-    """Outputs [T, D] of every block for one sequence, in order.
+def trace(backbone: Backbone, tokens: Sequence[int]) -> dict[str, Tensor]:
+    """Runs one sequence and returns the output [T, D] of every block, in order.
 
     Keys: "model.layers.{i}.self_attn" and "model.layers.{i}.mlp" for each layer, then "model.norm". Where a layer has a
     router, "model.layers.{i}.mlp.gate" holds the margins of its choices, [T, 1].
     """
     outputs: dict[str, Tensor] = {}
     watched: dict[str, nn.Module] = {}
-    for i, layer in enumerate(model.model.blocks()):
+    for i, layer in enumerate(backbone.blocks()):
         watched[f"model.layers.{i}.self_attn"] = layer.self_attn
         watched[f"model.layers.{i}.mlp"] = layer.mlp
-    watched["model.norm"] = model.model.norm
+    watched["model.norm"] = backbone.norm
 
     def keep_as(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def keep(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> None:
@@ -46,12 +45,13 @@ def trace(model: DeepseekV3, tokens: Sequence[int]) -> dict[str, Tensor]:
         return keep
 
     hooks = [module.register_forward_hook(keep_as(name)) for name, module in watched.items()]
-    for name, module in model.named_modules():
+    for name, module in backbone.named_modules(prefix="model"):
         if isinstance(module, Router):
             hooks.append(module.register_forward_pre_hook(keep_margins_as(name)))
     try:
         with torch.no_grad():
-            model.hidden(torch.tensor(tokens, device=model.lm_head.weight.device))
+            tokens_T = torch.tensor(tokens, device=backbone.embed_tokens.weight.device)
+            backbone(tokens_T, lay_out_pack(tokens_T, None))
     finally:
         for hook in hooks:
             hook.remove()

@@ -16,14 +16,11 @@ from rlkit.config import RewardConfig, TrainingRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import load_tokenizer, train_tokenizer
-from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.config import CONFIG
-from rlkit.model.files.folder import checkpoint_files
-from rlkit.model.files.hf_folder import HfArchitecture
-from rlkit.model.files.names import HEAD, published_names
-from rlkit.model.load import Architecture, empty_model, read_architecture
-from rlkit.model.lora import choose_targets
-from rlkit.model.routing import RULES
+from rlkit.model.architecture import Architecture
+from rlkit.model.deepseek_architecture import DeepseekArchitecture
+from rlkit.model.files.end_tokens import end_tokens
+from rlkit.model.load import read_architecture
+from rlkit.run.fit import check_fit
 from rlkit.types import Prompt
 
 if TYPE_CHECKING:
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
 INITIAL = "initial"
 """Folder of the checkpoint that a run starts from, inside its output folder, when the model is new."""
-VLLM_CPU_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +58,7 @@ def prepare(cfg: TrainingRun) -> Task:
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
         architecture = read_architecture(checkpoint, cfg.model.kind)
-        if isinstance(architecture, HfArchitecture):
-            architecture.check_files()
-        else:
-            _check_names(checkpoint, architecture)
+        architecture.check_files()
         tokenizer = load_tokenizer(checkpoint)
         _check_vocabulary(checkpoint, tokenizer, architecture)
     else:
@@ -73,13 +66,9 @@ def prepare(cfg: TrainingRun) -> Task:
         texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
         tokenizer = train_tokenizer(texts, cfg.model.architecture.vocab_size)
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        architecture = replace(
-            cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids
-        )
-    _check_fit(cfg, architecture)
-    _check_balance(cfg, architecture)
-    if cfg.trainer.lora is not None:
-        choose_targets(empty_model(architecture), cfg.trainer.lora.targets)
+        config = replace(cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids)
+        architecture = DeepseekArchitecture(config=config)
+    check_fit(cfg, architecture)
     room = cfg.engine.max_model_len - cfg.longest_completion
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
     held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
@@ -115,32 +104,17 @@ def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
     """The folder that trainer and engine load from; a new model is made there, from `seed`, on first call."""
     if task.checkpoint is not None:
         return task.checkpoint
-    assert isinstance(task.architecture, DeepseekV3Config), "only ours starts from random weights"
     folder = cfg.output_dir / INITIAL
     if not folder.exists():
         unfinished = folder.with_suffix(".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
-            model = DeepseekV3(task.architecture)
-        model.save_checkpoint(unfinished, dtype="fp32")
+            model = task.architecture.new_model()
+        task.architecture.write(unfinished, model.checkpoint_weights(), "fp32")
         task.tokenizer.save_pretrained(unfinished)
         unfinished.rename(folder)
     return folder
-
-
-def _check_names(checkpoint: Path, architecture: DeepseekV3Config) -> None:
-    """Read the headers of the weight files: every tensor of the architecture must be there."""
-    found, wanted = checkpoint_files(checkpoint), published_names(architecture)
-    missing = {name for name, place in wanted.items() if not place.copy} - found.keys()
-    unknown = found.keys() - wanted.keys() - ({HEAD} if architecture.tie_word_embeddings else set())
-    for what, names in (("is missing", missing), ("is not known", unknown)):
-        if names:
-            name = min(names)
-            raise ValueError(
-                f"model.path={checkpoint}: tensor {name} {what} ({len(names)} such); its config.json describes another "
-                "model, or a file is incomplete"
-            )
 
 
 def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
@@ -150,80 +124,9 @@ def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, arch
             f"model.path={checkpoint}: its tokenizer has {len(tokenizer)} tokens, its config.json a vocab_size of "
             f"{architecture.vocab_size}; use the tokenizer that belongs to the model"
         )
-    end = [architecture.eos_token_id] if isinstance(architecture, DeepseekV3Config) else sorted(architecture.end_tokens)
-    if tokenizer.eos_token_id not in end:
+    ends = sorted(end_tokens(checkpoint))
+    if tokenizer.eos_token_id not in ends:
         raise ValueError(
             f"model.path={checkpoint}: its tokenizer ends texts with {tokenizer.eos_token!r} (id "
-            f"{tokenizer.eos_token_id}), but its config.json says eos_token_id {end}; add the id there"
-        )
-
-
-def _check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
-    """Refuse a model that the engine cannot run, in words; the engine itself would fail deep inside."""
-    ours = isinstance(architecture, DeepseekV3Config)
-    if cfg.engine.kind == "vllm" and not ours:
-        _check_vllm(architecture)
-    if cfg.engine.kind == "vllm" and ours and not torch.cuda.is_available():
-        for key in ("hidden_size", "moe_intermediate_size"):
-            size = getattr(architecture, key)
-            if size % VLLM_CPU_MULTIPLE:
-                raise ValueError(
-                    f"model.architecture.{key}={size}: vLLM's experts on the CPU need a multiple of "
-                    f"{VLLM_CPU_MULTIPLE}; change it, or use engine=torch"
-                )
-    drafted = cfg.engine.speculative_tokens
-    modules = architecture.num_nextn_predict_layers if isinstance(architecture, DeepseekV3Config) else 0
-    if drafted and not modules:
-        raise ValueError(
-            f"engine.speculative_tokens={drafted}: the model has no module that could draft them "
-            "(num_nextn_predict_layers=0); set it to 0, or for a new model "
-            "model.architecture.num_nextn_predict_layers to 1"
-        )
-    if drafted and cfg.engine.kind == "vllm" and ours and architecture.scoring_func != "sigmoid":
-        raise ValueError(
-            f"engine.speculative_tokens={drafted}: vLLM has no MTP for DeepSeek-V2, which scoring_func="
-            f"{architecture.scoring_func} stands for; set it to 0, or use engine=torch"
-        )
-    if drafted and cfg.engine.kind == "vllm" and drafted > modules and drafted % modules:
-        raise ValueError(
-            f"engine.speculative_tokens={drafted}: vLLM takes at most num_nextn_predict_layers={modules} or a multiple "
-            "of it; change it, or use engine=torch"
-        )
-    if not ours and architecture.exact_positions() < cfg.engine.max_model_len <= architecture.max_position_embeddings:
-        raise ValueError(
-            f"engine.max_model_len={cfg.engine.max_model_len}: the RoPE of this model changes for a whole batch when "
-            f"one sample in it is longer than {architecture.exact_positions()} tokens; set engine.max_model_len to that"
-        )
-    if cfg.engine.max_model_len > architecture.max_position_embeddings:
-        raise ValueError(
-            f"engine.max_model_len={cfg.engine.max_model_len} is more than the model's max_position_embeddings="
-            f"{architecture.max_position_embeddings}; lower the first"
-        )
-
-
-def _check_balance(cfg: TrainingRun, architecture: Architecture) -> None:
-    """Refuse to balance what is not there."""
-    trainer, where = cfg.trainer, f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
-    keys = [key for key in ("bias_update_speed", "balance_coef") if getattr(trainer, key)]
-    if not keys:
-        return
-    key, value = keys[0], getattr(trainer, keys[0])
-    if isinstance(architecture, HfArchitecture):
-        raise ValueError(f"trainer.{key}={value}: model=hf leaves the routers of transformers as they are; set it to 0")
-    if not architecture.has_experts and not architecture.num_nextn_predict_layers:
-        raise ValueError(f"trainer.{key}={value}: {where} has no layer with routed experts; set it to 0")
-    if trainer.bias_update_speed and not RULES[architecture.scoring_func].has_bias:
-        raise ValueError(
-            f"trainer.bias_update_speed={trainer.bias_update_speed}: {where} has scoring_func="
-            f"{architecture.scoring_func}, a router without a bias; set it to 0, and trainer.balance_coef above 0"
-        )
-
-
-def _check_vllm(architecture: HfArchitecture) -> None:
-    """vLLM builds DeepSeek's router with its bias only when config.json says these words, which transformers drops."""
-    file = architecture.folder / CONFIG
-    if architecture.raw["model_type"] == "deepseek_v3" and architecture.raw.get("topk_method") != "noaux_tc":
-        raise ValueError(
-            f"{file}: topk_method={architecture.raw.get('topk_method')!r}, without which vLLM does not load the "
-            'router\'s bias; write "topk_method": "noaux_tc", "scoring_func": "sigmoid" into it, or use engine=torch'
+            f"{tokenizer.eos_token_id}), but its config.json says eos_token_id {ends}; add the id there"
         )

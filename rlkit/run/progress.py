@@ -13,7 +13,6 @@ from rewards import RewardError
 from rlkit.config import TrainingRun
 from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.evaluate import evaluate
-from rlkit.model.load import write_model
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
 from rlkit.parts import Parts
@@ -164,7 +163,7 @@ class Run:
     def export(self, parts: Parts, folder: str = MODEL) -> None:
         """Write the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
         path = self.folder / folder
-        write_model(self.task.architecture, parts.trainer.weights(), path, self.cfg.trainer.dtype)
+        self.task.architecture.write(path, parts.trainer.weights(), self.cfg.trainer.dtype)
         self.task.tokenizer.save_pretrained(path)
         if (lora := self.cfg.trainer.lora) is not None:
             adapter = parts.trainer.adapter()

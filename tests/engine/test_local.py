@@ -15,7 +15,6 @@ from rlkit.engine.base import Engine, rollout_seed
 from rlkit.engine.local import TorchEngine, draw
 from rlkit.model import DeepseekV3
 from rlkit.model.hf import HfModel
-from rlkit.model.weights import checkpoint_weights
 from rlkit.types import Group, Prompt, Sampling
 from tests.hf_folders import make, save
 from tests.model.tiny import BASE, seeded
@@ -190,7 +189,7 @@ def test_load_replaces_the_engines_own_weights() -> None:
     first = drawn(engine, PROMPTS, 2, SAMPLING)
     assert first == drawn(an_engine(), PROMPTS, 2, SAMPLING), "the engine must not share the trainer's weights"
     other = seeded(CONFIG, seed=5)
-    engine.load(checkpoint_weights(other), version=3)
+    engine.load(other.checkpoint_weights(), version=3)
     found = drawn(engine, PROMPTS, 2, SAMPLING)
     assert {rollout.weight_version for group in found for rollout in group.rollouts} == {3}
     expected = drawn(an_engine(other), PROMPTS, 2, SAMPLING)

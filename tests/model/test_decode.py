@@ -9,7 +9,6 @@ import torch
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.config import Yarn
-from rlkit.model.decode import decode_step, prefill
 from tests.model.random_configs import SEEDS, random_config
 from tests.model.tiny import BASE, relative, seeded
 
@@ -37,7 +36,7 @@ def test_steps_equal_the_full_forward_pass(config: DeepseekV3Config) -> None:
     """Absorbed decoding from latents against attention with keys and values expanded."""
     model = seeded(config)
     texts = [list(prompt) for prompt in PROMPTS]
-    logits_BV, cache = prefill(model, PROMPTS)
+    logits_BV, cache = model.prefill(PROMPTS)
     cache = cache.rows(torch.arange(4), 15 + 6)
     for step in range(6):
         for text, logits in zip(texts, logits_BV, strict=True):
@@ -45,17 +44,17 @@ def test_steps_equal_the_full_forward_pass(config: DeepseekV3Config) -> None:
         tokens_B = torch.randint(0, config.vocab_size, (4,))
         for text, token in zip(texts, tokens_B.tolist(), strict=True):
             text.append(token)
-        logits_BV, cache = decode_step(model, tokens_B, cache)
+        logits_BV, cache = model.decode_step(tokens_B, cache)
     assert cache.lengths_B.tolist() == [len(text) for text in texts]
 
 
 @torch.no_grad()
 def test_rows_repeat_drop_and_reorder_samples() -> None:
     model = seeded()
-    _, cache = prefill(model, PROMPTS)
+    _, cache = model.prefill(PROMPTS)
     kept = cache.rows(torch.tensor([2, 0, 2]), 10)
     tokens_B = torch.tensor([11, 12, 13])
-    logits_BV, after = decode_step(model, tokens_B, kept)
+    logits_BV, after = model.decode_step(tokens_B, kept)
     for row, (prompt, token) in enumerate(((2, 11), (0, 12), (2, 13))):
         assert relative(logits_BV[row], full(model, [*PROMPTS[prompt], token])) <= 1e-5
     assert after.lengths_B.tolist() == [4, 9, 4]
@@ -74,7 +73,7 @@ def test_the_cache_is_57_times_smaller_than_keys_and_values_at_v3_geometry() -> 
     model = model.bfloat16().to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    _, cache = prefill(model, PROMPTS)
+    _, cache = model.prefill(PROMPTS)
     (layer_BSW,) = cache.layers
     tokens = layer_BSW.shape[0] * layer_BSW.shape[1]
     assert layer_BSW.nbytes == layer_BSW.untyped_storage().nbytes() == tokens * 576 * 2, "bytes of bf16"
@@ -87,7 +86,7 @@ def test_the_cache_is_57_times_smaller_than_keys_and_values_at_v3_geometry() -> 
 
 def test_the_cache_holds_one_latent_per_token_and_layer() -> None:
     with torch.no_grad():
-        _, cache = prefill(seeded(), PROMPTS)
+        _, cache = seeded().prefill(PROMPTS)
     assert len(cache.layers) == BASE.num_hidden_layers
     width = BASE.kv_lora_rank + BASE.qk_rope_head_dim
     assert all(layer.shape == (4, 15, width) for layer in cache.layers)
@@ -96,6 +95,6 @@ def test_the_cache_holds_one_latent_per_token_and_layer() -> None:
 def test_refuses_to_write_past_the_room() -> None:
     with torch.no_grad():
         model = seeded()
-        _, cache = prefill(model, PROMPTS)
+        _, cache = model.prefill(PROMPTS)
         with pytest.raises(AssertionError, match="room for 15 tokens"):
-            decode_step(model, torch.zeros(4, dtype=torch.long), cache)
+            model.decode_step(torch.zeros(4, dtype=torch.long), cache)

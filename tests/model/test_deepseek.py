@@ -10,7 +10,6 @@ import torch
 from rlkit.model import DeepseekV3
 from rlkit.model.attention import MLA
 from rlkit.model.ragged import lay_out
-from rlkit.model.trace import trace
 from tests.model.tiny import BASE, relative, seeded
 
 
@@ -118,7 +117,7 @@ def test_saved_activations_grow_with_the_number_of_samples_not_with_its_square()
 def test_trace_names_every_block_in_order_and_leaves_no_hook() -> None:
     model = seeded()
     tokens = [5, 9, 2, 77]
-    found = trace(model, tokens)
+    found = model.trace(tokens)
     blocks = [f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn", "mlp")]
     margins = [found.pop(f"model.layers.{i}.mlp.gate") for i in range(model.config.first_k_dense_replace, 3)]
     assert all(margin.shape == (4, 1) and (margin >= 0).all() for margin in margins)

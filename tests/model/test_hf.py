@@ -100,14 +100,14 @@ def test_names_are_the_published_ones(model: HfModel, folder: Path, kind: str) -
 
 def test_loaded_weights_are_those_that_were_sent(model: HfModel, theirs: PreTrainedModel) -> None:
     sent = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in model.checkpoint_weights()}
-    if "lm_head.weight" in model.architecture.tied:
+    if "lm_head.weight" in model.files.tied:
         sent["lm_head.weight"] = sent["model.embed_tokens.weight"]
     parameters = dict(model.inner.named_parameters())
     model.load_weights(iter(sent.items()))
     assert dict(model.inner.named_parameters()).keys() == parameters.keys()
     for name, tensor in model.checkpoint_weights():
         assert torch.equal(tensor, sent[name]), name
-    if "lm_head.weight" in model.architecture.tied:
+    if "lm_head.weight" in model.files.tied:
         assert model.lm_head.weight is model.inner.get_input_embeddings().weight
 
 
@@ -169,11 +169,6 @@ def test_bf16_is_loaded_and_keeps_what_must_be_exact(tmp_path: Path) -> None:
     assert model.lm_head.weight.dtype == torch.bfloat16
     kept = {name.rpartition(".")[2] for name, buffer in model.named_buffers() if buffer.dtype == torch.float32}
     assert {"e_score_correction_bias", "inv_freq"} <= kept
-
-
-def test_several_end_tokens(tmp_path: Path) -> None:
-    model = HfModel.from_checkpoint(save(make("llama", eos_token_id=[1, 7]), tmp_path))
-    assert model.end_tokens() == {1, 7}
 
 
 def test_logits_that_are_more_than_a_product_are_refused(tmp_path: Path) -> None:

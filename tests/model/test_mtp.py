@@ -13,14 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.files.convert import convert_checkpoint
 from rlkit.model.files.folder import DTYPES
 from rlkit.model.files.names import published_names
 from rlkit.model.files.verify import checkpoint_faults, compare_checkpoints
-from rlkit.model.mtp import mtp_hidden
-from rlkit.model.weights import checkpoint_weights, load_weights
-from rlkit.run.plan import mtp_parameters
-from rlkit.run.prepare import _check_names
 from tests.model.mtp_reference import Reference
 from tests.model.tiny import BASE, relative, seeded
 
@@ -33,7 +30,7 @@ SAMPLES = ([3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [27, 18], [28, 18, 28], [1, 2, 3, 4
 def modules_output(model: DeepseekV3, samples: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
     """Places and hidden states of every depth, for samples packed end to end."""
     tokens, lengths = torch.tensor([token for sample in samples for token in sample]), [len(s) for s in samples]
-    found = mtp_hidden(model.model, tokens, lengths, model.hidden(tokens, lengths), model.model.embed_tokens)
+    found = model.mtp_hidden(tokens, lengths, model.hidden(tokens, lengths), detached=False)
     return [(places, hidden.detach()) for places, hidden in found]
 
 
@@ -86,20 +83,21 @@ def test_embedding_and_head_are_kept_once_and_written_as_copies() -> None:
     model = seeded(CONFIG)
     ours = [name for name, _ in model.named_parameters()]
     assert not {"model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight"} & set(ours)
-    published = dict(checkpoint_weights(model))
+    published = dict(model.checkpoint_weights())
     assert list(published) == list(published_names(CONFIG))
     for name in COPIES:
         main = "model.embed_tokens.weight" if "embed" in name else "lm_head.weight"
         assert published[name].data_ptr() == published[main].data_ptr()
-    assert sum(p.numel() for name, p in model.named_parameters() if ".layers.3." in name) * 2 == mtp_parameters(CONFIG)
+    one_module = sum(p.numel() for name, p in model.named_parameters() if ".layers.3." in name)
+    assert one_module * 2 == DeepseekArchitecture(config=CONFIG).size().mtp_parameters
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("copies", ["with", "without", "first"])
 def test_loading_restores_every_bit_with_or_without_the_copies(copies: str, tied: bool) -> None:
     source, target = (seeded(replace(CONFIG, tie_word_embeddings=tied), seed) for seed in (1, 2))
-    sent = [(name, tensor) for name, tensor in checkpoint_weights(source) if copies != "without" or name not in COPIES]
-    load_weights(target, reversed(sent) if copies == "first" else sent)
+    sent = [(name, tensor) for name, tensor in source.checkpoint_weights() if copies != "without" or name not in COPIES]
+    target.load_weights(reversed(sent) if copies == "first" else sent)
     states = target.state_dict()
     assert all(torch.equal(tensor, states[name]) for name, tensor in source.state_dict().items())
 
@@ -107,10 +105,10 @@ def test_loading_restores_every_bit_with_or_without_the_copies(copies: str, tied
 @pytest.mark.parametrize("name", [COPIES[0], COPIES[3]])
 def test_a_copy_that_differs_is_named(name: str, tmp_path: Path) -> None:
     model = seeded(CONFIG)
-    sent = [(key, tensor + 1 if key == name else tensor) for key, tensor in checkpoint_weights(model)]
+    sent = [(key, tensor + 1 if key == name else tensor) for key, tensor in model.checkpoint_weights()]
     main = "model.embed_tokens.weight" if "embed" in name else "lm_head.weight"
-    with pytest.raises(ValueError, match=f"{name}: not equal to {main}; .* shared with MTP"):
-        load_weights(seeded(CONFIG), sent)
+    with pytest.raises(ValueError, match=f"{name}: not equal to {main}, but the model has one tensor"):
+        seeded(CONFIG).load_weights(sent)
     model.save_checkpoint(tmp_path, dtype="fp32")
     file = tmp_path / "model.safetensors"
     save_file({key: t + 1 if key == name else t for key, t in load_file(file).items()}, file, metadata={"format": "pt"})
@@ -125,7 +123,7 @@ def test_a_checkpoint_without_the_copies_is_whole(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({name: t for name, t in load_file(file).items() if name not in COPIES}, file, metadata={"format": "pt"})
     assert not list(checkpoint_faults(tmp_path))
-    _check_names(tmp_path, CONFIG)
+    DeepseekArchitecture.from_folder(tmp_path).check_files()
     states = DeepseekV3.from_checkpoint(tmp_path).state_dict()
     assert all(torch.equal(tensor, states[name]) for name, tensor in model.state_dict().items())
 
@@ -165,7 +163,7 @@ def test_an_incomplete_module_is_refused(tmp_path: Path) -> None:
     model = seeded(CONFIG)
     name = "model.layers.4.eh_proj.weight"
     with pytest.raises(ValueError, match=f"{name}: missing"):
-        load_weights(model, ((key, tensor) for key, tensor in checkpoint_weights(seeded(CONFIG, 1)) if key != name))
+        model.load_weights(((key, tensor) for key, tensor in seeded(CONFIG, 1).checkpoint_weights() if key != name))
     seeded(replace(CONFIG, num_nextn_predict_layers=1)).save_checkpoint(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"num_nextn_predict_layers": 2}))

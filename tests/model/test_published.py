@@ -16,8 +16,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.weights import checkpoint_weights
-from rlkit.run.plan import cache_numbers, mtp_parameters, parameters
+from rlkit.model.deepseek_architecture import DeepseekArchitecture
+from rlkit.model.size import Size
 
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
 SHARED: dict[str, Any] = {
@@ -65,6 +65,10 @@ def shipped(name: str) -> DeepseekV3Config:
     return TypeAdapter(DeepseekV3Config).validate_python(raw["architecture"])
 
 
+def size(name: str) -> Size:
+    return DeepseekArchitecture(config=shipped(name)).size()
+
+
 def on_meta(config: DeepseekV3Config) -> tuple[DeepseekV3, PreTrainedModel]:
     with torch.device("meta"):
         if config.scoring_func == "softmax":
@@ -86,17 +90,17 @@ def test_names_and_shapes_are_theirs_in_memory_and_on_disk(name: str) -> None:
     assert own == shapes
     # What their save_pretrained writes: the inverse of the conversion that reads a published checkpoint.
     on_disk = {key: tuple(t.shape) for key, t in revert_weight_conversion(theirs, theirs.state_dict()).items()}
-    found = {key: tuple(tensor.shape) for key, tensor in checkpoint_weights(ours) if not key.startswith(mtp)}
+    found = {key: tuple(tensor.shape) for key, tensor in ours.checkpoint_weights() if not key.startswith(mtp)}
     assert found == on_disk
     numbers = sum(parameter.numel() for parameter in theirs.parameters())
-    print(f"{name}: {parameters(shipped(name))[0]:,} parameters here, {numbers:,} in transformers")
-    assert parameters(shipped(name))[0] == numbers
+    print(f"{name}: {size(name).parameters:,} parameters here, {numbers:,} in transformers")
+    assert size(name).parameters == numbers
 
 
 def test_the_671b_checkpoint_has_the_tensors_of_the_published_index() -> None:
     """61 x (7 attention + 2 norms), 3 dense x 3, 58 x (router 2, shared 3, 256 experts x 3), 3; and a layer for MTP."""
     with torch.device("meta"):
-        names = [name for name, _ in checkpoint_weights(DeepseekV3(shipped("deepseek_v3_671b")))]
+        names = [name for name, _ in DeepseekV3(shipped("deepseek_v3_671b")).checkpoint_weights()]
     mtp = {name for name in names if name.startswith("model.layers.61.")}
     assert len(names) - len(mtp) == 61 * 9 + 3 * 3 + 58 * (2 + 3 + 256 * 3) + 3 == 45_395
     assert len(mtp) == 9 + 2 + 3 + 256 * 3 + len(MTP_ROWS)
@@ -109,17 +113,15 @@ def test_the_671b_checkpoint_has_the_tensors_of_the_published_index() -> None:
 
 def test_totals_are_those_of_the_papers() -> None:
     """V3: arXiv:2412.19437, abstract. Moonlight, without embedding and head: arXiv:2502.16982, table 5."""
-    total, active = parameters(shipped("deepseek_v3_671b"))
+    total, active = size("deepseek_v3_671b").parameters, size("deepseek_v3_671b").active_parameters
     print(f"deepseek_v3_671b: {total:,} parameters, of which {active:,} work on each token")
     assert (total, round(active / 1e9)) == (671_026_404_352, 37)
     moonlight = shipped("moonlight_16b")
-    total, active = parameters(moonlight)
+    total, active = size("moonlight_16b").parameters, size("moonlight_16b").active_parameters
     matrix = moonlight.vocab_size * moonlight.hidden_size
     assert (round((total - 2 * matrix) / 1e9, 2), round((active - matrix) / 1e9, 2)) == (15.29, 2.24)
-    total, active = parameters(shipped("deepseek_v2_lite"))
-    assert round(total / 1e9, 1) == 15.7  # arXiv:2405.04434, appendix B
-    total, _ = parameters(shipped("deepseek_v3_1b"))
-    assert 0.9e9 < total < 1.1e9
+    assert round(size("deepseek_v2_lite").parameters / 1e9, 1) == 15.7  # arXiv:2405.04434, appendix B
+    assert 0.9e9 < size("deepseek_v3_1b").parameters < 1.1e9
 
 
 def test_the_module_of_671b_by_hand() -> None:
@@ -127,16 +129,16 @@ def test_the_module_of_671b_by_hand() -> None:
     attention = 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
     experts = 7168 * 256 + 257 * 3 * 7168 * 2048
     norms, projection, copies = 2 * 7168 + 3 * 7168, 2 * 7168 * 7168, 2 * 129280 * 7168
-    found = mtp_parameters(shipped("deepseek_v3_671b"))
+    found = size("deepseek_v3_671b").mtp_parameters
     print(f"deepseek_v3_671b: {found:,} parameters in MTP, {found + copies:,} with the copies of embedding and head")
     assert found == attention + experts + norms + projection == 11_610_067_968
     assert round((found + copies) / 1e9, 1) == 13.5
-    assert mtp_parameters(shipped("moonlight_16b")) == 0
+    assert size("moonlight_16b").mtp_parameters == 0
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "deepseek_v3_1b"])
 def test_the_cache_holds_576_numbers_per_token_and_layer(name: str) -> None:
-    assert cache_numbers(shipped(name)) == 576
+    assert size(name).cache_numbers == 576
 
 
 def test_a_recipe_takes_them_and_names_a_misspelt_yarn_key() -> None:

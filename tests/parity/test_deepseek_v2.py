@@ -15,7 +15,6 @@ from transformers import DeepseekV2Config as TheirConfig
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.config import Yarn
-from rlkit.model.weights import checkpoint_weights
 from tests.model.tiny import BASE, relative, seeded
 
 V2 = replace(BASE, scoring_func="softmax", norm_topk_prob=False, routed_scaling_factor=1.0, n_shared_experts=2)
@@ -71,7 +70,7 @@ def test_reads_what_save_pretrained_writes(name: str, tmp_path: Path) -> None:
         assert relative(ours(tokens), reference(tokens).logits) <= 1e-5
     with safe_open(tmp_path / "model.safetensors", framework="pt") as reader:
         written = {key: tuple(reader.get_slice(key).get_shape()) for key in reader.keys()}  # noqa: SIM118
-    assert {key: tuple(tensor.shape) for key, tensor in checkpoint_weights(ours)} == written
+    assert {key: tuple(tensor.shape) for key, tensor in ours.checkpoint_weights()} == written
     assert not [key for key in written if "bias" in key]
 
 

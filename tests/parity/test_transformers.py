@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3ForCausalLM
 from transformers import DeepseekV3Config as TheirConfig
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.weights import checkpoint_weights
 from tests.model.tiny import BASE, relative, seeded
 
 CONFIGS = {
@@ -82,7 +81,7 @@ def test_reads_their_shards(tmp_path: Path) -> None:
     reference = DeepseekV3ForCausalLM(TheirConfig(**CONFIGS["groups"].to_hf()))
     reference.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    ours = dict(checkpoint_weights(DeepseekV3.from_checkpoint(tmp_path)))
+    ours = dict(DeepseekV3.from_checkpoint(tmp_path).checkpoint_weights())
     count = 0
     for shard in tmp_path.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as reader:
@@ -98,7 +97,7 @@ def test_published_names_are_those_of_save_pretrained(tmp_path: Path) -> None:
         DeepseekV3ForCausalLM(TheirConfig(**CONFIGS[name].to_hf())).save_pretrained(folder)
         with safe_open(folder / "model.safetensors", framework="pt") as reader:
             written = {key: tuple(reader.get_slice(key).get_shape()) for key in reader.keys()}  # noqa: SIM118
-        assert {key: tuple(tensor.shape) for key, tensor in checkpoint_weights(DeepseekV3(CONFIGS[name]))} == written
+        assert {key: tuple(tensor.shape) for key, tensor in DeepseekV3(CONFIGS[name]).checkpoint_weights()} == written
 
 
 def test_bf16_checkpoint_loads_in_transformers_and_keeps_the_bias_exact(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from rlkit.engine.local import TorchEngine
 from rlkit.engine.vllm import VllmEngine
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.weights import load_weights
 from rlkit.parity import check_parity, gate_sequences
 from tests.hf_reference import make_model, save_checkpoint
 from tests.model.tiny import seeded
@@ -38,7 +37,7 @@ def test_logprobs_equal_ours_after_start_and_after_a_sync(config: DeepseekV3Conf
     try:
         gaps = [check_parity(engine, trained, sequences, 1e-4)]
         before = engine.logprobs(sequences)
-        load_weights(trained.model, seeded(config, seed=1).checkpoint_weights())
+        trained.model.load_weights(seeded(config, seed=1).checkpoint_weights())
         engine.load(trained.model.checkpoint_weights(), 1)
         gaps.append(check_parity(engine, trained, sequences, 1e-4))
         assert engine.logprobs(sequences) != before

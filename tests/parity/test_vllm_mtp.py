@@ -14,7 +14,6 @@ from tokenizers import Tokenizer, models
 from rlkit.engine.local import TorchEngine
 from rlkit.engine.vllm import VllmEngine
 from rlkit.model import DeepseekV3
-from rlkit.model.weights import checkpoint_weights
 from rlkit.parity import check_parity, gate_sequences
 from rlkit.types import Group, Prompt, Sampling
 from tests.model.tiny import BASE, seeded
@@ -88,7 +87,7 @@ def test_two_modules_share_one_embedding_and_one_head(tmp_path: Path) -> None:
     model = seeded(replace(CONFIG, num_nextn_predict_layers=2))
     save(model, tmp_path)
     engine = VllmEngine(tmp_path, max_model_len=128, kv_cache_gib=0.1, threads=1, speculative_tokens=2)
-    engine.load(checkpoint_weights(model), 1)
+    engine.load(model.checkpoint_weights(), 1)
     assert check_parity(engine, ours(model), SEQUENCES, 1e-4) < 1e-4
     tokens = [[rollout.tokens for rollout in group.rollouts] for group in drawn(engine, GREEDY)]
     assert tokens == [[rollout.tokens for rollout in group.rollouts] for group in drawn(ours(model), GREEDY)]
@@ -104,7 +103,7 @@ def agrees_after_start_and_reloads(engine: VllmEngine, caplog: pytest.LogCapture
         if version:
             vllm = logging.getLogger("vllm")
             vllm.addHandler(caplog.handler)  # it does not propagate
-            engine.load(checkpoint_weights(model), version)
+            engine.load(model.checkpoint_weights(), version)
             vllm.removeHandler(caplog.handler)
         assert check_parity(engine, ours(model), SEQUENCES, 1e-4) < 1e-4
         tokens = [[rollout.tokens for rollout in group.rollouts] for group in drawn(engine, GREEDY)]
@@ -115,7 +114,7 @@ def agrees_after_start_and_reloads(engine: VllmEngine, caplog: pytest.LogCapture
 
 def test_a_reload_reaches_the_module_that_drafts(engine: VllmEngine) -> None:
     for seed in (3, 4):
-        engine.load(checkpoint_weights(oracle(seed)), seed)
+        engine.load(oracle(seed).checkpoint_weights(), seed)
         found = drawn(engine, GREEDY)
         here = ours(oracle(seed), speculative_tokens=2)
         assert [g.rollouts[0].tokens for g in found] == [g.rollouts[0].tokens for g in drawn(here, GREEDY)]
@@ -127,7 +126,7 @@ def test_a_reload_reaches_the_module_that_drafts(engine: VllmEngine) -> None:
 def test_sampled_tokens_and_log_probs_are_the_models(engine: VllmEngine, temperature: float, top_p: float) -> None:
     """Log-probs of every token to 1e-4, and the second token, the first that may have been drafted, by chi-square."""
     model = oracle(3)  # drafts are accepted as often as the likeliest token is probable
-    engine.load(checkpoint_weights(model), 9)
+    engine.load(model.checkpoint_weights(), 9)
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=4, seed=3)
     [group] = engine.generate(PROMPTS[:1], 1000, sampling)
     size, vocabulary = len(PROMPTS[0].tokens), CONFIG.vocab_size
@@ -167,7 +166,7 @@ def test_drafts_on_a_gpu(tmp_path: Path) -> None:
     save(oracle(3), tmp_path, "bf16")
     engine = VllmEngine(tmp_path, dtype="bfloat16", max_model_len=128, threads=1, speculative_tokens=1)
     for seed in (3, 4):
-        engine.load(((name, tensor.cuda().bfloat16()) for name, tensor in checkpoint_weights(oracle(seed))), seed)
+        engine.load(((name, tensor.cuda().bfloat16()) for name, tensor in oracle(seed).checkpoint_weights()), seed)
         drawn(engine, GREEDY)
         proposed, accepted = engine.drafts()
         assert accepted / proposed > 0.8

@@ -10,27 +10,34 @@ import torch
 from rlkit.config import GrpoRun, SftRun, SftThenGrpoRun
 from rlkit.config.compose import load_config
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.run.plan import derived, parameters
+from rlkit.model.deepseek_architecture import DeepseekArchitecture
+from rlkit.run.plan import derived
 from tests.architecture import ROOT
+
+
+def counted(config: DeepseekV3Config) -> tuple[int, int]:
+    """All parameters, and those that work on one token."""
+    size = DeepseekArchitecture(config=config).size()
+    return size.parameters, size.active_parameters
 
 
 def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active() -> None:
     """Section 1 of the paper (arXiv:2412.19437); nothing is allocated."""
-    total, active = parameters(DeepseekV3Config())
+    total, active = counted(DeepseekV3Config())
     assert round(total / 1e9) == 671
     assert round(active / 1e9) == 37
 
 
 def test_the_tiny_model_is_counted_as_built() -> None:
     architecture = load_config("grpo", GrpoRun).model.architecture
-    total, active = parameters(architecture)
+    total, active = counted(architecture)
     assert total == sum(parameter.numel() for parameter in DeepseekV3(architecture).parameters())
     # 3 layers with 8 experts of 3 matrices, of which a token passes 2
     idle = 3 * 6 * 3 * architecture.hidden_size * architecture.moe_intermediate_size
     # of the embedding it reads one row; the head is another matrix here
     assert active == total - idle - (architecture.vocab_size - 1) * architecture.hidden_size
     tied = replace(architecture, tie_word_embeddings=True)
-    assert parameters(tied)[1] == parameters(tied)[0] - idle, "a tied head works with all rows"
+    assert counted(tied)[1] == counted(tied)[0] - idle, "a tied head works with all rows"
 
 
 def rows(recipe: str, cls: type, *overrides: str) -> dict[str, str]:
@@ -56,7 +63,7 @@ def test_modules_for_multi_token_prediction_are_counted_apart() -> None:
     overrides = ["model.architecture.num_nextn_predict_layers=1"]
     plain, found = rows("grpo", GrpoRun), rows("grpo", GrpoRun, *overrides)
     architecture = load_config("grpo", GrpoRun, overrides).model.architecture
-    total, _ = parameters(architecture)
+    total, _ = counted(architecture)
     everything = sum(parameter.numel() for parameter in DeepseekV3(architecture).parameters())
     assert found["parameters"] == f"{plain['parameters']}; plus {everything - total:,} in MTP"
     assert found["trainer memory"].startswith(f"{everything * (4 + 4 + 4 + 12) / 2**30:.3f} GiB a rank")
@@ -91,14 +98,14 @@ def test_numbers_of_sft_by_hand() -> None:
 )
 def test_memory_of_a_rank_by_hand(overrides: list[str], bytes_per_parameter: int) -> None:
     cfg = load_config("sft_then_grpo", SftThenGrpoRun, overrides)
-    total, _ = parameters(cfg.model.architecture)
+    total, _ = counted(cfg.model.architecture)
     expected = f"{total * bytes_per_parameter / 2**30:.3f} GiB a rank"
     assert dict(derived(cfg, None))["trainer memory"].startswith(expected)
 
 
 def test_the_plan_does_not_touch_the_random_state() -> None:
     before = torch.get_rng_state()
-    parameters(DeepseekV3Config())
+    counted(DeepseekV3Config())
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -14,7 +14,6 @@ from rlkit.assemble import started
 from rlkit.config import SftThenGrpoRun
 from rlkit.config.compose import load_config
 from rlkit.model import DeepseekV3
-from rlkit.model.weights import checkpoint_weights
 from rlkit.parity import ParityError
 from rlkit.run.folder import Position
 from rlkit.run.plan import show
@@ -117,7 +116,7 @@ def test_the_export_is_the_policy(tmp_path: Path) -> None:
     with Run(cfg, task) as run, started(cfg, run) as parts:
         run.export(parts)
         expected = {name: tensor.clone() for name, tensor in parts.trainer.weights()}
-    exported = dict(checkpoint_weights(DeepseekV3.from_checkpoint(tmp_path / "model")))
+    exported = dict(DeepseekV3.from_checkpoint(tmp_path / "model").checkpoint_weights())
     assert exported.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(exported[name], tensor), name

@@ -16,7 +16,6 @@ from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations
 from rlkit.engine.local import TorchEngine
 from rlkit.model import DeepseekV3
 from rlkit.model.moe import Router
-from rlkit.model.weights import load_weights
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer, Policy
@@ -292,7 +291,7 @@ def test_the_bias_survives_saving_loading_and_resuming(kind: str, tmp_path: Path
 def test_the_bias_survives_the_export(dtype: str, tmp_path: Path) -> None:
     trainer = moved()
     exported = DeepseekV3(ARCHITECTURE)
-    load_weights(exported, trainer.weights())
+    exported.load_weights(trainer.weights())
     exported.save_checkpoint(tmp_path, dtype=dtype)
     read = DeepseekV3.from_checkpoint(tmp_path, torch.float32 if dtype == "fp32" else torch.bfloat16)
     assert same(biases(read), biases(trainer.model))

@@ -12,7 +12,6 @@ from torch import distributed
 from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations, pack_rollouts
 from rlkit.config import TrainerConfig
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.weights import checkpoint_weights
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer, Policy
@@ -123,7 +122,7 @@ def gradient(batch: Batch, loss: GrpoLoss | SftLoss) -> torch.Tensor:
 
 
 def weights(trainer: ModelTrainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in checkpoint_weights(trainer.model)}
+    return {name: tensor.clone() for name, tensor in trainer.model.checkpoint_weights()}
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -241,7 +240,7 @@ def test_a_new_stage_forgets_the_moments_and_moves_the_reference(kind: str) -> N
     for name, tensor in weights(fresh).items():
         assert difference(weights(trainer)[name], tensor) <= 1e-4, f"{name}: moments of the first stage are still there"
     assert trainer.reference is not None
-    for name, tensor in checkpoint_weights(trainer.reference.model):
+    for name, tensor in trainer.reference.model.checkpoint_weights():
         assert torch.equal(tensor, trained[name])
 
 

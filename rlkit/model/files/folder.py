@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.model.config import CONFIG, DeepseekV3Config, read_config
-from rlkit.model.files.names import HEAD, Place, published_names
+from rlkit.model.config import CONFIG, GENERATION_CONFIG, DeepseekV3Config, read_config
+from rlkit.model.files.names import Place
 from rlkit.model.files.shards import (
     CARRIED_SCALES,
     MAX_SHARD_BYTES,
@@ -24,6 +25,7 @@ from rlkit.model.files.shards import (
     read_tensor,
     replaced_folder,
 )
+from rlkit.model.files.weights import checked
 from rlkit.quant.fp8 import BLOCK, block_grid, dequantise_blocks, quantise_blocks, requantise_blocks
 
 DTYPES = ("bf16", "fp8", "fp32")
@@ -111,8 +113,7 @@ class Checkpoint:
                 yield Fault(file=stored.file, tensor=name, problem=problem)
             else:
                 yield from self._dtype_faults(name, stored)
-        tied = {HEAD} if self.raw.get("tie_word_embeddings") else set()  # the file may repeat the embedding
-        for name in self.weights.keys() - table.keys() - tied:
+        for name in self.weights.keys() - table.keys():
             problem = "this model has no such weight; check config.json against the checkpoint"
             yield Fault(file=self.weights[name].file, tensor=name, problem=problem)
         for name, stored in self.scales.items():
@@ -139,7 +140,7 @@ class Checkpoint:
             yield Fault(file=scale.file, tensor=name + SCALE, problem=problem)
 
     def copy_faults(self, table: Mapping[str, Place]) -> Iterator[Fault]:
-        """MTP modules' copies of embedding and head that are there and not equal to the main model's tensor.
+        """Yields copies of embedding and head that are there and not equal to the main model's tensor.
 
         The headers have been checked; CheckpointError as in `weight`.
         """
@@ -223,24 +224,30 @@ def write_config(folder: Path, raw: Mapping[str, Any], dtype: str) -> None:
 
 
 def write_checkpoint(
-    config: DeepseekV3Config,
-    weights: Iterable[tuple[str, Tensor]],
     path: str | Path,
+    weights: Iterable[tuple[str, Tensor]],
+    table: Mapping[str, Place],
+    raw: Mapping[str, Any],
     dtype: str,
+    *,
+    base: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write published weights and config.json; the folder appears whole or not at all, other files in it stay.
+    """Writes the weights of `table` and config.json; the folder appears whole or not at all, other files in it stay.
 
-    ValueError for an unknown `dtype`.
+    `raw` is the content of config.json. generation_config.json comes along from `base`, the checkpoint that the model
+    was made from: it may name end tokens that config.json does not have. Raises ValueError for an unknown `dtype` and
+    for weights that are not those of `table`; one that is no more than a copy may be missing.
     """
     check_dtype(dtype)
-    table = published_names(config)
     with replaced_folder(path) as folder:
         writer = ShardWriter(folder, max_shard_bytes)
-        for name, tensor in weights:
-            writer.add(encode(name, tensor, table.get(name), dtype, None))
+        for name, tensor in checked(weights, table):
+            writer.add(encode(name, tensor, table[name], dtype, None))
         writer.finish()
-        write_config(folder, config.to_hf(), dtype)
+        write_config(folder, raw, dtype)
+        if base is not None and (base / GENERATION_CONFIG).is_file():
+            shutil.copyfile(base / GENERATION_CONFIG, folder / GENERATION_CONFIG)
 
 
 def check_dtype(dtype: str) -> None:

@@ -29,7 +29,8 @@ class Place:
     start: int = 0
     stop: int | None = None
     copy: bool = False
-    """Embedding or head as an MTP module brings them along: our one copy is the main model's, under `name`."""
+    """A checkpoint may repeat a tensor: a head that is tied to the embedding, and the embedding and the head that an
+    MTP module brings along. We keep one tensor, under `name`, and a checkpoint may leave the repetition out."""
 
     def view(self, tensor: Tensor) -> Tensor:
         """The part of our tensor that the published name stands for; writing to it writes to ours."""
@@ -47,8 +48,8 @@ def published_names(config: DeepseekV3Config) -> dict[str, Place]:
         EMBEDDING: Place(name=EMBEDDING, shape=vocabulary),
         "model.norm.weight": Place(name="model.norm.weight", shape=hidden),
     }
-    if not config.tie_word_embeddings:
-        table[HEAD] = Place(name=HEAD, shape=vocabulary)
+    tied = config.tie_word_embeddings
+    table[HEAD] = Place(name=EMBEDDING if tied else HEAD, shape=vocabulary, copy=tied)
     for i in range(config.num_hidden_layers + config.num_nextn_predict_layers):
         prefix = f"model.layers.{i}"
         rows = _layer_shapes(config, dense=i < config.first_k_dense_replace)
@@ -57,8 +58,7 @@ def published_names(config: DeepseekV3Config) -> dict[str, Place]:
         if i >= config.num_hidden_layers:
             rows |= {"enorm.weight": hidden, "hnorm.weight": hidden, "shared_head.norm.weight": hidden}
             rows |= {"eh_proj.weight": (config.hidden_size, 2 * config.hidden_size)}
-            head = EMBEDDING if config.tie_word_embeddings else HEAD
-            for row, ours in (("embed_tokens", EMBEDDING), ("shared_head.head", head)):
+            for row, ours in (("embed_tokens", EMBEDDING), ("shared_head.head", table[HEAD].name)):
                 table[f"{prefix}.{row}.weight"] = Place(name=ours, shape=vocabulary, copy=True)
         for row, shape in rows.items():
             linear = row.startswith(("self_attn.", "mlp.")) and len(shape) == 2 and row != "mlp.gate.weight"

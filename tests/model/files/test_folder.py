@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.files.folder import QUANTISATION
 from rlkit.model.files.names import published_names
-from rlkit.model.weights import checkpoint_weights
 from rlkit.quant.fp8 import dequantise_blocks
 from tests.model.tiny import BASE, seeded
 
@@ -85,7 +84,7 @@ def test_fp8_is_loaded_as_code_times_scale_and_saved_again_bit_for_bit(dtype: to
     seeded(WIDE).save_checkpoint(tmp_path / "a", dtype="fp8")
     saved = read_folder(tmp_path / "a")
     loaded = DeepseekV3.from_checkpoint(tmp_path / "a", dtype)
-    for name, tensor in checkpoint_weights(loaded):
+    for name, tensor in loaded.checkpoint_weights():
         scales = saved.get(f"{name}_scale_inv")
         expected = saved[name] if scales is None else dequantise_blocks(saved[name], scales)
         assert torch.equal(tensor, expected.to(tensor.dtype)), name

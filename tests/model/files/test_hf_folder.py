@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PhiConfig, PhiForCausalLM
 
-from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.files.hf_folder import NO_LIMIT, HfArchitecture
+from rlkit.model import DeepseekV3
 from rlkit.model.hf import HfModel
-from rlkit.model.load import empty_model, load_model, read_architecture, write_model
-from rlkit.run.plan import cache_numbers, parameters
+from rlkit.model.hf_architecture import NO_LIMIT, HfArchitecture
+from rlkit.model.load import KINDS, load_model, read_architecture
 from tests.hf_folders import make, save, tokenizer
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -40,14 +40,9 @@ def test_what_config_says(tmp_path: Path) -> None:
     found = HfArchitecture.from_folder(save(make("qwen2"), tmp_path))
     assert found.vocab_size == len(tokenizer()) + 3
     assert (found.num_hidden_layers, found.max_position_embeddings) == (2, 128)
-    assert found.end_tokens == {tokenizer().eos_token_id}
-    assert found.tied == {"lm_head.weight"} and "lm_head.weight" not in found.published
-    assert found.num_parameters == sum(parameter.numel() for parameter in make("qwen2").parameters())
+    assert found.files.tied == {"lm_head.weight"} and "lm_head.weight" not in found.files.published
+    assert found.size().parameters == sum(parameter.numel() for parameter in make("qwen2").parameters())
     found.check_files()
-    assert HfArchitecture.from_folder(configured(tmp_path, eos_token_id=[3])).end_tokens == {1, 3}
-    (tmp_path / "generation_config.json").unlink()  # which ends a turn with 1: Phi-3 says it only there
-    assert HfArchitecture.from_folder(configured(tmp_path, eos_token_id=[3, 1])).end_tokens == {1, 3}
-    assert HfArchitecture.from_folder(configured(tmp_path, eos_token_id=None)).end_tokens == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -109,41 +104,41 @@ def test_models_that_cannot_be_trained_are_refused(tmp_path: Path) -> None:
 def test_our_own_class_sends_other_models_to_hf(tmp_path: Path) -> None:
     folder = save(make("qwen2"), tmp_path)
     with pytest.raises(ValueError, match=r"model_type='qwen2'; only 'deepseek_v3'.*model=hf loads others"):
-        read_architecture(folder, DeepseekV3Config())
-    assert isinstance(read_architecture(folder, None), HfArchitecture)
+        read_architecture(folder, "deepseek")
+    assert read_architecture(folder, "hf").size().cache_name == "KV cache"
 
 
 def test_both_classes_count_the_same_deepseek(tmp_path: Path) -> None:
     folder = save(make("deepseek"), tmp_path)
-    ours, theirs = DeepseekV3Config.from_folder(folder), HfArchitecture.from_folder(folder)
-    assert parameters(theirs) == parameters(ours)
-    assert cache_numbers(theirs) == cache_numbers(ours) == 32 + 16
-    a, b = load_model(folder, torch.float32, ours), load_model(folder, torch.float32, None)
+    ours, theirs = read_architecture(folder, "deepseek"), read_architecture(folder, "hf")
+    assert replace(theirs.size(), cache_name="latent cache") == ours.size()
+    assert theirs.size().cache_numbers == 32 + 16
+    a, b = load_model(folder, torch.float32, "deepseek"), load_model(folder, torch.float32, "hf")
     assert isinstance(a, DeepseekV3) and isinstance(b, HfModel)
     assert a.published() == dict(b.published())
     tokens = torch.arange(3, 20)
     torch.testing.assert_close(a.hidden(tokens, [10, 7]), b.hidden(tokens, [10, 7]), rtol=1e-4, atol=1e-5)
-    assert a.end_tokens() == b.end_tokens()
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
     """One key head and one value head of 32 numbers; the embedding is untied, so a token reads one of its rows."""
     llama = HfArchitecture.from_folder(save(make("llama"), tmp_path / "llama"))
-    assert cache_numbers(llama) == 2 * 32
-    total, active = parameters(llama)
+    assert llama.size().cache_numbers == 2 * 32
+    total, active = llama.size().parameters, llama.size().active_parameters
     rows = len(tokenizer()) + 3
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96 + 2 * 64
     assert total == 2 * layer + 64 + 2 * rows * 64
     assert active == total - (rows - 1) * 64
-    tied = HfArchitecture.from_folder(save(make("qwen2"), tmp_path / "qwen2"))
-    assert parameters(tied)[0] == parameters(tied)[1] == 2 * (layer + 64 + 2 * 32) + 64 + rows * 64
+    tied = HfArchitecture.from_folder(save(make("qwen2"), tmp_path / "qwen2")).size()
+    assert tied.parameters == tied.active_parameters == 2 * (layer + 64 + 2 * 32) + 64 + rows * 64
     assert NO_LIMIT > 10**9
 
 
 def test_empty_models_take_no_memory(tmp_path: Path) -> None:
     save(make("deepseek"), tmp_path)
-    for architecture in (DeepseekV3Config.from_folder(tmp_path), HfArchitecture.from_folder(tmp_path)):
-        assert all(tensor.is_meta for tensor in empty_model(architecture).state_dict().values())
+    for kind in KINDS:
+        model = read_architecture(tmp_path, kind).empty_model()
+        assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "deepseek"])
@@ -151,7 +146,7 @@ def test_empty_models_take_no_memory(tmp_path: Path) -> None:
 def test_written_weights_load_in_transformers(kind: str, dtype: str, tmp_path: Path) -> None:
     folder = configured(save(make(kind), tmp_path / "base"), made_up_key=7)
     model = HfModel.from_checkpoint(folder)
-    write_model(model.architecture, model.checkpoint_weights(), tmp_path / "out", dtype)
+    read_architecture(folder, "hf").write(tmp_path / "out", model.checkpoint_weights(), dtype)
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
     assert raw["made_up_key"] == 7 and raw["dtype"] == {"fp32": "float32", "bf16": "bfloat16"}[dtype]
     assert (tmp_path / "out" / "generation_config.json").exists()
@@ -171,7 +166,7 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     model = HfModel.from_checkpoint(save(make("llama"), tmp_path / "base"))
     incomplete = ((name, tensor) for name, tensor in model.checkpoint_weights() if name != UP)
     with pytest.raises(ValueError, match=rf"{UP}: missing, with 0 others"):
-        model.architecture.write(tmp_path / "out", incomplete, "fp32")
+        model.files.write(tmp_path / "out", incomplete, "fp32")
     assert {entry.name for entry in tmp_path.iterdir()} == {"base"}
 
 
@@ -194,8 +189,8 @@ def test_logits_that_config_says_are_scaled_are_refused_in_every_dtype(
 def test_rope_that_looks_at_the_whole_batch_is_exact_up_to_the_original_context(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
     found = HfArchitecture.from_folder(save(make("llama", rope_parameters=rope), tmp_path))
-    assert (found.exact_positions(), found.max_position_embeddings) == (64, 128)
-    assert HfArchitecture.from_folder(save(make("qwen2"), tmp_path / "plain")).exact_positions() == 128
+    assert (found.exact_positions, found.max_position_embeddings) == (64, 128)
+    assert HfArchitecture.from_folder(save(make("qwen2"), tmp_path / "plain")).exact_positions == 128
 
 
 def test_state_space_layers_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.files.names import published_names
-from rlkit.model.weights import checkpoint_weights, load_weights
 from rlkit.quant.fp8 import block_grid
 from tests.model.tiny import BASE, seeded
 
@@ -102,7 +101,7 @@ def test_parameters_without_mtp_are_671b() -> None:
 
 def test_experts_are_stacked_gate_over_up() -> None:
     model = seeded()
-    published = dict(checkpoint_weights(model))
+    published = dict(model.checkpoint_weights())
     experts = model.state_dict()["model.layers.1.mlp.experts.gate_up_proj"]
     assert torch.equal(published["model.layers.1.mlp.experts.5.gate_proj.weight"], experts[5, :32])
     assert torch.equal(published["model.layers.1.mlp.experts.5.up_proj.weight"], experts[5, 32:])
@@ -112,20 +111,20 @@ def test_experts_are_stacked_gate_over_up() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_loading_what_was_published_restores_every_bit(tied: bool) -> None:
     source, target = (seeded(replace(BASE, tie_word_embeddings=tied), seed) for seed in (1, 2))
-    load_weights(target, reversed(list(checkpoint_weights(source))))
+    target.load_weights(reversed(list(source.checkpoint_weights())))
     states = target.state_dict()
     assert all(torch.equal(tensor, states[name]) for name, tensor in source.state_dict().items())
 
 
 def test_loading_is_strict() -> None:
     model = seeded()
-    full = dict(checkpoint_weights(model))
+    full = dict(model.checkpoint_weights())
     name = "model.layers.2.mlp.experts.3.up_proj.weight"
     with pytest.raises(ValueError, match=f"{name}: missing, with 0 others"):
-        load_weights(model, ((key, tensor) for key, tensor in full.items() if key != name))
+        model.load_weights(((key, tensor) for key, tensor in full.items() if key != name))
     with pytest.raises(ValueError, match=r"model.layers.9.norm: this model has no such weight"):
-        load_weights(model, [*full.items(), ("model.layers.9.norm", torch.zeros(1))])
+        model.load_weights([*full.items(), ("model.layers.9.norm", torch.zeros(1))])
     with pytest.raises(ValueError, match=rf"{name}: shape \(2, 64\), but .* makes it \(32, 64\)"):
-        load_weights(model, [(name, torch.zeros(2, 64))])
+        model.load_weights([(name, torch.zeros(2, 64))])
     with pytest.raises(ValueError, match=f"{name}: given twice"):
-        load_weights(model, [(name, full[name]), (name, full[name])])
+        model.load_weights([(name, full[name]), (name, full[name])])

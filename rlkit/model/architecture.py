@@ -1,0 +1,84 @@
+"""What a run asks of a model before any weight of it is in memory. Each kind of model answers for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from rlkit.model.base import CausalLM
+from rlkit.model.size import Size
+
+
+class Architecture(Protocol):
+    """The shape of a model; `DeepseekArchitecture` stands for our class, `HfArchitecture` for those of transformers.
+
+    The methods that end in `_problem` return None where all is well. Otherwise they return the end of a sentence, from
+    what is wrong to what the user can do about it; the caller knows which of the user's keys the sentence starts with.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding; every token id is below it."""
+        ...
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the main model."""
+        ...
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence that the model takes, in tokens."""
+        ...
+
+    @property
+    def exact_positions(self) -> int:
+        """The longest sequence whose result does not depend on the other sequences of its batch, in tokens."""
+        ...
+
+    @property
+    def num_mtp_modules(self) -> int:
+        """Modules for multi-token prediction, which can draft tokens."""
+        ...
+
+    def size(self) -> Size:
+        """Counts parameters and the numbers of the decoding cache."""
+        ...
+
+    def empty_model(self) -> CausalLM:
+        """Makes the model on the meta device: names and shapes without memory."""
+        ...
+
+    def new_model(self) -> CausalLM:
+        """Makes the model with new weights, drawn from torch's global generator."""
+        ...
+
+    def check_files(self) -> None:
+        """Reads the headers of the weight files; raises ValueError if they are not the weights of this model."""
+        ...
+
+    def write(self, path: Path, weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:
+        """Writes published weights as a checkpoint for transformers and vLLM; it appears whole or not at all.
+
+        `dtype` is "bf16" or "fp32". Raises ValueError for weights that are not those of the architecture.
+        """
+        ...
+
+    def vllm_problem(self, *, on_gpu: bool) -> str | None:
+        """Says why vLLM cannot run the model."""
+        ...
+
+    def vllm_draft_problem(self, num_tokens: int) -> str | None:
+        """Says why vLLM cannot draft so many tokens with the model's modules for multi-token prediction."""
+        ...
+
+    def balance_problem(self) -> str | None:
+        """Says why there are no experts whose load could be balanced."""
+        ...
+
+    def bias_problem(self) -> str | None:
+        """Says why the routers have no bias that could be moved against the load."""
+        ...

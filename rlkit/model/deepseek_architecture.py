@@ -1,0 +1,142 @@
+"""The architecture of our own DeepSeek class, of a checkpoint or of a new model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from rlkit.model.config import DeepseekV3Config
+from rlkit.model.deepseek import DeepseekV3
+from rlkit.model.files.folder import Checkpoint, as_stored, write_checkpoint
+from rlkit.model.files.names import published_names
+from rlkit.model.files.shards import read_headers
+from rlkit.model.meta import on_meta
+from rlkit.model.routing import RULES
+from rlkit.model.size import Size, count_active, count_parameters
+
+VLLM_CPU_MULTIPLE = 32
+"""The expert kernels of vLLM's CPU build want rows of so many numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepseekArchitecture:
+    """An `Architecture` for `DeepseekV3`."""
+
+    config: DeepseekV3Config
+    folder: Path | None = None
+    """The checkpoint that the model comes from; None for a new model."""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> DeepseekArchitecture:
+        """Reads config.json; raises ValueError if it is missing or describes another model."""
+        config = DeepseekV3Config.from_folder(folder)
+        if config.num_nextn_predict_layers:
+            config = as_stored(config, read_headers(folder))
+        return cls(config=config, folder=folder)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.config.vocab_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the main model."""
+        return self.config.num_hidden_layers
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence that the model takes, in tokens."""
+        return self.config.max_position_embeddings
+
+    @property
+    def exact_positions(self) -> int:
+        """All positions: plain RoPE and YaRN turn a token by its own position, whatever else is in the batch."""
+        return self.config.max_position_embeddings
+
+    @property
+    def num_mtp_modules(self) -> int:
+        """Modules for multi-token prediction."""
+        return self.config.num_nextn_predict_layers
+
+    def size(self) -> Size:
+        """Counts parameters; of each token and layer the cache keeps the latent and the rotary key (section 2.1.1)."""
+        cfg = self.config
+        shapes = {name: place.shape for name, place in published_names(cfg).items() if not place.copy}
+        # Modules for multi-token prediction are stored as the layers behind the last one.
+        layers = range(cfg.num_hidden_layers, cfg.num_hidden_layers + cfg.num_nextn_predict_layers)
+        ahead = tuple(f"model.layers.{layer}." for layer in layers)
+        main = {name: shape for name, shape in shapes.items() if not name.startswith(ahead)}
+        unread = 0 if cfg.tie_word_embeddings else (cfg.vocab_size - 1) * cfg.hidden_size
+        return Size(
+            parameters=count_parameters(main),
+            active_parameters=count_active(
+                main, chosen_share=cfg.num_experts_per_tok / cfg.n_routed_experts, unread=unread
+            ),
+            mtp_parameters=count_parameters(shapes) - count_parameters(main),
+            cache_name="latent cache",
+            cache_numbers=cfg.kv_lora_rank + cfg.qk_rope_head_dim,
+        )
+
+    def empty_model(self) -> DeepseekV3:
+        """Makes the model on the meta device."""
+        with on_meta():
+            return DeepseekV3(self.config)
+
+    def new_model(self) -> DeepseekV3:
+        """Makes the model with new weights, drawn from torch's global generator."""
+        return DeepseekV3(self.config)
+
+    def check_files(self) -> None:
+        """Compares the headers of the weight files with the table of names; raises ValueError naming the tensor."""
+        assert self.folder is not None, "a new model has no files"
+        Checkpoint.open(self.folder).check(published_names(self.config))
+
+    def write(self, path: Path, weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:
+        """Writes these published weights as they come: no second model is made for them."""
+        table = published_names(self.config)
+        write_checkpoint(path, weights, table, self.config.to_hf(), dtype, base=self.folder)
+
+    def vllm_problem(self, *, on_gpu: bool) -> str | None:
+        """Says that a width does not suit the CPU build of vLLM."""
+        widths = {"hidden_size": self.config.hidden_size, "moe_intermediate_size": self.config.moe_intermediate_size}
+        for key, width in {} if on_gpu else widths.items():
+            if width % VLLM_CPU_MULTIPLE:
+                where = "model.architecture." if self.folder is None else f"{self.folder}: "
+                return (
+                    f"{where}{key}={width}: vLLM's experts on the CPU need a multiple of {VLLM_CPU_MULTIPLE}; change "
+                    "it, or use engine=torch"
+                )
+        return None
+
+    def vllm_draft_problem(self, num_tokens: int) -> str | None:
+        """Says that vLLM has no drafts for the model's router, or not so many for its modules."""
+        if self.config.scoring_func != "sigmoid":
+            return (
+                f"vLLM has no MTP for DeepSeek-V2, which scoring_func={self.config.scoring_func} stands for; set it to "
+                "0, or use engine=torch"
+            )
+        if num_tokens > self.num_mtp_modules and num_tokens % self.num_mtp_modules:
+            return (
+                f"vLLM takes at most num_nextn_predict_layers={self.num_mtp_modules} or a multiple of it; change it, "
+                "or use engine=torch"
+            )
+        return None
+
+    def balance_problem(self) -> str | None:
+        """Says that no layer has routed experts."""
+        if self.config.has_experts or self.config.num_nextn_predict_layers:  # the modules always have experts
+            return None
+        return "has no layer with routed experts; set it to 0"
+
+    def bias_problem(self) -> str | None:
+        """Says that the router's rule knows no bias."""
+        if RULES[self.config.scoring_func].has_bias:
+            return None
+        return (
+            f"has scoring_func={self.config.scoring_func}, a router without a bias; set it to 0, and "
+            "trainer.balance_coef above 0"
+        )

@@ -1,0 +1,63 @@
+"""Do model, engine and trainer fit together? What would fail deep inside one of them is said here in words."""
+
+from __future__ import annotations
+
+import torch
+
+from rlkit.config import TrainingRun
+from rlkit.model.architecture import Architecture
+from rlkit.model.lora import choose_targets
+
+
+def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
+    """Raises ValueError, naming key, value and fix, where the engine or the trainer cannot work with the model."""
+    if cfg.engine.kind == "vllm":
+        _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
+    _check_drafts(cfg, architecture)
+    _check_length(cfg, architecture)
+    _check_balance(cfg, architecture)
+    if cfg.trainer.lora is not None:
+        choose_targets(architecture.empty_model(), cfg.trainer.lora.targets)
+
+
+def _refuse(problem: str | None, key: str = "") -> None:
+    if problem is not None:
+        raise ValueError(f"{key}{problem}")
+
+
+def _check_drafts(cfg: TrainingRun, architecture: Architecture) -> None:
+    drafted = cfg.engine.speculative_tokens
+    if not drafted:
+        return
+    if not architecture.num_mtp_modules:
+        raise ValueError(
+            f"engine.speculative_tokens={drafted}: the model has no module that could draft them "
+            "(num_nextn_predict_layers=0); set it to 0, or for a new model "
+            "model.architecture.num_nextn_predict_layers to 1"
+        )
+    if cfg.engine.kind == "vllm":
+        _refuse(architecture.vllm_draft_problem(drafted), f"engine.speculative_tokens={drafted}: ")
+
+
+def _check_length(cfg: TrainingRun, architecture: Architecture) -> None:
+    """Refuses samples that are longer than the model can place, or than it places alike in every batch."""
+    length, reach, exact = cfg.engine.max_model_len, architecture.max_position_embeddings, architecture.exact_positions
+    if length > reach:
+        raise ValueError(
+            f"engine.max_model_len={length} is more than the model's max_position_embeddings={reach}; lower the first"
+        )
+    if length > exact:
+        raise ValueError(
+            f"engine.max_model_len={length}: the RoPE of this model changes for a whole batch when one sample in it is "
+            f"longer than {exact} tokens; set engine.max_model_len to that"
+        )
+
+
+def _check_balance(cfg: TrainingRun, architecture: Architecture) -> None:
+    """Refuses to balance what is not there."""
+    trainer, where = cfg.trainer, f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
+    for key in ("bias_update_speed", "balance_coef"):
+        if value := getattr(trainer, key):
+            _refuse(architecture.balance_problem(), f"trainer.{key}={value}: {where} ")
+    if speed := trainer.bias_update_speed:
+        _refuse(architecture.bias_problem(), f"trainer.bias_update_speed={speed}: {where} ")

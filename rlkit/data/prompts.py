@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,16 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from rlkit.data.chat import check_distinct, render
 from rlkit.data.rows import Row
 from rlkit.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+MARK = re.compile(r"</?(?:think|answer)>")
+LAST_ANSWER = re.compile(r"<answer>(?:(?!<answer>).)*</answer>\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,20 +35,16 @@ class Demonstration:
 def to_prompts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, instruction: str, max_prompt_tokens: int
 ) -> tuple[Prompt, ...]:
-    """Put each question into the tokenizer's chat template, up to where the assistant starts to write.
+    """Puts each question into the tokenizer's chat template, up to where the assistant starts to write.
 
-    Raises ValueError for a tokenizer without a chat template and for a prompt that does not fit.
+    Raises ValueError for a template or a tokenizer that loses a question (see `rlkit.data.chat`), for text that cannot
+    be encoded, and for a prompt that does not fit.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; add chat_template.jinja to the folder of "
-            "model.path, or use an instruction-tuned model's tokenizer"
-        )
-    before = f"{instruction}\n" if instruction else ""
-    chats = [[{"role": "user", "content": before + row.question}] for row in rows]
-    texts = [str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)) for chat in chats]
+    texts = render(rows, tokenizer, instruction)
+    encoded = _encode(tokenizer, rows, texts)
+    check_distinct(rows, encoded, tokenizer)
     prompts = []
-    for row, text, tokens in zip(rows, texts, _encode(tokenizer, texts), strict=True):
+    for row, text, tokens in zip(rows, texts, encoded, strict=True):
         if len(tokens) > max_prompt_tokens:
             raise ValueError(
                 f"the prompt of row {row.id!r} has {len(tokens)} tokens, but only {max_prompt_tokens} fit before the "
@@ -60,25 +62,32 @@ def to_demonstrations(
     seed: int,
     max_tokens: int,
 ) -> tuple[Demonstration, ...]:
-    """Write `<think>solution</think><answer>gold</answer>` and the end token after each prompt.
+    """Writes `<think>solution</think><answer>gold</answer>` and the end token after each prompt.
 
-    The marks are text: one token each where the tokenizer has them as tokens, several otherwise.
+    The marks are text: one token each where the tokenizer has them as tokens, several otherwise. Marks that a solution
+    or an answer brings along are taken out first, so that each stands there once.
 
     A row shows its solution if hash(seed, row id) < think_share; the others have an empty think. Prompts are exactly
-    those of `to_prompts`: the completion is encoded on its own, so no token spans the boundary. Raises ValueError for a
-    tokenizer without a chat template or end token, and for a demonstration longer than `max_tokens`.
+    those of `to_prompts`: the completion is encoded on its own, so no token spans the boundary. Raises ValueError as
+    `to_prompts` does, for a tokenizer without an end token, for a row without an answer or with an end token in its
+    middle, and for a demonstration longer than `max_tokens`.
     """
-    if tokenizer.eos_token is None:
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
         raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its config")
     prompts = to_prompts(rows, tokenizer, instruction, max_tokens)
     texts = []
     for row, prompt in zip(rows, prompts, strict=True):
         solution = row.solution if _share(seed, row.id) < think_share else ""
-        # Templates of reasoning models may have opened the think already.
-        opening = "" if prompt.text.rstrip().endswith("<think>") else "<think>"
-        texts.append(f"{opening}{solution}</think><answer>{row.answer}</answer>{tokenizer.eos_token}")
+        texts.append(_completion(row, solution, prompt.text, str(tokenizer.eos_token)))
     demonstrations = []
-    for row, prompt, completion in zip(rows, prompts, _encode(tokenizer, texts), strict=True):
+    for row, prompt, text in zip(rows, prompts, _encode(tokenizer, rows, texts), strict=True):
+        if end in text:
+            raise ValueError(
+                f"the demonstration of row {row.id!r} holds the end token {tokenizer.eos_token!r} in its middle, "
+                "where the model would learn to stop; take it out of the solution or the answer"
+            )
+        completion = (*text, end)
         if len(prompt.tokens) + len(completion) > max_tokens:
             raise ValueError(
                 f"the demonstration of row {row.id!r} has {len(prompt.tokens)} + {len(completion)} tokens, more than "
@@ -118,13 +127,53 @@ def prompts_for_step(prompts: Sequence[Prompt], per_step: int, step: int, seed: 
     return drawn
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[int, ...]]:
-    # All at once, which is several times faster. The template has written every special token already.
-    return (
-        [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
-        if texts
-        else []
-    )
+def _completion(row: Row, solution: str, prompt: str, end: str) -> str:
+    """Returns what a model should write after a prompt, up to its end token."""
+    answer = _unmarked(row.answer, end)
+    if not answer.strip():
+        raise ValueError(
+            f"the demonstration of row {row.id!r} would teach an empty answer; set data.answer_column to the column "
+            "that holds the answers, or remove the row"
+        )
+    # Templates of reasoning models may have opened the think already.
+    opening = "" if prompt.rstrip().endswith("<think>") else "<think>"
+    return f"{opening}{_unmarked(solution, end)}</think><answer>{answer}</answer>"
+
+
+def _unmarked(text: str, end: str) -> str:
+    """Returns a text without our marks, which solutions written by reasoning models bring along.
+
+    An answer at the end of a solution goes with its marks, since the row's own answer follows; what stood between the
+    marks of a think stays.
+    """
+    found = text.rstrip().removesuffix(end) if end else text
+    if not MARK.search(found):
+        return text if found == text.rstrip() else found
+    if len(without_answer := LAST_ANSWER.sub("", found).rstrip()) > 0:
+        found = without_answer
+    return MARK.sub("", found).strip()
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], texts: list[str]) -> list[tuple[int, ...]]:
+    """Returns the ids of each row's text. The template has written every special token already, so none is added."""
+    if not texts:
+        return []
+
+    def ids(part: list[str]) -> list[list[int]]:
+        return tokenizer(part, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+    try:
+        return [tuple(tokens) for tokens in ids(texts)]  # all at once, which is several times faster
+    except Exception:  # tokenizers raises all kinds, and does not say for which of the texts
+        for row, text in zip(rows, texts, strict=True):
+            try:
+                ids([text])
+            except Exception as error:
+                raise ValueError(
+                    f"the tokenizer {tokenizer.name_or_path!r} of model.path cannot encode row {row.id!r} "
+                    f"({type(error).__name__}: {error}); repair the text or remove the row"
+                ) from error
+        raise
 
 
 def _share(seed: int, row_id: str) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rlkit.data.cells import Template, cell_text, is_missing, is_text
 from rlkit.data.sources import Source, last_boxed, open_source
 
 if TYPE_CHECKING:
@@ -38,13 +38,16 @@ class Split:
 
     train: tuple[Row, ...]
     held_out: tuple[Row, ...]
+    repeated: int
+    """Rows that were left out because their question had been taken already."""
 
 
 def read_rows(cfg: DataConfig) -> Split:
-    """Read, deduplicate, shuffle by `data.seed` and split.
+    """Reads, deduplicates, shuffles by `data.seed` and splits.
 
-    Held-out rows are chosen first, so they do not change with `data.train_size`. Questions that differ in white space
-    only count as equal. Raises ValueError naming the key, the value and the fix.
+    Held-out rows are chosen first, so they do not change with `data.train_size`. Questions count as equal when their
+    lines are, save for white space at the ends of lines: line breaks and indentation can be what a question is about.
+    Raises ValueError naming the key, the value and the fix.
     """
     source = open_source(cfg.source, cfg, "data.source")
     train = _stream(source, _train_split(source, cfg.source, "data.source"), cfg, "data.source")
@@ -59,18 +62,23 @@ def read_rows(cfg: DataConfig) -> Split:
     else:
         held_out = train
     seen: set[str] = set()
-    held_out_rows = _take(held_out, cfg.eval_size, seen, "data.eval_size")
-    return Split(held_out=held_out_rows, train=_take(train, cfg.train_size, seen, "data.train_size"))
+    held_out_rows, repeated = _take(held_out, cfg.eval_size, seen, "data.eval_size")
+    train_rows, repeated_too = _take(train, cfg.train_size, seen, "data.train_size")
+    return Split(held_out=held_out_rows, train=train_rows, repeated=repeated + repeated_too)
 
 
-def _take(rows: Iterator[Row], size: int, seen: set[str], key: str) -> tuple[Row, ...]:
+def _take(rows: Iterator[Row], size: int, seen: set[str], key: str) -> tuple[tuple[Row, ...], int]:
+    """Takes rows whose question is not in `seen`; also returns how many others it left out on the way."""
     taken: list[Row] = []
+    repeated = 0
     while len(taken) != size:
         row = next(rows, None)
         if row is None:
             break
-        question = " ".join(row.question.split())
-        if question not in seen:
+        question = "\n".join(line.rstrip() for line in row.question.split("\n")).rstrip()
+        if question in seen:
+            repeated += 1
+        else:
             seen.add(question)
             taken.append(row)
     if len(taken) < max(size, 1):
@@ -78,7 +86,7 @@ def _take(rows: Iterator[Row], size: int, seen: set[str], key: str) -> tuple[Row
             f"{key}={size}: only {len(taken)} distinct rows are left for it (duplicates and held-out questions do not "
             "count); ask for fewer, or use more data"
         )
-    return tuple(taken)
+    return tuple(taken), repeated
 
 
 def _train_split(source: Source, name: str, key: str) -> str:
@@ -119,36 +127,35 @@ def _row(id: str, record: dict[str, Any], source: Source) -> Row:
 
 
 def answer_of(id: str, record: Mapping[str, Any], column: str, solution: str) -> str:
-    """The gold as the reward gets it: the column as text, else the last box of the solution; raises ValueError."""
+    """Returns the gold as the reward gets it: the column as text, else the last box of the solution.
+
+    Raises ValueError for a row that has neither, and for a cell of which no text can be made.
+    """
     boxed = last_boxed(solution) if column not in record else None  # MATH keeps its answer in the solution only
     return _text(id, record, column, "data.answer_column") if boxed is None else boxed
 
 
 def question_of(id: str, record: Mapping[str, Any], column: str) -> str:
-    """The text of a column, or of a template such as "{text} Tests: {test_list}"; a list gives one line per entry.
+    """Returns the text of a column, or of a template such as "{text} Tests: {test_list}" (see `rlkit.data.cells`).
 
-    Raises ValueError for a column that is not there and for what is no template.
+    Raises ValueError for a column that is not there and for a template that cannot be filled.
     """
     if "{" not in column:
         return _text(id, record, column, "data.prompt_column")
-    values = {
-        name: "\n".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in record.items()
-        if value is not None
-    }
     try:
-        return column.format_map(values)
+        question = Template().fill(column, record)
     except KeyError as error:
-        columns = ", ".join(values)
+        columns = ", ".join(str(name) for name, cell in record.items() if not is_missing(cell))
         raise ValueError(
             f"data.prompt_column={column!r}: row {id!r} has no value in a column {error}, only in {columns}; name "
             "one of these between the braces"
         ) from None
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"data.prompt_column={column!r} is no template: {error}; write column names between single braces, as in "
-            "'{text} Tests: {test_list}', and {{ or }} for a brace"
+            f"data.prompt_column={column!r} cannot be filled with row {id!r}: {error}; write column names between "
+            "single braces, as in '{text} Tests: {test_list}' or '{choices[0]}', and {{ or }} for a brace"
         ) from None
+    return _whole(id, question, column, "data.prompt_column")
 
 
 def _text(id: str, record: Mapping[str, Any], column: str, key: str) -> str:
@@ -156,11 +163,24 @@ def _text(id: str, record: Mapping[str, Any], column: str, key: str) -> str:
         columns = ", ".join(map(str, record))
         raise ValueError(f"{key}={column!r}: row {id!r} has no such column, only {columns}; set {key} to one of these")
     value = record[column]
-    if value is None:
+    if is_missing(value):
         raise ValueError(f"row {id!r} has no value in column {column!r} ({key}); fill it in or remove the row")
-    if isinstance(value, str):
-        return value
-    if key == "data.prompt_column":
-        kind = type(value).__name__
-        raise ValueError(f"{key}={column!r}: row {id!r} holds a {kind}, not text; give a column of plain questions")
-    return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        if key == "data.prompt_column" and not is_text(value):
+            raise TypeError(f"a {type(value).__name__}, not text")
+        return _whole(id, cell_text(value), column, key)
+    except TypeError as error:
+        fix = "a column of plain questions" if key == "data.prompt_column" else "a column of text, numbers or dates"
+        raise ValueError(f"{key}={column!r}: row {id!r} holds {error}; give {fix}") from None
+
+
+def _whole(id: str, text: str, column: str, key: str) -> str:
+    """Refuses half a character, as broken JSON escapes leave behind: no tokenizer takes it, and no file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        broken = f"half a character ({text[error.start]!r} at place {error.start})"
+        raise ValueError(
+            f"row {id!r} holds {broken} in {column!r} ({key}); repair the text or remove the row"
+        ) from None
+    return text

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rlkit.data.reasoning import draw
 
 if TYPE_CHECKING:
@@ -95,7 +97,9 @@ def _read_file(path: Path, key: str) -> list[dict[str, Any]]:
         raise ValueError(f"{key}={str(path)!r}: no such file (looked at {path.resolve()}); correct the path")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return _parse_parquet(content) if ".parquet" in path.suffixes else list(_parse_json(content.decode()))
+        return (
+            _parse_parquet(content) if ".parquet" in path.suffixes else list(_parse_json(content.decode("utf-8-sig")))
+        )
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{key}={str(path)!r} cannot be read: {error}; repair or replace the file") from error
 
@@ -116,6 +120,7 @@ def _parse_json(text: str) -> Iterator[dict[str, Any]]:
 def _parse_lines(text: str) -> Iterator[tuple[int, Any]]:
     # Not splitlines(): JSON text may hold U+2028 and other characters that it takes for line ends.
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # a byte order mark stands in mid-file where files were joined
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -128,9 +133,15 @@ def _parse_parquet(content: bytes) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
+    rows = table.to_pylist()
+    # Python's floats show what a float32 cannot hold: its 0.1 would be the gold 0.10000000149011612.
+    narrow = [field.name for field in table.schema if pyarrow.types.is_float32(field.type)]
+    for row in rows:
+        row |= {name: float(str(np.float32(row[name]))) for name in narrow if row[name] is not None}
+    return rows
 
 
 def _read_hub(source: str, key: str) -> dict[str, Iterable[Record]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,13 @@ SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 MARKS = ("<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
 """One token each, but not special: rewards read them, so decoding keeps them."""
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS) + len(MARKS)
+PROBES = ("12 + 34 - 5\nHow are you?", "def f(x):\n    return x\n\n\tf(1)", "a  b   c")
+"""Texts that must come back from their ids: digits, words, and every kind of white space that a task may be about."""
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates"),
+    *("vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
+)
+"""Everything that transformers, vLLM and others read a tokenizer from, in one format or another."""
 FIX = "load the model's tokenizer with transformers and save it there (tokenizer.save_pretrained)"
 
 # A system message stands right after <bos>, as in DeepSeek-V3's own template.
@@ -69,45 +78,99 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint; `<think>` and `<answer>` may be tokens of it, or plain text in several tokens.
+    """Loads the tokenizer of a checkpoint: that of tokenizer.json, with the template and special tokens beside it.
 
-    ValueError if there is none, if it has no chat template or end token, and if it drops a mark when it decodes, since
-    rewards read them.
+    transformers also offers the class that tokenizer_config.json names, and builds its own tokenizer from the words of
+    tokenizer.json then. Where the name is wrong, that tokenizer drops spaces and line breaks without a word; engines
+    decode with tokenizer.json. So the class is not asked, and the two are compared on text and on a rendered prompt.
+
+    `<think>` and `<answer>` may be tokens, or plain text in several tokens. Raises ValueError if there is no tokenizer,
+    if it has no chat template or end token, if it loses a part of a text that goes through its ids, and if it drops a
+    mark when it decodes, since rewards read them.
     """
-    from transformers import AutoTokenizer  # takes seconds to import
+    from transformers import PreTrainedTokenizerFast  # takes seconds to import
 
-    decode = read_decoder(folder)
+    backend = _read_backend(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # each file beside tokenizer.json is read by code of its own
         raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
     if not tokenizer.chat_template:
         fix = "add chat_template.jinja, or use an instruction-tuned model's tokenizer"
         raise ValueError(f"model.path={folder}: its tokenizer has no chat template; {fix}")
     if tokenizer.eos_token is None:
         raise ValueError(f"model.path={folder}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
-    for mark in MARKS[2:]:
-        ids = tokenizer(f"a{mark}b", add_special_tokens=False)["input_ids"]
-        if mark not in decode(ids):
-            fix = 'if it is a special token, give it "special": false in tokenizer.json'
-            raise ValueError(f"model.path={folder}: its tokenizer drops {mark} when it decodes; {fix}")
+    _check_ids(folder, tokenizer, backend)
     return tokenizer
 
 
 def read_decoder(folder: Path) -> Callable[[Sequence[int]], str]:
-    """What turns the ids of a completion into text, without special tokens; engines share it, so rewards read the same.
+    """Returns what turns the ids of a completion into text, without special tokens; all engines share it.
 
-    ValueError if the folder has no tokenizer.json, or one that cannot be read.
+    Raises ValueError if the folder has no tokenizer.json, or one that cannot be read.
     """
+    backend = _read_backend(folder)
+
+    def decode(tokens: Sequence[int]) -> str:
+        return backend.decode(list(tokens), skip_special_tokens=True)
+
+    return decode
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer that `train_tokenizer` made, for transformers 5 and 4.
+
+    transformers 5 writes the name of its own base class, which version 4 does not know; both know the older name.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    described = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    file.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the files of a tokenizer byte for byte: an export reads text exactly as the model that it came from."""
+    for pattern in TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+            else:
+                shutil.copytree(file, target / file.name, dirs_exist_ok=True)
+
+
+def _read_backend(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise ValueError(f"model.path={folder}: there is no tokenizer.json, with which engines decode; {FIX}")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
 
-    def decode(tokens: Sequence[int]) -> str:
-        return tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    return decode
+def _check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> None:
+    """Refuses a tokenizer whose two descriptions differ, or from whose ids a text does not come back."""
+    marked = [f"a{mark}b" for mark in MARKS[2:]]
+    for text in (*PROBES, *marked):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        theirs = backend.encode(text, add_special_tokens=False).ids
+        if list(ids) != theirs:
+            raise ValueError(
+                f"model.path={folder}: tokenizer_config.json adds to what tokenizer.json says: {text!r} is {ids} with "
+                f"both and {theirs} without, which engines decode with; {FIX}"
+            )
+    for text in PROBES:
+        back = backend.decode(_ids(backend, text), skip_special_tokens=True)
+        if back not in (text, f" {text}"):  # some write a blank in front of every text
+            raise ValueError(
+                f"model.path={folder}: its tokenizer does not give text back: {text!r} comes back as {back!r}; use the "
+                "tokenizer.json that belongs to the model"
+            )
+    for mark, text in zip(MARKS[2:], marked, strict=True):
+        if mark not in backend.decode(_ids(backend, text), skip_special_tokens=True):
+            fix = 'if it is a special token, give it "special": false in tokenizer.json'
+            raise ValueError(f"model.path={folder}: its tokenizer drops {mark} when it decodes; {fix}")
+
+
+def _ids(backend: Tokenizer, text: str) -> list[int]:
+    return backend.encode(text, add_special_tokens=False).ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
@@ -41,6 +41,15 @@ class Engine(Protocol):
     def replicas(self) -> Sequence[Engine]:
         """Every copy of the model that samples, as an engine of its own: the parity gate asks each of them."""
         ...
+
+
+def completion_text(tokens: Sequence[int], end_tokens: Collection[int], decode: Callable[[Sequence[int]], str]) -> str:
+    """Decodes a completion without the end token that it stopped at.
+
+    Engines share it, so that a reward reads the same text from each. Most end tokens are special, and decoding leaves
+    them out anyway; one that is not would stand behind the answer, where no reward expects anything.
+    """
+    return decode(tokens[:-1] if tokens and tokens[-1] in end_tokens else tokens)
 
 
 def rollout_seed(seed: int, prompt_id: str, index: int) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlkit.algo.logprobs import chunked_logprobs
-from rlkit.engine.base import rollout_seed
+from rlkit.engine.base import completion_text, rollout_seed
 from rlkit.engine.draws import distribution, draw, invert, uniforms
 from rlkit.engine.speculative import accept
 from rlkit.model import DeepseekV3, drafting
@@ -56,7 +56,7 @@ class TorchEngine:
         speculative_tokens: int = 0,
         progress: Progress = silent,
     ) -> None:
-        """`eos_token_id` is one id or several; `decode` turns completion ids (end token left out) into text.
+        """`eos_token_id` is one id or several; `decode` turns the ids of a completion into text.
 
         With `speculative_tokens` the model's first MTP module drafts so many tokens for each pass of the model.
         ValueError if `max_batch` is not positive, or if tokens are to be drafted and there is no such module.
@@ -231,11 +231,10 @@ class TorchEngine:
         return False
 
     def _finish(self, draft: _Draft) -> Rollout:
-        text = draft.tokens[:-1] if draft.stopped else draft.tokens
         return Rollout(
             tokens=tuple(draft.tokens),
             logprobs=tuple(draft.logprobs),
-            text=self.decode(text),
+            text=completion_text(draft.tokens, self.end_tokens, self.decode),
             finish_reason="stop" if draft.stopped else "length",
             weight_version=self.version,
             seed=draft.seed,

@@ -11,6 +11,8 @@ Defects of the CPU build of vLLM 0.32.0, the first, the third and the last silen
     torch.compile      routing and log-probs need a C compiler, 30 s    -> TORCHDYNAMO_DISABLE while it is imported
     chunked prefill    a prompt cut in two whose request has a seed ends the engine -> prompts are never cut
     drafts             their check divides by memory that nobody wrote, not by the temperature -> `_per_token`
+    AMX                bf16 attention with heads of 64 or 128 numbers uses the tiles of CPUs that have them without
+                       asking the kernel for them: SIGILL -> `torch.cpu._init_amx()` asks
 What is not covered: tensor parallelism, LoRA, images, a checkpoint in FP8 whose trainer sends another format.
 """
 
@@ -32,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.data.tokenizer import read_decoder
-from rlkit.engine.base import rollout_seed
+from rlkit.engine.base import completion_text, rollout_seed
 from rlkit.engine.vllm_blocks import watch_blocks
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
@@ -78,7 +80,7 @@ class VllmEngine:
         self._cuda = torch.cuda.is_available()
         self._speculative = speculative_tokens > 0
         self._drafts_before = (0, 0)
-        self._eos = sorted(end_tokens(checkpoint))
+        self._ends = end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._decode = read_decoder(checkpoint)
         with self._lock, _use_threads(threads), _start_up(self._cuda):
@@ -127,7 +129,7 @@ class VllmEngine:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "logprobs": 0,
-            "stop_token_ids": self._eos,
+            "stop_token_ids": sorted(self._ends),
         }
         with self._lock, _use_threads(self._threads):
             self._drafts_before = self._drafts_ever()
@@ -251,7 +253,7 @@ class VllmEngine:
         return Rollout(
             tokens=tokens,
             logprobs=tuple(completion.logprobs.logprobs),
-            text=self._decode(tokens),
+            text=completion_text(tokens, self._ends, self._decode),
             finish_reason=completion.finish_reason,
             weight_version=self._version,
             seed=seed,
@@ -331,6 +333,7 @@ def _start_up(cuda: bool) -> Iterator[None]:
         # Ties all memory to one NUMA node although no thread is tied to it, and says so on stderr.
         operators: Any = torch.ops._C
         operators.init_cpu_memory_env = lambda nodes: None
+        torch.cpu._init_amx()  # False, and nothing happens, where the CPU has no tiles
     set_num_threads = torch.set_num_threads
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM sets it after its first messages
     try:

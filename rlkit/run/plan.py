@@ -62,9 +62,9 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
     rows += cfg.amounts(len(task.prompts) if task else None, len(task.demonstrations) if task else None)
     if task is not None:
         longest = max(len(prompt.tokens) for prompt in (*task.prompts, *task.held_out))
-        rows.append(
-            ("prompts", f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}")
-        )
+        counted = f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}"
+        left_out = f"; {task.repeated:,} rows with a question of another row are left out" if task.repeated else ""
+        rows.append(("prompts", counted + left_out))
     return rows + _memory(cfg, size, per_token, trained)
 
 

@@ -15,7 +15,7 @@ import rewards
 from rlkit.config import RewardConfig, TrainingRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
-from rlkit.data.tokenizer import load_tokenizer, train_tokenizer
+from rlkit.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from rlkit.model.architecture import Architecture
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.files.end_tokens import end_tokens
@@ -39,6 +39,8 @@ class Task:
     demonstrations: tuple[Demonstration, ...]
     """The same rows with the completions to imitate; empty in a recipe without SFT."""
     held_out: tuple[Prompt, ...]
+    repeated: int
+    """Rows that were left out because another row has the same question."""
     tokenizer: PreTrainedTokenizerBase
     architecture: Architecture
     checkpoint: Path | None
@@ -83,6 +85,7 @@ def prepare(cfg: TrainingRun) -> Task:
         prompts=prompts,
         demonstrations=tuple(demonstrations),
         held_out=held_out,
+        repeated=split.repeated,
         tokenizer=tokenizer,
         architecture=architecture,
         checkpoint=checkpoint,
@@ -112,7 +115,7 @@ def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
             torch.manual_seed(cfg.seed)
             model = task.architecture.new_model()
         task.architecture.write(unfinished, model.checkpoint_weights(), "fp32")
-        task.tokenizer.save_pretrained(unfinished)
+        save_tokenizer(task.tokenizer, unfinished)
         unfinished.rename(folder)
     return folder
 

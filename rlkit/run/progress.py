@@ -12,6 +12,7 @@ import yaml
 from rewards import RewardError
 from rlkit.config import TrainingRun
 from rlkit.config.compose import flat_keys, to_yaml
+from rlkit.data.tokenizer import copy_tokenizer
 from rlkit.evaluate import evaluate
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
@@ -164,7 +165,7 @@ class Run:
         """Write the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
         path = self.folder / folder
         self.task.architecture.write(path, parts.trainer.weights(), self.cfg.trainer.dtype)
-        self.task.tokenizer.save_pretrained(path)
+        copy_tokenizer(self.initial(), path)
         if (lora := self.cfg.trainer.lora) is not None:
             adapter = parts.trainer.adapter()
             write_adapter(path / ADAPTER, adapter, rank=lora.rank, alpha=lora.alpha, base=self.initial())

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rewards import Sample, load
 from rewards.number import extract_answer
 from rlkit.data.prompts import order, rows_for_step, to_demonstrations, to_prompts
 from rlkit.data.rows import Row
@@ -116,6 +119,66 @@ def test_a_template_that_opens_the_think_is_not_opened_twice() -> None:
     [demonstration] = to_demonstrations(ROWS[3:4], tokenizer, "", 1.0, 0, 99)
     tokens = tokenizer.convert_ids_to_tokens(list(demonstration.completion))
     assert tokens == ["3", "+", "5", "=", "8", "</", "think", "><", "answer", ">", "8", "</", "answer", ">", "[END]"]
+
+
+@pytest.mark.parametrize(
+    ("solution", "think"),
+    [
+        ("3+5=8", "3+5=8"),
+        ("<think>3+5=8</think>", "3+5=8"),
+        ("<think>\n3+5=8\n</think>\n\n", "3+5=8"),
+        ("<think>3+5=8</think><answer>8</answer>", "3+5=8"),
+        ("<think>3+5=8</think>\n<answer>\n8\n</answer>\n", "3+5=8"),
+        ("3+5=8</think>", "3+5=8"),
+        ("3+5=8</think><answer>8</answer><eos>", "3+5=8"),
+        ("<think>3+5=8</think>\nSo 8.", "3+5=8\nSo 8."),
+        ("3+5=8<eos>", "3+5=8"),
+        ("<answer>7</answer> no, <answer>8</answer>", "7 no,"),
+        ("<think><think>3+5=8</think></think>", "3+5=8"),
+        ("<answer>8</answer>", "8"),
+        ("  indented\n", "  indented\n"),
+        ("", ""),
+    ],
+)
+def test_marks_of_a_solution_are_not_doubled(solution: str, think: str) -> None:
+    """Solutions of reasoning models bring <think> along, and <think><think> was taught."""
+    row = replace(ROWS[3], solution=solution)
+    [demonstration] = to_demonstrations([row], TOKENIZER, "", 1.0, 0, 99)
+    text = TOKENIZER.decode(demonstration.completion)
+    assert text == f"<think>{think}</think><answer>8</answer><eos>"
+    with closing(load("format")) as judge:
+        completion = text.removesuffix("<eos>")
+        assert judge([Sample(demonstration.prompt.text, completion, meta=dict(row.meta))])[0].value == 1
+
+
+@pytest.mark.parametrize(
+    "answer", ["<answer>8</answer>", " <answer> 8 </answer>\n", "8<eos>", "<answer>8</answer><eos>"]
+)
+def test_marks_of_an_answer_are_not_doubled(answer: str) -> None:
+    [demonstration] = to_demonstrations([replace(ROWS[3], answer=answer)], TOKENIZER, "", 0.0, 0, 99)
+    assert TOKENIZER.decode(demonstration.completion) == "<think></think><answer>8</answer><eos>"
+
+
+@pytest.mark.parametrize("answer", ["", " ", "\n\t", "<answer></answer>", "<answer> </answer>", "<eos>"])
+def test_a_demonstration_of_nothing_is_refused(answer: str) -> None:
+    """`data.answer_column=` taught <answer></answer>."""
+    rows = [ROWS[0], replace(ROWS[3], answer=answer)]
+    message = r"row 'sums/3' would teach an empty answer; set data\.answer_column to the column that holds the answers"
+    with pytest.raises(ValueError, match=message):
+        to_demonstrations(rows, TOKENIZER, "", 1.0, 0, 99)
+    assert len(to_prompts(rows, TOKENIZER, "", 99)) == 2, "GRPO needs none"
+
+
+@pytest.mark.parametrize(
+    "change", [{"solution": "a<eos>b"}, {"answer": "1<eos>2"}, {"solution": "<eos>"}, {"answer": "<eos>8"}]
+)
+def test_an_end_token_in_the_middle_is_named(change: dict[str, str]) -> None:
+    row = replace(ROWS[3], **change)
+    if change == {"solution": "<eos>"}:
+        assert to_demonstrations([row], TOKENIZER, "", 1.0, 0, 99)[0].completion.count(TOKENIZER.eos_token_id) == 1
+        return
+    with pytest.raises(ValueError, match=r"row 'sums/3' holds the end token '<eos>' in its middle"):
+        to_demonstrations([row], TOKENIZER, "", 1.0, 0, 99)
 
 
 def test_tokenizers_without_template_or_end_token_are_refused() -> None:

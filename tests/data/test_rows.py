@@ -131,13 +131,42 @@ def test_a_column_called_question_stays_as_it_is(tmp_path: Path, config: Config)
 
 
 def test_a_question_is_held_out_or_trained_on_never_both_and_never_twice(tmp_path: Path, config: Config) -> None:
-    train = write(tmp_path / "train.jsonl", [*SEVEN, *SEVEN, {"question": " 1  +\n1 ", "answer": 2}])
+    train = write(tmp_path / "train.jsonl", [*SEVEN, *SEVEN, {"question": "1 + 1 \r\n", "answer": 2}])
     held_out = write(tmp_path / "test.jsonl", [SEVEN[1], SEVEN[1], SEVEN[4], {"question": "new", "answer": 0}])
     split = read_rows(config(source=train, eval_source=held_out, train_size=-1, eval_size=3))
     assert sorted(row.question for row in split.held_out) == ["1 + 1", "4 + 4", "new"]
     assert sorted(row.question for row in split.train) == ["0 + 0", "2 + 2", "3 + 3", "5 + 5", "6 + 6"]
+    assert split.repeated == 1 + 2 * 2 + 5 + 1, "one of the held-out rows, two twice held out, five twice, one blank"
     again = read_rows(config(source=train, eval_source=train, train_size=3, eval_size=4))
     assert disjoint(again) and len(again.train) == 3
+
+
+@pytest.mark.parametrize(
+    "questions",
+    [
+        ["if x:\n    a()\n    b()", "if x:\n    a()\nb()"],
+        ["a b", "a\nb"],
+        ["one\n\ntwo", "one\ntwo"],
+        ["  f(x)", "f(x)"],
+        ["\tx", "    x"],
+        ["| a |\n| b |", "| a | | b |"],
+        ["3 + 4", "3  + 4"],
+    ],
+)
+def test_rows_that_differ_in_line_breaks_or_indentation_are_kept(
+    questions: list[str], tmp_path: Path, config: Config
+) -> None:
+    source = write(tmp_path / "a.jsonl", [{"question": question, "answer": 1} for question in questions])
+    split = read_rows(config(source=source, train_size=-1, eval_size=1))
+    assert {row.question for row in split.train + split.held_out} == set(questions)
+    assert split.repeated == 0
+
+
+@pytest.mark.parametrize("again", ["x\ny", "x\r\ny", "x  \ny", "x\ny\n", "x\ny\n\n  "])
+def test_repeated_questions_are_counted(again: str, tmp_path: Path, config: Config) -> None:
+    source = write(tmp_path / "a.jsonl", [{"question": q, "answer": 1} for q in ("x\ny", again, "z", again)])
+    split = read_rows(config(source=source, train_size=-1, eval_size=1))
+    assert (len(split.train), split.repeated) == (1, 2)
 
 
 def test_held_out_rows_may_come_from_another_kind_of_source(config: Config) -> None:
@@ -152,6 +181,45 @@ def test_json_text_may_hold_odd_line_ends(tmp_path: Path, config: Config) -> Non
     )
     split = read_rows(config(source=str(tmp_path / "a.jsonl"), train_size=1, eval_size=1))
     assert {row.question for row in split.train + split.held_out} == {"a\u2028b\x85c", "d"}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "jsonl.gz", "json.gz"])
+@pytest.mark.parametrize("mark", ["\ufeff", "\ufeff\n", "\ufeff  "])
+def test_a_byte_order_mark_is_no_part_of_a_file(ending: str, mark: str, tmp_path: Path, config: Config) -> None:
+    text = json.dumps(SEVEN) if ending.startswith("json.") or ending == "json" else "\r\n".join(map(json.dumps, SEVEN))
+    content = (mark + text).encode()
+    (tmp_path / f"a.{ending}").write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    split = read_rows(config(source=str(tmp_path / f"a.{ending}"), train_size=-1, eval_size=2))
+    assert len(split.train) == 5
+
+
+def test_a_byte_order_mark_inside_a_file_that_was_joined_from_others(tmp_path: Path, config: Config) -> None:
+    part = "\ufeff" + json.dumps(SEVEN[0]) + "\n"
+    (tmp_path / "a.jsonl").write_text(part + "\ufeff" + json.dumps(SEVEN[1]) + "\n\ufeff\n")
+    split = read_rows(config(source=str(tmp_path / "a.jsonl"), train_size=1, eval_size=1))
+    assert {row.question for row in split.train + split.held_out} == {"0 + 0", "1 + 1"}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"question": "half \ud83d", "answer": 1},
+            r"row 'a/train/0' holds half .* \('\\ud83d' at place 5\) in 'question'",
+        ),
+        ({"question": "\udc00", "answer": 1}, r"in 'question' \(data\.prompt_column\); repair the text or remove"),
+        ({"question": "x", "answer": "\ud83d"}, r"in 'answer' \(data\.answer_column\)"),
+        ({"question": "x", "answer": 1, "why": "a\udfffb"}, r"in 'why' \(data\.solution_column\)"),
+        ({"question": "x", "answer": {"a": ["\ud800"]}}, r"in 'answer'"),
+    ],
+)
+def test_half_a_character_is_named(row: dict, words: str, tmp_path: Path, config: Config) -> None:
+    """JSON escapes can hold it, and tokenizers fail on it without a word about the row."""
+    source = write(tmp_path / "a.jsonl", [{"why": "so"} | row])
+    with pytest.raises(ValueError, match=words):
+        read_rows(config(source=source, train_size=1, eval_size=1, solution_column="why"))
+    with pytest.raises(ValueError, match=words.replace("'question'", "'{question}'")):
+        read_rows(config(source=source, train_size=1, eval_size=1, solution_column="why", prompt_column="{question}"))
 
 
 @pytest.mark.parametrize(
@@ -192,9 +260,13 @@ def test_bad_files_are_named(tmp_path: Path, config: Config, name: str, content:
             {"prompt_column": "{q}"},
             r"data\.prompt_column='{q}': .*no value in a column 'q', only in question, ans",
         ),
-        (SEVEN, {"prompt_column": "{question"}, r"data\.prompt_column='{question' is no template: expected '}'"),
-        (SEVEN, {"prompt_column": "{note[x]}"}, r"data\.prompt_column='{note\[x\]}' is no template: string ind"),
-        (SEVEN, {"prompt_column": "{}"}, r"data\.prompt_column='{}' is no template: .*between single braces"),
+        (SEVEN, {"prompt_column": "{question"}, r"data\.prompt_column='{question' cannot be filled .*: expected '}'"),
+        (
+            SEVEN,
+            {"prompt_column": "{note[x]}"},
+            r"data\.prompt_column='{note\[x\]}' cannot be filled .*the cell is text",
+        ),
+        (SEVEN, {"prompt_column": "{}"}, r"data\.prompt_column='{}' cannot be filled .*between single braces"),
         (SEVEN, {"answer_column": "gold"}, r"data\.answer_column='gold': .*only question, answer, note; set"),
         (SEVEN, {"solution_column": "why"}, r"data\.solution_column='why'"),
         ([{"question": "x", "answer": None}] * 9, {}, r"no value in column 'answer' \(data\.answer_column\)"),

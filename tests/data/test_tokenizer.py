@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlkit.data.tokenizer import MARKS, MIN_VOCAB_SIZE, SPECIAL_TOKENS, load_tokenizer, read_decoder, train_tokenizer
+from rlkit.data.tokenizer import (
+    MARKS,
+    MIN_VOCAB_SIZE,
+    SPECIAL_TOKENS,
+    copy_tokenizer,
+    load_tokenizer,
+    read_decoder,
+    save_tokenizer,
+    train_tokenizer,
+)
+from tests.hf_folders import make, save
 
 TEXTS = [f"How much is {a} + {a * 7}? {a}+{a * 7}={a * 8}" for a in range(200)]
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -131,6 +143,126 @@ def test_our_own_tokenizer_loads(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).get_vocab() == TOKENIZER.get_vocab()
     ids = encode(COMPLETION)
     assert read_decoder(tmp_path)(ids) == TOKENIZER.decode(ids, skip_special_tokens=True) != TOKENIZER.decode(ids)
+
+
+CLASSES = ["LlamaTokenizerFast", "LlamaTokenizer", "GPT2Tokenizer", "T5TokenizerFast", "GemmaTokenizer", "NoSuchClass"]
+HARD = "12 + 34 - 5\nHow are you?\n\n\tdef f(x):\n    return x  # \u00e9\u4e2d \U0001f600"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "deepseek"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_tokenizer_json_is_the_truth_whatever_the_class_beside_it(name: str, kind: str, tmp_path: Path) -> None:
+    """A byte-level tokenizer.json under the name of Llama's class lost all spaces and line breaks without a word."""
+    folder = save(make(kind), tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": name}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded, decode = load_tokenizer(folder), read_decoder(folder)
+    ids = encode(HARD, loaded)
+    assert ids == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(HARD).ids
+    assert loaded.decode(ids) == decode(ids) == HARD
+    assert loaded.eos_token_id == 1 and loaded.chat_template
+
+
+def as_llama_2_has_it() -> Tokenizer:
+    """Blanks are written as U+2581, one stands in front of a text, and what is not in the vocabulary is bytes."""
+    words = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    model = models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    blanks, strip = decoders.Replace("\u2581", " "), decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence([blanks, decoders.ByteFallback(), decoders.Fuse(), strip])
+    return tokenizer
+
+
+def with_a_blank_in_front() -> Tokenizer:
+    tokenizer = Tokenizer.from_str(TOKENIZER.backend_tokenizer.to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make_backend", [as_llama_2_has_it, with_a_blank_in_front])
+def test_tokenizers_that_write_blanks_in_their_own_way_load(
+    make_backend: Callable[[], Tokenizer], tmp_path: Path
+) -> None:
+    made = PreTrainedTokenizerFast(tokenizer_object=make_backend(), eos_token="<eos>", chat_template="{{ messages }}")
+    made.save_pretrained(tmp_path)
+    ids = encode(HARD, load_tokenizer(tmp_path))
+    assert read_decoder(tmp_path)(ids).removeprefix(" ") == HARD
+
+
+def lossy(change: Callable[[Tokenizer], object]) -> PreTrainedTokenizerFast:
+    """Our own tokenizer with something in it that loses a part of a text."""
+    tokenizer = Tokenizer.from_str(TOKENIZER.backend_tokenizer.to_str())
+    change(tokenizer)
+    names = {"eos_token": "<eos>", "bos_token": "<bos>", "chat_template": TOKENIZER.chat_template}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def drop_spaces(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Replace(" ", "")
+
+
+def drop_lines(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Replace("\n", " ")
+
+
+def small_letters(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Lowercase()
+
+
+def runs_of_blanks(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Replace(Regex(" +"), " ")
+
+
+def no_decoder(tokenizer: Tokenizer) -> None:
+    tokenizer.decoder = decoders.WordPiece()
+
+
+@pytest.mark.parametrize("change", [drop_spaces, drop_lines, small_letters, runs_of_blanks, no_decoder])
+def test_a_tokenizer_from_which_text_does_not_come_back_is_refused(
+    change: Callable[[Tokenizer], object], tmp_path: Path
+) -> None:
+    lossy(change).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"its tokenizer does not give text back: '.*' comes back as '.*'; use the"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("token", ["<think>", "</answer>", " + ", "return"])
+def test_tokens_that_engines_do_not_know_are_refused(token: str, tmp_path: Path) -> None:
+    """tokenizer_config.json adds a token to those of tokenizer.json, which is all that decodes."""
+    without_marks().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    added = {"300": {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json adds to what tokenizer\.json says: '.*' is \["):
+        load_tokenizer(tmp_path)
+
+
+def test_a_new_tokenizer_is_saved_under_a_name_that_transformers_4_knows(tmp_path: Path) -> None:
+    save_tokenizer(TOKENIZER, tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (
+        encode(HARD, AutoTokenizer.from_pretrained(tmp_path)) == encode(HARD) == encode(HARD, load_tokenizer(tmp_path))
+    )
+
+
+def test_an_export_has_the_files_of_its_base_byte_for_byte(tmp_path: Path) -> None:
+    base, export = tmp_path / "base", tmp_path / "export"
+    TOKENIZER.save_pretrained(base)
+    for name in ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"):
+        (base / name).write_bytes(name.encode() + b"\x00\xff")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    for name in ("README.md", "model.safetensors", "config.json", "pytorch_model.bin"):
+        (base / name).write_text("not a tokenizer's")
+    export.mkdir()
+    (export / "tokenizer.json").write_text("{}")
+    copy_tokenizer(base, export)
+    for file in base.rglob("*"):
+        if file.is_file():
+            other = export / file.relative_to(base)
+            assert other.exists() == (file.read_bytes() != b"not a tokenizer's"), file
+            assert not other.exists() or other.read_bytes() == file.read_bytes()
 
 
 def test_tokenizers_that_will_not_do(tmp_path: Path) -> None:

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import DeepseekV3ForCausalLM
+from transformers import DeepseekV3ForCausalLM, GenerationConfig
 
-from rlkit.engine.base import Engine, rollout_seed
+from rlkit.build import build_engine
+from rlkit.config import GrpoRun
+from rlkit.config.compose import load_config
+from rlkit.engine.base import Engine, completion_text, rollout_seed
 from rlkit.engine.local import TorchEngine, draw
 from rlkit.model import DeepseekV3
 from rlkit.model.hf import HfModel
+from rlkit.model.load import KINDS
 from rlkit.types import Group, Prompt, Sampling
 from tests.hf_folders import make, save
 from tests.model.tiny import BASE, seeded
@@ -242,9 +246,35 @@ def test_log_probs_and_seeds_hold_for_a_model_of_transformers(tmp_path: Path) ->
             assert rollout.logprobs == pytest.approx(scored[len(one.prompt.tokens) - 1 :], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ((3, 4, 1), "3 4"),
+        ((3, 4, 9), "3 4"),
+        ((3, 4), "3 4"),
+        ((9,), ""),
+        ((), ""),
+        ((3, 9, 1), "3 9"),
+        ((9, 4), "9 4"),
+    ],
+)
+def test_the_text_of_a_completion_stands_before_its_end_token(tokens: tuple[int, ...], text: str) -> None:
+    assert completion_text(tokens, {EOS, 9}, spell) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_engine_of_a_run_stops_at_the_ends_of_both_files(kind: str, tmp_path: Path) -> None:
+    """The torch engine knew one end of our own models, and both of vLLM's."""
+    folder = save(make("deepseek"), tmp_path)
+    GenerationConfig(eos_token_id=[EOS, 7]).save_pretrained(folder)
+    engine = build_engine(load_config("grpo", GrpoRun, ["engine=torch"]).engine, folder, kind)
+    assert isinstance(engine, TorchEngine) and engine.end_tokens == {EOS, 7}
+
+
 def test_any_of_several_end_tokens_ends_a_completion() -> None:
     engine = TorchEngine(seeded(CONFIG), {EOS, 3, 9}, spell)
     rollouts = [rollout for group in engine.generate(PROMPTS, 16, SAMPLING) for rollout in group.rollouts]
     ended = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
     assert {rollout.tokens[-1] for rollout in ended} == {EOS, 3, 9}
+    assert all(rollout.text == spell(rollout.tokens[:-1]) for rollout in ended)
     assert not any({EOS, 3, 9} & {*rollout.tokens[:-1]} for rollout in rollouts)

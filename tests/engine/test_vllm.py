@@ -18,17 +18,22 @@ import torch
 from rlkit.engine.base import rollout_seed
 from rlkit.engine.vllm import VllmEngine, import_vllm
 from rlkit.types import Group, Prompt, Sampling
+from tests.hf_folders import make, save
 from tests.hf_reference import ANSWER, BOS, EOS, PAD, THINK, VOCAB, HfTrainer, make_model, save_checkpoint
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=24, seed=7)
 PROMPTS = [Prompt(id=f"p{i}", tokens=tuple(range(5 + i, 12 + 2 * i)), text="", meta={}) for i in range(12)]
 ROOT = Path(__file__).resolve().parents[2]
+TURN_END = 70
+"""An end token with "special": false, as some instruction-tuned models have for the end of a turn."""
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tokens end a completion: a special one of config.json, and an ordinary one of generation_config.json."""
     folder = tmp_path_factory.mktemp("checkpoint")
     save_checkpoint(make_model(), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, TURN_END]}))
     return folder
 
 
@@ -95,19 +100,21 @@ def test_every_rollout_has_its_own_seed_whatever_the_order_of_prompts(engine):
 
 
 @pytest.mark.slow
-def test_eos_ends_a_rollout_and_only_special_tokens_leave_the_text(engine):
+def test_an_end_token_ends_a_rollout_and_leaves_the_text_with_the_special_ones(engine):
     rollouts = [r for g in drawn(engine, PROMPTS, 16, SAMPLING) for r in g.rollouts]
     seen = {t for r in rollouts for t in r.tokens}
     assert {BOS, EOS, PAD, THINK, ANSWER} <= seen, "the case is not covered"
     names = {THINK: "<think>", ANSWER: "<answer>", **{i: f"w{i}" for i in range(5, VOCAB)}}
     for rollout in rollouts:
         assert len(rollout.logprobs) == len(rollout.tokens) <= 24
-        if rollout.finish_reason == "stop":
-            assert rollout.tokens.index(EOS) == len(rollout.tokens) - 1
-        else:
-            assert rollout.finish_reason == "length" and len(rollout.tokens) == 24 and EOS not in rollout.tokens
-        assert rollout.text == " ".join(names[t] for t in rollout.tokens if t in names)
+        stopped = rollout.finish_reason == "stop"
+        ends = [place for place, token in enumerate(rollout.tokens) if token in (EOS, TURN_END)]
+        assert ends == ([len(rollout.tokens) - 1] if stopped else [])
+        assert stopped or (rollout.finish_reason == "length" and len(rollout.tokens) == 24)
+        written = rollout.tokens[:-1] if stopped else rollout.tokens
+        assert rollout.text == " ".join(names[t] for t in written if t in names)
     assert {r.finish_reason for r in rollouts} == {"stop", "length"}
+    assert {r.tokens[-1] for r in rollouts if r.finish_reason == "stop"} == {EOS, TURN_END}
 
 
 @pytest.mark.slow
@@ -213,6 +220,23 @@ def test_the_process_keeps_its_own_settings(engine):
         torch.set_num_threads(before)
     assert "libgomp" not in os.environ.get("LD_PRELOAD", "")
     assert "TORCHDYNAMO_DISABLE" not in os.environ
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX tiles")
+@pytest.mark.parametrize("head", [64, 128])
+def test_bf16_heads_that_use_the_tiles_of_amx(head: int, tmp_path: Path) -> None:
+    """In a process of its own: without leave from the kernel it dies of SIGILL."""
+    save(make("llama", hidden_size=2 * head, head_dim=head), tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from rlkit.engine.vllm import VllmEngine\n"
+        "engine = VllmEngine(Path(sys.argv[1]), dtype='bfloat16', max_model_len=64, kv_cache_gib=0.1, threads=1)\n"
+        "print(len(engine.logprobs([[5, 6, 7, 8]])[0]))\n"
+        "engine.close()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert (run.returncode, run.stdout) == (0, "3\n"), run.stderr
 
 
 def test_without_vllm_the_error_says_what_to_do(monkeypatch):

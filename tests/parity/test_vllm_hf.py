@@ -43,7 +43,7 @@ def trainer_of(model: HfModel) -> ModelTrainer:
 def test_parity_after_load_and_after_reloads(engine: VllmEngine, folder: Path) -> None:
     model = HfModel.from_checkpoint(folder)
     trainer = trainer_of(model)
-    sequences = gate_sequences(model.architecture.vocab_size, 6, 40, seed=0, prompts=[])
+    sequences = gate_sequences(model.lm_head.out_features, 6, 40, seed=0, prompts=[])
     gaps = [check_parity(engine, trainer, sequences, TOLERANCE)]
     ours, theirs = engine.trace(sequences[0]), trainer.trace(sequences[0])
     assert list(ours) == [name for name in theirs if not name.endswith(GATE)]
@@ -60,9 +60,7 @@ def test_parity_after_load_and_after_reloads(engine: VllmEngine, folder: Path) -
         fresh = engine.logprobs(sequences)
         assert fresh != stale
         stale = fresh
-    print(
-        f"{model.architecture.config.model_type}: vLLM and trainer differ by {max(gaps):.1e} nats after load and syncs"
-    )
+    print(f"{model.files.config.model_type}: vLLM and trainer differ by {max(gaps):.1e} nats after load and syncs")
 
     add_lora(model, rank=4, alpha=8, targets="all-linear", seed=0)
     for name, parameter in model.named_parameters():
@@ -72,13 +70,13 @@ def test_parity_after_load_and_after_reloads(engine: VllmEngine, folder: Path) -
         check_parity(engine, trainer, sequences, TOLERANCE)
     engine.load(trainer.weights(), 3)
     merged = check_parity(engine, trainer, sequences, TOLERANCE)
-    print(f"{model.architecture.config.model_type}: merged adapters in vLLM differ by {merged:.1e} nats")
+    print(f"{model.files.config.model_type}: merged adapters in vLLM differ by {merged:.1e} nats")
 
 
 def test_a_block_changed_in_transit_is_named(engine: VllmEngine, folder: Path) -> None:
     model = HfModel.from_checkpoint(folder)
     trainer = trainer_of(model)
-    sequences = gate_sequences(model.architecture.vocab_size, 2, 40, seed=0, prompts=[])
+    sequences = gate_sequences(model.lm_head.out_features, 2, 40, seed=0, prompts=[])
     name = "model.layers.1.self_attn.o_proj.weight"
     sent = ((n, tensor.flip(0) if n == name else tensor) for n, tensor in trainer.weights())
     engine.load(sent, 1)

@@ -160,6 +160,7 @@ class TrainerConfig:
     max_tokens: int
     """Tokens of a pack: bounds the memory of one forward and backward."""
     weight_decay: float
+    """AdamW's, of matrices alone: norms, biases and embeddings are not decayed."""
     beta2: float
     grad_clip: float
     bias_update_speed: float

@@ -219,13 +219,28 @@ class ModelTrainer:
             self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE), strict=strict)
 
 
-def parameter_groups(model: CausalLM) -> list[dict[str, Any]]:
-    """What is trained, for an optimiser: the main model, then in a group of their own the MTP modules, if any."""
-    apart = [parameter for module in model.mtp_modules() for parameter in module.parameters()]
-    ids = {id(parameter) for parameter in apart}
-    groups = [[parameter for parameter in model.parameters() if id(parameter) not in ids], apart]
-    trained = [[parameter for parameter in group if parameter.requires_grad] for group in groups]
-    return [{"params": group} for group in trained if group]
+def parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
+    """Sort what is trained into groups for an optimiser: MTP modules apart ("mtp"), and apart what is not decayed.
+
+    Decay pulls matrices towards 0, where the layer before or after makes up for it. It has no business with gains of
+    norms and with biases, whose natural size is not 0, nor with embeddings: most rows of a batch are not in use, and
+    they would fade. So parameters of one dimension and embeddings, tied heads included, have a decay of 0.
+    """
+    ahead = {id(parameter) for module in model.mtp_modules() for parameter in module.parameters()}
+    spared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim > 1 and id(parameter) not in spared
+            kind = (id(parameter) in ahead, weight_decay if decayed else 0.0)
+            groups.setdefault(kind, []).append(parameter)
+    return [{"params": groups[kind], "mtp": kind[0], "weight_decay": kind[1]} for kind in sorted(groups)]
+
+
+def set_rates(groups: Sequence[dict[str, Any]], lr: float, mtp_lr: float) -> None:
+    """Give each of the `parameter_groups` its learning rate."""
+    for group in groups:
+        group["lr"] = mtp_lr if group["mtp"] else lr
 
 
 def frozen_copy(model: CausalLM) -> CausalLM:

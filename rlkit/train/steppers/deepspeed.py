@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.trainer import Policy, frozen_names, parameter_groups
+from rlkit.train.trainer import Policy, frozen_names, parameter_groups, set_rates
 
 TAG = "deepspeed"
 
@@ -51,7 +51,7 @@ class DeepSpeedStepper:
 
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
-        groups: Any = parameter_groups(model)  # which it declares as a module
+        groups: Any = parameter_groups(model, cfg.weight_decay)  # which it declares as a module
         self.module, optimizer, _, _ = deepspeed.initialize(
             model=Policy(model), model_parameters=groups, config=_settings(cfg)
         )
@@ -71,8 +71,7 @@ class DeepSpeedStepper:
 
         A norm that is not finite comes back as infinity, on every rank, and leaves weights and moments as they are.
         """
-        for group, rate in zip(self.zero.param_groups, (lr, mtp_lr), strict=False):  # there may be no second
-            group["lr"] = rate
+        set_rates(self.zero.param_groups, lr, mtp_lr)
         self.module.step()
         norm = self.module.get_global_grad_norm()
         assert norm is not None
@@ -112,7 +111,6 @@ def _settings(cfg: TrainerConfig) -> dict:
             "params": {
                 "lr": 0.0,
                 "betas": [0.9, cfg.beta2],
-                "weight_decay": cfg.weight_decay,
                 "torch_adam": not torch.cuda.is_available(),
             },
         },

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.trainer import Policy, frozen_names, parameter_groups, without
+from rlkit.train.trainer import Policy, frozen_names, parameter_groups, set_rates, without
 
 STATE_FILE = "torch_trainer.pt"
 
@@ -20,9 +20,8 @@ class TorchStepper:
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         self.module = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"))
         self.grad_clip = cfg.grad_clip
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model), lr=0.0, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay
-        )
+        groups = parameter_groups(model, cfg.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, cfg.beta2))
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of the loss."""
@@ -33,8 +32,7 @@ class TorchStepper:
 
         A norm that is not finite leaves weights and moments as they are.
         """
-        for group, rate in zip(self.optimizer.param_groups, (lr, mtp_lr), strict=False):  # there may be no second
-            group["lr"] = rate
+        set_rates(self.optimizer.param_groups, lr, mtp_lr)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip)
         if norm.isfinite():
             self.optimizer.step()

@@ -23,6 +23,7 @@ SOURCES = ("rlkit", "rewards", "sandbox", "recipes", "configs")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_LOOP_LINES = 200
+MAX_PAGE_WIDTH = 140
 MAX_GRPO_KEYS = 91
 MAX_IMPORT_SECONDS = 0.3
 
@@ -156,6 +157,16 @@ def test_there_are_at_least_as_many_test_lines_as_source_lines() -> None:
     source = sum(map(line_count, python_files("rlkit", "rewards", "recipes")))
     tests = sum(map(line_count, python_files("tests")))
     assert tests >= source, f"{tests} lines of tests for {source} lines of source"
+
+
+def test_pages_have_lines_that_can_be_read() -> None:
+    """A row of a table has to stand on one line."""
+    offences = []
+    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if len(line) > MAX_PAGE_WIDTH and not line.startswith("|"):
+                offences.append(f"{short(path)}:{number} has {len(line)} characters")
+    check(offences, f"lines over {MAX_PAGE_WIDTH} characters")
 
 
 def test_names_say_what_a_thing_is() -> None:

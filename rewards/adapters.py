@@ -61,7 +61,9 @@ def find_shape(named: set[str], conversational: bool) -> Shape:
     found = [shape for shape in (PLAIN, TRL, SAMPLES, VERL, OPENRLHF) if not named.isdisjoint(shape.marks)]
     marks = [next(mark for mark in shape.marks if mark in named) for shape in found]
     if len(found) > 1:
-        raise RewardError(f"has both `{marks[0]}` and `{marks[1]}`; {WAYS}")
+        pairs = " and ".join(f"`{mark}` as in {shape.name}" for mark, shape in zip(marks, found, strict=True))
+        columns = "if one of them is a column of your rows, say which shape is meant by rewards.from_trl, from_verl or"
+        raise RewardError(f"has both {pairs}; {columns} from_openrlhf, else {WAYS}")
     if "solution_strs" in named:
         raise RewardError(
             "takes lists, as for verl's batched reward manager; write it for one sample, with `data_source`, "

@@ -193,10 +193,20 @@ def test_a_forced_shape_survives_pickling(adapter: Callable[..., Any], settings:
         assert reward.value == 1.0 and set(given) <= set(reward.logs["given"])
 
 
-def test_two_shapes_at_once_are_refused() -> None:
+def test_two_shapes_at_once_are_refused_unless_one_is_named() -> None:
     for fn in (lambda completion, solution_str: 1, lambda completions, queries: 1, lambda samples, completion: 1):
         with pytest.raises(RewardError, match="has both `"):
             rewards.load(fn)
+
+    def of_a_column(completions, queries):
+        return [float(completion == query) for completion, query in zip(completions, queries, strict=True)]
+
+    with pytest.raises(
+        RewardError, match=r"both `completions` as in TRL and `queries` as in OpenRLHF; if one of .*from_trl"
+    ):
+        rewards.load(of_a_column)
+    rows = [Sample("", "7", meta={"queries": "7"}), Sample("", "7", meta={"queries": "8"})]
+    assert [reward.value for reward in rewards.from_trl(of_a_column)(rows)] == [1.0, 0.0]
 
 
 def test_functions_of_samples() -> None:

@@ -78,7 +78,7 @@ def find_shape(named: set[str], conversational: bool) -> Shape:
     return TRL_CHAT if conversational else shape
 
 
-def misread(shape: Shape, arguments: Columns, error: BaseException) -> str:
+def misread(shape: Shape, arguments: Columns, named: set[str], error: BaseException) -> str:
     """Say what a function was given whose exception looks as if it took that for something else; "" for any other.
 
     TRL's own examples come in two kinds, for completions that are texts and for completions that are lists of chat
@@ -86,14 +86,15 @@ def misread(shape: Shape, arguments: Columns, error: BaseException) -> str:
     """
     if not isinstance(error, MISREAD):
         return ""
-    words = f"it was given: {given(arguments)}"
-    completions = arguments.get("completions") or [None]
-    if isinstance(completions[0], str) and re.search("str|dictionary update", str(error)):
+    shown = {name: value for name, value in arguments.items() if name in named}
+    words = f"it was given: {given(shown or arguments)}"  # one of nothing but **kwargs names none
+    kinds = {type(arguments[name][0]) for name in ("completions", "prompts") if arguments.get(name)}
+    if str in kinds and shape.name == TRL.name and re.search("str|dictionary update", str(error)):
         return (
             f"{words}; if it reads chat messages, set conversational=true (in a run reward.kwargs.conversational=true)"
         )
-    if isinstance(completions[0], list) and "list" in str(error):
-        why = "conversational=true is set" if shape is TRL_CHAT else "the prompts are chat messages"
+    if list in kinds and "list" in str(error):
+        why = "conversational=true is set" if shape.name == TRL_CHAT.name else "the prompts are chat messages"
         return f"{words}; {why}, so each completion is a list of one message: read completion[0]['content']"
     return f"{words}{f'; {shape.sources}' if shape.sources else ''}"
 

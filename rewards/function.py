@@ -287,8 +287,7 @@ class RewardFunction:
 
     def _failed(self, error: BaseException, where: str, given: Mapping[str, Any] | None = None) -> RewardError:
         """Make the error that is raised in place of the exception of a user's function."""
-        known = {name: value for name, value in (given or {}).items() if name in self.named}
-        words = misread(self.shape, known, error) if known else ""
+        words = misread(self.shape, dict(given), self.named, error) if given else ""
         return RewardError(
             f"reward {self.name!r} raised {described(error)} ({where}{f'; {words}' if words else ''}); correct the "
             "function, or let it return None where there is no verdict"

@@ -225,6 +225,25 @@ def test_trls_conversational_functions_say_how_they_are_set(fn: Any) -> None:
         assert [reward.value for reward in judge(TEXT)] == [reward.value for reward in rewards.load(fn)(CHAT)] == [1, 0]
 
 
+def test_so_do_those_that_name_only_some_of_the_arguments() -> None:
+    for fn, words in (
+        (
+            lambda prompts: [float(prompt[-1]["content"] == "3 + 4") for prompt in prompts],
+            "given: prompts is a list of 2",
+        ),
+        (
+            lambda prompts, **rest: [float(c[0]["content"] == "7") for c in rest["completions"]],
+            "given: prompts is a list",
+        ),
+    ):
+        message = told(fn)
+        assert "if it reads chat messages, set conversational=true" in message and words in message
+    with pytest.raises(RewardError, match=r"completions is a list of 2, the first text '7', .*set conversational=true"):
+        rewards.from_trl(lambda **rest: [c[0]["content"] for c in rest["completions"]])(TEXT)
+    judge = rewards.from_trl(lambda **rest: [float(c[0]["content"]) for c in rest["completions"]], conversational=True)
+    assert [reward.value for reward in judge(TEXT[:1])] == [7.0]
+
+
 def test_an_empty_completion_alone_triggers_it_too() -> None:
     assert "set conversational=true" in told(content, [TEXT[1]])
 

@@ -18,11 +18,12 @@ from rlkit.model.ragged import Ragged
 from rlkit.model.rope import rotate_tail, softmax_scale
 
 SHORT = 128
-"""Samples up to this length keep their L x L probabilities for the gradient: faster on a CPU than recomputing them."""
+"""Samples up to this length keep their L x L probabilities for the gradient, which is faster on a CPU than computing
+them again."""
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T) v on [N, L, H, d], each token seeing itself and those before it: [N, L, H, d_v].
+    """Computes softmax(scale q k^T) v on [N, L, H, d]; each token sees itself and those before it: [N, L, H, d_v].
 
     Padding sits behind each sample, so no real token ever sees it.
     """
@@ -38,7 +39,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Causal attention on [M, L, d] as plain batched products."""
+    """Computes causal attention on [M, L, d] by plain batched products, with the backward pass written out.
+
+    The fused kernel of torch throws the probabilities away and computes them again for the gradient. That saves memory
+    where L is large; for short samples on a CPU the second computation costs more than the memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -52,13 +57,14 @@ class _ShortAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, probs = ctx.saved_tensors
         grad_probs = torch.bmm(grads[0], v.transpose(1, 2))
+        # d softmax: p (g - sum p g), row by row. Masked places have p = 0, so they get no gradient without a mask here.
         grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype).mul_(ctx.scale)
         grad_v = torch.bmm(probs.transpose(1, 2), grads[0])
         return torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q), grad_v, None
 
 
 class MLA(nn.Module):
-    """Attention of each sample on itself, and decoding steps against cached latents."""
+    """Lets each sample attend to itself, and new tokens to the cached latents of their sample."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
@@ -78,37 +84,38 @@ class MLA(nn.Module):
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
 
     def queries(self, x_TD: Tensor, rotations_T: Tensor) -> Tensor:
-        """Queries of every head, content first, then the rotated part: [T, H, nope + R]."""
+        """Computes the queries of every head, content first, then the rotated part: [T, H, nope + R]."""
         low = x_TD if self.config.q_lora_rank is None else self.q_a_layernorm(self.q_a_proj(x_TD))
         q = (self.q_proj if self.config.q_lora_rank is None else self.q_b_proj)(low)
         return rotate_tail(q.unflatten(-1, (self.config.num_attention_heads, -1)), rotations_T)
 
     def latents(self, x_TD: Tensor, rotations_T: Tensor) -> tuple[Tensor, Tensor]:
-        """What a cache keeps of each token: normed latent [T, C] and rotated shared key [T, R]."""
+        """Computes what a cache keeps of each token: the normed latent [T, C] and the rotated shared key [T, R]."""
         row = rotate_tail(self.kv_a_proj_with_mqa(x_TD), rotations_T)
         latent, key = row.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
         return self.kv_a_layernorm(latent), key
 
     def forward(self, x_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
-        """softmax(scale q k^T) v within each sample, causal, scale as in `softmax_scale`: [T, D] -> [T, D]."""
+        """Computes causal attention within each sample, with keys and values expanded: [T, D] -> [T, D]."""
         cfg = self.config
         q = self.queries(x_TD, rotations_T)
         latent, k_rope = self.latents(x_TD, rotations_T)
         kv = self.kv_b_proj(latent).unflatten(-1, (cfg.num_attention_heads, -1))
         k_nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], dim=-1)
+        # The content part of a key is the head's own; the rotated part is one for all heads, so it is repeated.
         k = torch.cat([k_nope, k_rope.unsqueeze(1).expand(-1, cfg.num_attention_heads, -1)], dim=-1)
         qkv = zip(ragged.pad(q), ragged.pad(k), ragged.pad(v), strict=True)
         out = ragged.unpad([causal_attention(*batch, self.scale) for batch in qkv])
         return self.o_proj(out.flatten(1))
 
     def remember(self, x_TD: Tensor, rotations_T: Tensor, cache_BSW: Tensor, positions_BM: Tensor) -> None:
-        """Write the latents of M tokens of each of B samples into the cache, T = B M."""
+        """Writes the latents of M tokens of each of B samples into the cache, T = B M."""
         rows_B1 = torch.arange(len(positions_BM), device=x_TD.device).unsqueeze(1)
         latents_TW = torch.cat(self.latents(x_TD, rotations_T), dim=-1)
         cache_BSW[rows_B1, positions_BM] = latents_TW.unflatten(0, positions_BM.shape)
 
     def decode(self, x_TD: Tensor, rotations_T: Tensor, cache_BSW: Tensor, positions_BM: Tensor) -> Tensor:
-        """M new tokens per sample, T = B M, against its cached latents, [T, D] -> [T, D]; writes their own latents.
+        """Lets M new tokens per sample attend to its cached latents, T = B M: [T, D] -> [T, D]; writes their own first.
 
         With kv_b_proj = [W_UK; W_UV] per head: scores = (W_UK^T q) . latent + q_rope . key, out = W_UV (p . latents),
         so keys and values are never expanded (arXiv:2405.04434, section 2.1.2 and appendix C).
@@ -116,6 +123,8 @@ class MLA(nn.Module):
         cfg = self.config
         self.remember(x_TD, rotations_T, cache_BSW, positions_BM)
         q_nope, q_rope = self.queries(x_TD, rotations_T).split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
+        # The expansion of keys is moved to the queries, which are few, and that of values to the result. So a step
+        # reads C + R numbers of each cached token instead of 2 H d, and that is why the cache can be small.
         up = self.kv_b_proj.weight.unflatten(0, (cfg.num_attention_heads, -1))
         w_uk, w_uv = up.split([cfg.qk_nope_head_dim, cfg.v_head_dim], dim=1)
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)

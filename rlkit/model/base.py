@@ -14,68 +14,77 @@ class DecodingCache(Protocol):
 
     @property
     def lengths_B(self) -> Tensor:
-        """Tokens of each sample that are in the cache."""
+        """Counts the tokens of each sample that are in the cache."""
         ...
 
     def rows(self, index_B: Tensor, room: int) -> Self:
-        """Keep (or repeat) the given samples, in a new cache with room for `room` tokens each."""
+        """Keeps (or repeats) the given samples, in a new cache with room for `room` tokens each."""
         ...
 
 
 class CausalLM(nn.Module, ABC):
-    """A causal language model on packed samples; `DeepseekV3` is ours, `HfModel` any of transformers' classes.
+    """A causal language model on packed samples; `DeepseekV3` is ours, `HfModel` runs any of transformers' classes.
 
-    Next-token logits are `hidden(tokens_T) @ lm_head.weight.T`, nothing else.
+    Next-token logits are `hidden(tokens_T) @ lm_head.weight.T`, nothing else: so the trainer can take the log-probs of
+    the trained tokens in chunks, and never holds the logits of a whole pack.
     """
 
     lm_head: nn.Linear
 
     @abstractmethod
     def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Hidden states after the final norm, [T] -> [T, D].
+        """Computes the hidden states after the final norm, [T] -> [T, D].
 
-        `lengths` splits [T] into samples that do not see each other; None means one sample. ValueError if they do
-        not sum to T.
+        `lengths` splits [T] into samples that do not see each other; None means one sample. Raises ValueError if they
+        do not sum to T.
         """
 
     @abstractmethod
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DecodingCache]:
-        """Run the prompts once: logits of each one's next token [B, V], and their cache. ValueError if one is empty."""
+        """Runs the prompts once; returns the logits of each one's next token [B, V], and their cache.
+
+        Raises ValueError if a prompt is empty.
+        """
 
     @abstractmethod
     def decode_step(self, tokens_B: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """Feed one token per sample: logits of the token after it [B, V], and the cache, which this model's `prefill`
-        made, one token longer."""
+        """Feeds one token per sample; returns the logits of the token after it [B, V], and the cache one token longer.
+
+        The cache is one that this model's own `prefill` made.
+        """
 
     @abstractmethod
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Run one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        """Runs one sequence; returns every block's output in order, `{"model.layers.0.self_attn": [T, D], ...}`."""
 
     def mtp_modules(self) -> Sequence[nn.Module]:
-        """The modules for multi-token prediction, depth 1 first; most models have none."""
+        """Returns the modules for multi-token prediction, depth 1 first; most models have none."""
         return ()
 
     def mtp_hidden(
         self, tokens_T: Tensor, lengths: Sequence[int], hidden_TD: Tensor, *, detached: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each of these modules: the places that it predicts in the pack [M], and its hidden states there [M, D].
+        """Yields, for each of these modules, the places that it predicts in the pack [M], and its states there [M, D].
 
-        `hidden_TD` is what `hidden` gave. `detached`: gradients stay in the modules.
+        `hidden_TD` is what `hidden` gave. With `detached`, gradients stay in the modules.
         """
         return iter(())
 
     @abstractmethod
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its published name, without gradient; LoRA merged in."""
+        """Yields every weight under its published name, without gradient, and with LoRA merged in."""
 
     @abstractmethod
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy published tensors into the model; ValueError if one is missing, unknown, doubled or of another shape."""
+        """Copies published tensors into the model.
+
+        Raises ValueError if one is missing, unknown, doubled or of another shape.
+        """
 
     @abstractmethod
     def published(self) -> Mapping[str, tuple[int, ...]]:
-        """Published name and shape of every weight."""
+        """Returns the published name and the shape of every weight."""
 
     @abstractmethod
     def core(self) -> nn.Module:
-        """The module whose submodules are named as in transformers' class: where adapters go."""
+        """Returns the module whose submodules are named as in transformers' class, which is where adapters go."""

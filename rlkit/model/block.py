@@ -12,7 +12,7 @@ from rlkit.model.ragged import Ragged
 
 
 class Block(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x))."""
+    """Computes x += attention(norm(x)); x += mlp(norm(x))."""
 
     def __init__(self, config: DeepseekV3Config, layer: int) -> None:
         super().__init__()
@@ -23,11 +23,11 @@ class Block(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size) if dense else MoE(config)
 
     def forward(self, x_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Runs the layer on packed samples: [T, D] -> [T, D]."""
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotations_T, ragged)
         return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
 
     def decode(self, x_TD: Tensor, rotations_T: Tensor, cache_BSW: Tensor, positions_BM: Tensor) -> Tensor:
-        """The same for M new tokens of each of B samples, T = B M: [T, D] -> [T, D]."""
+        """Runs the layer on M new tokens of each of B samples, T = B M: [T, D] -> [T, D]."""
         x_TD = x_TD + self.self_attn.decode(self.input_layernorm(x_TD), rotations_T, cache_BSW, positions_BM)
         return x_TD + self.mlp(self.post_attention_layernorm(x_TD))

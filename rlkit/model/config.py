@@ -21,7 +21,8 @@ FIXED = {
     "rope_interleave": True,
 }
 PUBLISHED = {"sigmoid": ("deepseek_v3", "DeepseekV3ForCausalLM"), "softmax": ("deepseek_v2", "DeepseekV2ForCausalLM")}
-"""Router rule -> model_type and architecture under which its checkpoints are published: each class has one rule."""
+"""For each router rule, the model_type and architecture under which its checkpoints are published; each class has one
+rule."""
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GROUPED_ROWS = 8
 """Grouped matrix products want rows of 16 bytes: 8 numbers in bf16."""
@@ -37,7 +38,7 @@ class Yarn:
     factor: float
     """The new context is this many times the original one."""
     original_max_position_embeddings: int
-    """Length that the model was trained on before."""
+    """The length that the model was trained on before."""
     beta_fast: float = 32.0
     """Pairs that turn more often than this in the original context keep their frequency."""
     beta_slow: float = 1.0
@@ -47,7 +48,7 @@ class Yarn:
     """Attention logits grow by (0.1 mscale_all_dim ln factor + 1)^2, those of the rotary part by that of mscale."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed, or what transformers and DeepSeek's code compute differently."""
+        """Refuses what cannot be computed, and what transformers and DeepSeek's code compute differently."""
         for key, value in asdict(self).items():
             _check(isinstance(value, int | float), f"rope_scaling.{key}", value, "give a number")
         size = self.original_max_position_embeddings
@@ -63,7 +64,7 @@ class Yarn:
 
     @property
     def reach(self) -> int:
-        """The longest context it stretches to, in tokens."""
+        """Returns the longest context that it stretches to, in tokens."""
         return round(self.factor * self.original_max_position_embeddings)
 
 
@@ -97,14 +98,14 @@ class DeepseekV3Config:
     routed_scaling_factor: float = 2.5
     norm_topk_prob: bool = True
     q_lora_rank: int | None = 1536
-    """None: queries are projected in one step."""
+    """None means that queries are projected in one step."""
     kv_lora_rank: int = 512
     qk_nope_head_dim: int = 128
     qk_rope_head_dim: int = 64
     v_head_dim: int = 128
     rope_theta: float = 10000.0
     rope_scaling: Yarn | None = None
-    """None: plain RoPE."""
+    """None means plain RoPE."""
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 4096
     tie_word_embeddings: bool = False
@@ -115,7 +116,7 @@ class DeepseekV3Config:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built; ValueError names the key, its value and the fix."""
+        """Refuses sizes that cannot be built with a ValueError that names the key, its value and the fix."""
         values = asdict(self)
         counts = ("first_k_dense_replace", "num_nextn_predict_layers")
         for field in fields(self):
@@ -173,19 +174,19 @@ class DeepseekV3Config:
 
     @property
     def has_experts(self) -> bool:
-        """Whether any layer has routed experts."""
+        """Returns whether any layer has routed experts."""
         return self.first_k_dense_replace < self.num_hidden_layers
 
     @property
     def topk_method(self) -> str:
-        """The name that config.json gives to how experts are chosen."""
+        """Returns the name that config.json gives to how experts are chosen."""
         if self.scoring_func == "sigmoid":
             return "noaux_tc"
         return "group_limited_greedy" if self.topk_group < self.n_group else "greedy"
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> DeepseekV3Config:
-        """Read the content of a config.json; ValueError where it asks for something that is not computed here."""
+        """Reads the content of a config.json; raises ValueError where it asks for what is not computed here."""
         raw = _with_router(raw)
         for key, wanted in FIXED.items():
             _check(raw.get(key, wanted) == wanted, key, raw.get(key), f"only {wanted!r} is supported")
@@ -209,7 +210,7 @@ class DeepseekV3Config:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> DeepseekV3Config:
-        """Read `path`/config.json; ValueError if it is missing, is not JSON or describes another architecture."""
+        """Reads `path`/config.json; raises ValueError if it is missing, not JSON, or describes another architecture."""
         folder = Path(path)
         raw = read_config(folder)
         try:
@@ -218,7 +219,7 @@ class DeepseekV3Config:
             raise ValueError(f"{folder / CONFIG}: {error}") from error
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json that transformers and vLLM load as is.
+        """Returns the content of a config.json that transformers and vLLM load as it is.
 
         topk_method and scoring_func are there for vLLM, which builds no e_score_correction_bias without them.
         """
@@ -240,7 +241,7 @@ class DeepseekV3Config:
 
 
 def read_json(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's config.json, of whatever model; ValueError if it is not there or is no JSON."""
+    """Returns the content of any checkpoint's config.json; raises ValueError if it is not there or not JSON."""
     file = folder / CONFIG
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
@@ -256,7 +257,7 @@ def read_json(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's config.json; ValueError if it is missing, is no JSON, or not DeepSeek-V3 or V2."""
+    """Returns the content of a checkpoint's config.json; raises ValueError if it is not that of a DeepSeek-V3 or V2."""
     raw = read_json(folder)
     if raw.get("model_type") not in _model_types():
         kinds = " and ".join(map(repr, _model_types()))
@@ -270,7 +271,7 @@ def _model_types() -> dict[str, str]:
 
 
 def _with_router(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with the router's rule spelt out, which transformers leaves to the class and V2-Lite to null groups."""
+    """Spells the router's rule out: transformers leaves it to the class, and V2-Lite has nulls for groups."""
     kind = raw.get("model_type", "deepseek_v3")
     _check(kind in _model_types(), "model_type", kind, f"only {' and '.join(map(repr, _model_types()))} are supported")
     rule = _model_types()[kind]
@@ -284,7 +285,7 @@ def _with_router(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_theta and YaRN: transformers 4 writes both keys, transformers 5 puts both into rope_parameters."""
+    """Reads rope_theta and YaRN: transformers 4 writes two keys, transformers 5 puts both into rope_parameters."""
     found: dict[str, Any] = {"rope_scaling": None}
     for place in ("rope_scaling", "rope_parameters"):
         given = {key: value for key, value in (raw.get(place) or {}).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Decoding with a cache of latents: kv_lora_rank + qk_rope_head_dim numbers per token and layer."""
+"""Decoding with a cache of latents, which holds kv_lora_rank + qk_rope_head_dim numbers per token and layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlkit.model.ragged import lay_out
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentCache:
-    """Latents of a batch of B samples with room for S tokens each; sample b has `lengths_B[b]` of them.
+    """Holds the latents of B samples with room for S tokens each; sample b has `lengths_B[b]` of them.
 
     `extend` and `decode_step` write into `layers`, so a cache belongs to one run of decoding.
     """
@@ -24,7 +24,7 @@ class LatentCache:
     lengths_B: Tensor
 
     def rows(self, index_B: Tensor, room: int) -> LatentCache:
-        """Keep (or repeat) the given samples, in a new cache with room for `room` tokens each."""
+        """Keeps (or repeats) the given samples, in a new cache with room for `room` tokens each."""
         layers = tuple(_take(layer, index_B, room) for layer in self.layers)
         return LatentCache(layers=layers, lengths_B=self.lengths_B.index_select(0, index_B))
 

@@ -52,14 +52,14 @@ class DeepseekV3(CausalLM):
             nn.init.normal_(module.down_proj, std=std)
 
     def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Hidden states after the final norm, [T] -> [T, D]; `lengths` as in `forward`."""
+        """Computes the hidden states after the final norm, [T] -> [T, D]; `lengths` as in `forward`."""
         return self.model(tokens_T, lay_out_pack(tokens_T, lengths))
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Logits of the next token: [T] -> [T, V], or [B, T] -> [B, T, V] for B samples of one length.
+        """Computes the logits of the next token: [T] -> [T, V], or [B, T] -> [B, T, V] for B samples of one length.
 
-        `lengths` splits [T] into samples that do not see each other; None means one sample. ValueError if they do
-        not sum to T.
+        `lengths` splits [T] into samples that do not see each other; None means one sample. Raises ValueError if they
+        do not sum to T.
         """
         if tokens.dim() == 2:
             if lengths is not None:
@@ -70,10 +70,10 @@ class DeepseekV3(CausalLM):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> DeepseekV3:
-        """Load a Hugging Face folder (config.json and safetensors in fp32, bf16 or FP8) as parameters of `dtype`.
+        """Loads a Hugging Face folder (config.json and safetensors in fp32, bf16 or FP8) as parameters of `dtype`.
 
-        ValueError, with the file and the tensor, for a folder that is missing, incomplete, not finite or of another
-        architecture.
+        Raises ValueError, with the file and the tensor, for a folder that is missing, incomplete, not finite or of
+        another architecture.
         """
         checkpoint = Checkpoint.open(path)
         config = checkpoint.config
@@ -81,42 +81,43 @@ class DeepseekV3(CausalLM):
         checkpoint.check(table)
         for fault in checkpoint.copy_faults(table):
             raise ValueError(str(fault))
+        # Nothing is drawn for weights that the file replaces, and memory is taken once, in the dtype that is wanted.
         with on_meta():
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
-        model._tie()
+        model._tie()  # to_empty gives every name memory of its own
         model.load_weights((name, checkpoint.weight(name)) for name in checkpoint.weights)
         return model
 
     def save_checkpoint(self, path: str | Path, dtype: str = "bf16", max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-        """Write config.json and weights for transformers and vLLM; the folder appears whole or not at all.
+        """Writes config.json and weights for transformers and vLLM; the folder appears whole or not at all.
 
         `dtype` is "bf16", "fp32" or "fp8" (published V3's blocks, made from the weights rounded to bf16); the router's
-        correction bias is fp32 in all. ValueError for anything else.
+        correction bias is fp32 in all. Raises ValueError for anything else.
         """
         weights, table, raw = self.checkpoint_weights(), published_names(self.config), self.config.to_hf()
         write_checkpoint(path, weights, table, raw, dtype, max_shard_bytes=max_shard_bytes)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, LatentCache]:
-        """Run the prompts once; see `rlkit.model.decode.prefill`."""
+        """Runs the prompts once; see `rlkit.model.decode.prefill`."""
         return prefill(self.model, self.lm_head, prompts)
 
     def decode_step(self, tokens_B: Tensor, cache: LatentCache) -> tuple[Tensor, LatentCache]:
-        """Feed one token per sample; see `rlkit.model.decode.decode_step`."""
+        """Feeds one token per sample; see `rlkit.model.decode.decode_step`."""
         return decode_step(self.model, self.lm_head, tokens_B, cache)
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Outputs of every block for one sequence; see `rlkit.model.trace`."""
+        """Runs one sequence and returns the output of every block; see `rlkit.model.trace`."""
         return trace(self.model, tokens)
 
     def mtp_modules(self) -> Sequence[nn.Module]:
-        """The modules for multi-token prediction, depth 1 first."""
+        """Returns the modules for multi-token prediction, depth 1 first."""
         return self.model.mtp_modules()
 
     def mtp_hidden(
         self, tokens_T: Tensor, lengths: Sequence[int], hidden_TD: Tensor, *, detached: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places and hidden states of each depth; see `rlkit.model.mtp.mtp_hidden`."""
+        """Yields places and hidden states of each depth; see `rlkit.model.mtp.mtp_hidden`."""
 
         def embed(tokens_M: Tensor) -> Tensor:
             embedded_MD = self.model.embed_tokens(tokens_M)
@@ -126,17 +127,17 @@ class DeepseekV3(CausalLM):
         return mtp_hidden(self.model.mtp_modules(), tokens_T, lengths, start_TD, embed, self.model.rotations)
 
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its published name, without gradient; LoRA merged in."""
+        """Yields every weight under its published name, without gradient, and with LoRA merged in."""
         return published_weights(merged(self), published_names(self.config))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy published tensors into the model; ValueError if one is missing, unknown, doubled or of another shape."""
+        """Copies published tensors into the model; raises ValueError as `copy_weights` does."""
         copy_weights(weights, self.state_dict(), published_names(self.config))
 
     def published(self) -> Mapping[str, tuple[int, ...]]:
-        """Published name and shape of every weight."""
+        """Returns the published name and the shape of every weight."""
         return {name: place.shape for name, place in published_names(self.config).items()}
 
     def core(self) -> nn.Module:
-        """This module: its submodules have the published names."""
+        """Returns this module: its submodules have the published names."""
         return self

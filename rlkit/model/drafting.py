@@ -18,22 +18,22 @@ from rlkit.model.deepseek import DeepseekV3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
-    """Where B samples stand: the main model has been fed all tokens but the newest of each."""
+    """Says where B samples stand: the main model has been fed all tokens but the newest of each."""
 
     cache: LatentCache
     memory: LatentCache
-    """The module's: one token shorter, because its row t holds token t + 1 too."""
+    """The cache of the module; it is one token shorter, because its row t holds token t + 1 too."""
     hidden_BD: Tensor
-    """The main model's, of the last token it was fed."""
+    """Hidden states of the main model at the last token that it was fed."""
 
     def rows(self, index_B: Tensor, room: int) -> Speculation:
-        """Keep (or repeat) the given samples, with room for `room` tokens each."""
+        """Keeps (or repeats) the given samples, with room for `room` tokens each."""
         cache, memory = (part.rows(index_B, room) for part in (self.cache, self.memory))
         return Speculation(cache=cache, memory=memory, hidden_BD=self.hidden_BD.index_select(0, index_B))
 
 
 def begin(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Speculation]:
-    """Run the prompts once: logits of each one's next token [B, V], and where decoding stands."""
+    """Runs the prompts once; returns the logits of each one's next token [B, V], and where decoding stands."""
     hidden_TD, cache = read_prompts(model.model, prompts)
     lengths_B, device = cache.lengths_B, hidden_TD.device
     ends_B = lengths_B.cumsum(0)
@@ -52,7 +52,7 @@ def begin(model: DeepseekV3, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, 
 def propose(
     model: DeepseekV3, newest_B: Tensor, state: Speculation, count: int, pick: Callable[[int, Tensor], Tensor]
 ) -> Tensor:
-    """Draft `count` tokens behind the newest of each sample; `pick` takes one from the logits of draft i: [B, N]."""
+    """Drafts `count` tokens behind the newest of each sample; `pick` takes one from the logits of draft i: [B, N]."""
     (module, *_), backbone = model.model.mtp_modules(), model.model
     hidden_BD, token_B, (cache_BSW,) = state.hidden_BD, newest_B, state.memory.layers
     drafts = []
@@ -71,9 +71,10 @@ def propose(
 def check(
     model: DeepseekV3, newest_B: Tensor, drafts_BN: Tensor, state: Speculation
 ) -> tuple[Tensor, Callable[[Tensor], Speculation]]:
-    """Feed the newest token and all drafts at once: logits of what follows each of them, [B, N + 1, V].
+    """Feeds the newest token and all drafts at once; returns the logits of what follows each of them, [B, N + 1, V].
 
-    The second value takes the number of tokens of each sample that stay, newest included, and gives where that leads.
+    The second value is a function: given how many tokens of each sample stay, newest included, it returns where that
+    leads. Nothing is copied to take drafts back, the caches are only declared shorter.
     """
     hidden_BMD, longer = extend(model.model, torch.cat([newest_B.unsqueeze(1), drafts_BN], dim=1), state.cache)
     _remember(model, hidden_BMD[:, :-1], drafts_BN, replace(state.memory, lengths_B=state.cache.lengths_B))
@@ -90,9 +91,9 @@ def check(
 
 
 def _remember(model: DeepseekV3, hidden_BMD: Tensor, following_BM: Tensor, memory: LatentCache) -> None:
-    """Write latents of the module's block for M tokens per sample, from their hidden states and the tokens behind them.
+    """Writes the module's latents of M tokens per sample, from their hidden states and the tokens behind them.
 
-    With one block its output is not needed for that.
+    The module has one block, and a block's latents depend on its input alone, so its output is not computed.
     """
     (module, *_), backbone = model.model.mtp_modules(), model.model
     steps_M = torch.arange(following_BM.shape[1], device=following_BM.device)

@@ -1,4 +1,4 @@
-"""Any causal language model of transformers behind the interface of ours: Qwen, Llama, Mistral, HF's own DeepSeek.
+"""Any causal language model of transformers behind our interface: Qwen, Llama, Mistral, its own DeepSeek class.
 
 Attention is what transformers chooses: sdpa, which keeps no [L, L] of scores, or eager where there is no sdpa.
 Samples of a pack are laid in batches of similar length with padding behind each one, as for our own attention. Causal
@@ -39,12 +39,16 @@ from rlkit.model.trace import BLOCK
 GATE = re.compile(r"model\.layers\.\d+\.mlp\.gate")
 LAYER = re.compile(r"(.*?\.\d+)\.")
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""Relative error within which two ways to the same logits agree."""
+"""The relative error within which two ways to the same logits agree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyValueCache:
-    """transformers' own cache of B samples, aligned at the right: padding is in front, so a sliding window fits too."""
+    """Holds transformers' own cache of B samples.
+
+    Samples are aligned at the right, with padding in front: the newest tokens of all samples stand in one column, which
+    is where transformers appends, and what a sliding window drops first is padding.
+    """
 
     layers: DynamicCache
     mask_BS: Tensor
@@ -52,11 +56,11 @@ class KeyValueCache:
 
     @property
     def lengths_B(self) -> Tensor:
-        """Tokens of each sample that are in the cache."""
+        """Counts the tokens of each sample that are in the cache."""
         return self.mask_BS.sum(1)
 
     def rows(self, index_B: Tensor, room: int) -> KeyValueCache:
-        """Keep (or repeat) the given samples in a new cache; it grows by itself, so `room` is not needed."""
+        """Keeps (or repeats) the given samples in a new cache; it grows by itself, so `room` is not needed."""
         layers = copy.copy(self.layers)
         layers.layers = [copy.copy(layer) for layer in self.layers.layers]
         layers.batch_select_indices(index_B)
@@ -64,7 +68,7 @@ class KeyValueCache:
 
 
 class HfModel(CausalLM):
-    """A model of transformers, its hidden states and its head."""
+    """Runs a model of transformers for its hidden states and its head."""
 
     def __init__(self, inner: PreTrainedModel, files: HfFolder) -> None:
         super().__init__()
@@ -73,10 +77,10 @@ class HfModel(CausalLM):
 
     @classmethod
     def from_checkpoint(cls, path: Path, dtype: torch.dtype = torch.float32) -> HfModel:
-        """Load a Hugging Face folder (config.json and safetensors) as parameters of `dtype`.
+        """Loads a Hugging Face folder (config.json and safetensors) as parameters of `dtype`.
 
-        ValueError for a folder that is missing or incomplete, for a weight that is not finite, and for a model whose
-        logits are not its hidden states times one matrix.
+        Raises ValueError for a folder that is missing or incomplete, for a weight that is not finite, and for a model
+        whose logits are not its hidden states times one matrix.
         """
         files = HfFolder.read(path)
         files.check()
@@ -95,22 +99,24 @@ class HfModel(CausalLM):
         return model
 
     def train(self, mode: bool = True) -> HfModel:
-        """Note the mode, but keep the model of transformers free of dropout."""
+        """Notes the mode, but keeps the model of transformers free of dropout."""
         super().train(mode)
         self.inner.eval()
         return self
 
     @property
     def lm_head(self) -> nn.Linear:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The output head; its weight may be that of the embedding."""
+        """Returns the output head; its weight may be that of the embedding."""
         head = self.inner.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         return head
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """ValueError if the model does more to its hidden states than multiply them: a cap, a scale, a bias."""
+        """Raises ValueError if logits are more than hidden states times a matrix: capped, scaled, with a bias."""
         tokens_1T = torch.arange(8, device=self.lm_head.weight.device).unsqueeze(0) % self.files.text_config.vocab_size
+        # The logits of the model itself against those that `CausalLM` promises: a soft cap or a scale shows here even
+        # where no key of config.json names it.
         theirs = self.inner(input_ids=tokens_1T, use_cache=False).logits
         ours = self.lm_head(self._run(input_ids=tokens_1T, use_cache=False))
         gap = float((ours - theirs).abs().max() / theirs.abs().max())
@@ -122,19 +128,22 @@ class HfModel(CausalLM):
             )
 
     def _run(self, **inputs: Any) -> Tensor:
-        """Hidden states after the final norm, [N, L, D]."""
+        """Runs the backbone and returns the hidden states after the final norm, [N, L, D]."""
         return self.inner.base_model(**inputs).last_hidden_state
 
     def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Hidden states after the final norm, [T] -> [T, D]; one pass for each batch of similar lengths.
+        """Computes the hidden states after the final norm, [T] -> [T, D], one batch of similar lengths after the other.
 
-        ValueError if `lengths` do not sum to T.
+        Raises ValueError if `lengths` do not sum to T.
         """
         ragged = lay_out_pack(tokens_T, lengths)
         return ragged.unpad([self._run(input_ids=tokens_NL, use_cache=False) for tokens_NL in ragged.pad(tokens_T)])
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, KeyValueCache]:
-        """Run the prompts once: logits of each one's next token [B, V], and their cache. ValueError if one is empty."""
+        """Runs the prompts once; returns the logits of each one's next token [B, V], and their cache.
+
+        Raises ValueError if a prompt is empty.
+        """
         if not all(prompts):
             raise ValueError("a prompt without tokens: there is nothing to continue; drop it")
         device, longest = self.lm_head.weight.device, max(map(len, prompts))
@@ -151,7 +160,7 @@ class HfModel(CausalLM):
         return self.lm_head(hidden_BSD[:, -1]), KeyValueCache(layers=layers, mask_BS=mask_BS)
 
     def decode_step(self, tokens_B: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        """Feed one token per sample: logits of the token after it [B, V], and the cache one token longer."""
+        """Feeds one token per sample; returns the logits of the token after it [B, V], and the longer cache."""
         mask_BS = torch.cat([cache.mask_BS, torch.ones_like(cache.mask_BS[:, :1])], dim=1)
         hidden_B1D = self._run(
             input_ids=tokens_B.unsqueeze(1),
@@ -164,7 +173,7 @@ class HfModel(CausalLM):
 
     @torch.no_grad()
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Outputs [T, D] of every block for one sequence, in order, and routers' margins, as in `rlkit.model.trace`."""
+        """Runs one sequence; returns every block's output [T, D] and routers' margins, as `rlkit.model.trace` does."""
         outputs: dict[str, Tensor] = {}
         hooks = []
         for name, module in self.inner.named_modules():
@@ -187,7 +196,7 @@ class HfModel(CausalLM):
         return outputs
 
     def _margins(self, router: nn.Module, output: Any) -> Tensor | None:
-        """How close each token's choice of experts is to another one, [T]; None for a rule that is not known here."""
+        """Says how close each token's choice of experts is to another one, [T]; None for an unknown rule."""
         if not isinstance(output, tuple) or len(output) != 3:
             return None
         logits_TE, _, experts_TK = output
@@ -203,19 +212,21 @@ class HfModel(CausalLM):
 
     @torch.no_grad()
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its published name, LoRA merged in; experts are copied, a layer at a time.
+        """Yields every weight under its published name, with LoRA merged in; experts are copied, a layer at a time.
 
         A tied head comes too: some engines ask for it.
         """
         state = merged(self.inner)
+        # Where transformers stacks the experts of a layer, its own table of conversions takes them apart again. It
+        # needs all experts of a layer at once, and one layer at a time keeps the copies small.
         for _, names in groupby(state, key=_layer):
             yield from revert_weight_conversion(self.inner, {name: state[name] for name in names}).items()
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy published tensors into the model, by transformers' own loader; takes the memory of a second model.
+        """Copies published tensors into the model by transformers' own loader; it takes the memory of a second model.
 
-        ValueError for a tensor that is missing, unknown, doubled or of another shape.
+        Raises ValueError for a tensor that is missing, unknown, doubled or of another shape.
         """
         given = dict(checked(weights, self.files.table, self.files.tied))
         with _quiet():
@@ -225,11 +236,11 @@ class HfModel(CausalLM):
         self.inner.load_state_dict(fresh.state_dict())
 
     def published(self) -> Mapping[str, tuple[int, ...]]:
-        """Published name and shape of every weight."""
+        """Returns the published name and the shape of every weight."""
         return self.files.published
 
     def core(self) -> nn.Module:
-        """The model of transformers."""
+        """Returns the model of transformers."""
         return self.inner
 
 
@@ -240,7 +251,7 @@ def _layer(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Load without transformers' progress bar: a run has its own."""
+    """Hides transformers' progress bar while a model is loaded: a run has its own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -20,20 +20,20 @@ from rlkit.model.base import CausalLM
 
 ALL = "all-linear"
 NAME = "default"
-"""Of the adapter inside a model; peft leaves it out of files."""
+"""The name of the adapter inside a model; peft leaves it out of files."""
 BASE = ".base_layer."
-"""Where peft puts what it wraps."""
+"""The part of a name under which peft keeps what it wraps."""
 PREFIX = "base_model.model."
-"""Of every key in an adapter file."""
+"""What every key in an adapter file begins with."""
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def choose_targets(model: CausalLM, targets: str | Sequence[str]) -> list[str]:
-    """Names of the linear layers that get an adapter, as peft matches them: the last part, such as q_proj.
+    """Returns the names of the linear layers that get an adapter, as peft matches them: the last part, such as q_proj.
 
     Left out are the head, MTP modules, and every name that the projections of routed experts have too: peft 0.21 reads
     gate_proj of such a model as that of the stacked experts, also where only the shared expert or a dense layer is
-    meant. ValueError for a name that no layer has.
+    meant. Raises ValueError for a name that no layer has.
     """
     experts = {name.split(".")[-2] for name in model.published() if ".experts." in name}
     allowed = sorted({name.rpartition(".")[2] for name, _ in _linear_layers(model)} - experts)
@@ -53,7 +53,7 @@ def choose_targets(model: CausalLM, targets: str | Sequence[str]) -> list[str]:
 
 
 def count_parameters(model: CausalLM, rank: int, targets: Sequence[str]) -> int:
-    """Numbers in A and B of all adapters: r (in + out) for each layer."""
+    """Counts the numbers in A and B of all adapters: r (in + out) for each layer."""
     layers = (layer for name, layer in _linear_layers(model) if name.rpartition(".")[2] in targets)
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
@@ -66,7 +66,7 @@ def _linear_layers(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def add_lora(model: CausalLM, *, rank: int, alpha: float, targets: str | Sequence[str], seed: int) -> None:
-    """Freeze the model and put adapters into it; they depend on `seed` alone. ValueError as in `choose_targets`."""
+    """Freezes the model and puts adapters into it, which depend on `seed` alone; raises as `choose_targets` does."""
     from peft import inject_adapter_in_model  # takes seconds to import
 
     chosen = choose_targets(model, targets)
@@ -79,7 +79,7 @@ def add_lora(model: CausalLM, *, rank: int, alpha: float, targets: str | Sequenc
 
 
 def adapter_weights(model: CausalLM) -> dict[str, Tensor]:
-    """A and B of every adapter under the keys of peft's files, on the CPU; empty without LoRA."""
+    """Returns A and B of every adapter under the keys of peft's files, on the CPU; empty without LoRA."""
     return {
         PREFIX + name.replace(f".{NAME}.", "."): tensor.detach().to("cpu", copy=True)
         for name, tensor in model.core().state_dict().items()
@@ -88,7 +88,7 @@ def adapter_weights(model: CausalLM) -> dict[str, Tensor]:
 
 
 def write_adapter(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: float, base: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, as `peft.PeftModel.from_pretrained` reads them.
+    """Writes adapter_config.json and adapter_model.safetensors, as `peft.PeftModel.from_pretrained` reads them.
 
     `base` is the checkpoint that the adapter belongs to.
     """
@@ -101,7 +101,7 @@ def write_adapter(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alp
 
 
 def merged(module: nn.Module) -> Mapping[str, Tensor]:
-    """`module.state_dict()` as it would be without adapters: W + (alpha / r) B A, computed when it is asked for.
+    """Returns `module.state_dict()` as it would be without adapters: W + (alpha / r) B A, computed when asked for.
 
     The product is taken in fp32 and the sum rounded once, to W's dtype. W itself does not change.
     """

@@ -23,6 +23,10 @@ class _Undrawn(TorchFunctionMode):
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Modules made inside have no memory, and nothing is drawn for them: torch would import its compiler for that."""
+    """Makes modules without memory inside the block.
+
+    Nothing is drawn for them either: on the meta device torch would import its compiler to draw nothing, which takes
+    seconds.
+    """
     with torch.device("meta"), _Undrawn():
         yield

@@ -18,7 +18,7 @@ from rlkit.model.routing import RULES, Routing, choice_margins, choose_experts, 
 
 
 class _ScaledSwiGLU(torch.autograd.Function):
-    """y = w silu(a) b for h = [a, b]; autograd's own version copies both halves once more."""
+    """Computes y = w silu(a) b for h = [a, b]; autograd's own version copies both halves once more."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class _ScaledSwiGLU(torch.autograd.Function):
 
 
 class _Dispatch(torch.autograd.Function):
-    """Copy each token to its K places in expert order: [T, D] -> [T * K, D]."""
+    """Copies each token to its K places in expert order: [T, D] -> [T * K, D]."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, sources: Tensor, places_TK: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """Sum the K expert outputs of each token, the transpose of `_Dispatch`: [T * K, D] -> [T, D]."""
+    """Sums the K expert outputs of each token, the transpose of `_Dispatch`: [T * K, D] -> [T, D]."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, sources: Tensor, places_TK: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class _Combine(torch.autograd.Function):
 
 
 class MLP(nn.Module):
-    """y = W_down (silu(W_gate x) * W_up x), the dense layer and the shared experts."""
+    """Computes y = W_down (silu(W_gate x) * W_up x), as the dense layers and the shared experts do."""
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Maps [T, D] to [T, D]."""
         return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
 
@@ -97,7 +97,7 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", bias_E)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
-        """Move like any module, but keep the bias in fp32: it grows in steps of 0.001, which bf16 swallows."""
+        """Moves like any module, but keeps the bias in fp32: it grows in steps of 0.001, which bf16 swallows."""
         exact = self.e_score_correction_bias
         super()._apply(fn, recurse)
         moved = self.e_score_correction_bias
@@ -106,7 +106,7 @@ class Router(nn.Module):
         return self
 
     def forward(self, x_TD: Tensor) -> Routing:
-        """Choose K experts for each of the tokens [T, D]."""
+        """Chooses K experts for each of the tokens [T, D]."""
         cfg = self.config
         scores_TE = router_scores(x_TD, self.weight, self.rule)
         experts_TK = choose_experts(
@@ -116,7 +116,7 @@ class Router(nn.Module):
         return Routing(scores_TE=scores_TE, experts_TK=experts_TK, weights_TK=weights_TK)
 
     def margins(self, x_TD: Tensor) -> Tensor:
-        """How close each token's choice of experts is to another one, [T]; see `choice_margins`."""
+        """Says how close each token's choice of experts is to another one, [T]; see `choice_margins`."""
         cfg, scores_TE = self.config, router_scores(x_TD, self.weight, self.rule)
         return choice_margins(
             scores_TE, self.e_score_correction_bias, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok, self.rule
@@ -124,7 +124,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts, stacked: gate and up [E, 2I, D], down [E, D, I]."""
+    """Holds the routed experts, stacked: gate and up [E, 2I, D], down [E, D, I]."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
@@ -133,7 +133,9 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """y_t = sum_k g_tk expert_k(x_t): [T, D] -> [T, D]."""
+        """Computes y_t = sum_k g_tk expert_k(x_t): [T, D] -> [T, D]."""
+        # Sort the T K choices by expert. `sources` says which token stands at each place of that order, `places_TK`
+        # where the K copies of a token went, and `ends_E` where the block of each expert ends.
         flat = experts_TK.flatten()
         order = flat.argsort(stable=True)
         sources = order // experts_TK.shape[1]
@@ -148,7 +150,7 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Shared experts see every token, routed experts the tokens that choose them; the outputs add up."""
+    """Shows every token to the shared experts and to the routed experts that it chooses; the outputs add up."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
@@ -157,6 +159,6 @@ class MoE(nn.Module):
         self.shared_experts = MLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Maps [T, D] to [T, D]."""
         routing = self.gate(x_TD)
         return self.experts(x_TD, routing.weights_TK, routing.experts_TK) + self.shared_experts(x_TD)

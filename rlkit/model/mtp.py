@@ -22,7 +22,7 @@ from rlkit.model.ragged import Ragged, lay_out
 
 
 class SharedHead(nn.Module):
-    """The norm in front of the shared head; the head itself lives in the main model."""
+    """Holds the norm in front of the shared head; the head itself lives in the main model."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class SharedHead(nn.Module):
 
 
 class MtpModule(Block):
-    """The module of one depth: a block behind the projection of hidden state and embedding, under published names."""
+    """Predicts one depth: a block behind the projection of hidden state and embedding, under published names."""
 
     def __init__(self, config: DeepseekV3Config, depth: int) -> None:
         super().__init__(config, config.num_hidden_layers + depth - 1)
@@ -40,11 +40,11 @@ class MtpModule(Block):
         self.shared_head = SharedHead(config)
 
     def join(self, embedded_TD: Tensor, previous_TD: Tensor) -> Tensor:
-        """M_k [RMSNorm(embedding) ; RMSNorm(hidden state of the depth before)]: [T, D]."""
+        """Computes M_k [RMSNorm(embedding) ; RMSNorm(hidden state of the depth before)]: [T, D]."""
         return self.eh_proj(torch.cat([self.enorm(embedded_TD), self.hnorm(previous_TD)], dim=-1))
 
     def predict(self, embedded_TD: Tensor, previous_TD: Tensor, rotations_T: Tensor, ragged: Ragged) -> Tensor:
-        """Hidden states h^k, ready for the head: [T, D]."""
+        """Computes the hidden states h^k, ready for the head: [T, D]."""
         return self.shared_head.norm(self(self.join(embedded_TD, previous_TD), rotations_T, ragged))
 
 
@@ -69,6 +69,8 @@ def mtp_hidden(
         embed: makes embeddings of token ids.
         rotations: makes rotary factors of positions.
     """
+    # `left_M` counts the tokens of its sample from each row on, itself included. A row can predict k + 1 tokens ahead
+    # while more than that are left, so every depth keeps the rows of the depth before, less the last of each sample.
     ends_N = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
     left_M = ends_N.repeat_interleave(ends_N.diff(prepend=ends_N.new_zeros(1))) - torch.arange(
         len(tokens_T), device=tokens_T.device

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = w x r, r = 1 / sqrt(mean(x^2) + eps), in fp32: half the passes over memory that autograd makes on a CPU.
+    """Computes y = w x r, r = 1 / sqrt(mean(x^2) + eps), in fp32, with half of autograd's passes over memory.
 
     dx = r (w g) - x r^3 mean(w g x), dw = sum over rows of r g x.
     """
@@ -33,7 +33,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """y = w x / sqrt(mean(x^2) + eps), the mean taken in fp32."""
+    """Computes y = w x / sqrt(mean(x^2) + eps), with the mean taken in fp32."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -41,5 +41,5 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Maps [T, D] to [T, D]."""
         return _RMSNorm.apply(x_TD, self.weight, self.eps)

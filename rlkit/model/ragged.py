@@ -1,4 +1,4 @@
-"""Samples of different lengths: laid end to end for linear layers, padded to batches for attention."""
+"""Samples of different lengths, which lie end to end for linear layers and are padded to batches for attention."""
 
 from __future__ import annotations
 
@@ -10,45 +10,47 @@ import torch
 from torch import Tensor
 
 MAX_PADDING = 1.25
-"""Padded tokens per real token that one bucket may reach."""
+"""The padded tokens per real token that one bucket may reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ragged:
-    """Where each packed token sits in the padded batches; S is the number of padded places.
+    """Says where each packed token sits in the padded batches; S is the number of padded places.
 
     Example: lengths (3, 2) make one bucket (2, 3) and `slots_T=[0, 1, 2, 3, 4]`: place 5 is padding.
     """
 
     lengths: tuple[int, ...]
     positions_T: Tensor
-    """Place of each token in its own sample."""
+    """The place of each token in its own sample."""
     buckets: tuple[tuple[int, int], ...]
     """(samples, padded length) of each batch, laid one after the other over the S places."""
     slots_T: Tensor | None
-    """Place of each token among the S; None when nothing moves, as with samples of one length."""
+    """The place of each token among the S; None when nothing moves, as with samples of one length."""
 
     def pad(self, x_T: Tensor) -> list[Tensor]:
-        """[T, ...] -> one [N, L, ...] per bucket, zeros behind each sample."""
+        """Turns [T, ...] into one [N, L, ...] per bucket, with zeros behind each sample."""
         places = sum(num * width for num, width in self.buckets)
         x_S = x_T if self.slots_T is None else _Pad.apply(x_T, self.slots_T, places)
         split = x_S.split([num * width for num, width in self.buckets])
         return [part.unflatten(0, shape) for part, shape in zip(split, self.buckets, strict=True)]
 
     def unpad(self, batches: Sequence[Tensor]) -> Tensor:
-        """The inverse of `pad`: one [N, L, ...] per bucket -> [T, ...]."""
+        """Inverts `pad`: one [N, L, ...] per bucket becomes [T, ...]."""
         flat = [batch.flatten(0, 1) for batch in batches]
         x_S = flat[0] if len(flat) == 1 else torch.cat(flat)
         return x_S if self.slots_T is None else _Unpad.apply(x_S, self.slots_T)
 
 
 def lay_out(lengths: Sequence[int], device: torch.device) -> Ragged:
-    """Group samples into batches of similar length, so that padding stays under a quarter of the tokens.
+    """Groups samples into batches of similar length, so that padding stays under a quarter of the tokens.
 
-    ValueError for a sample without tokens.
+    Raises ValueError for a sample without tokens.
     """
     if not lengths or min(lengths) < 1:
         raise ValueError(f"lengths={tuple(lengths)}: every sample needs at least one token; drop empty samples")
+    # Longest first: a bucket is as wide as its first sample, and takes the next one as long as the padding that this
+    # makes stays small beside the real tokens that it then holds.
     buckets: list[list[int]] = []
     width = real = 0
     for sample in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -73,7 +75,7 @@ def lay_out(lengths: Sequence[int], device: torch.device) -> Ragged:
 
 
 def lay_out_pack(tokens_T: Tensor, lengths: Sequence[int] | None) -> Ragged:
-    """`lay_out` for these tokens; None means one sample. ValueError if the lengths do not sum to T."""
+    """Lays these tokens out; None means one sample. Raises ValueError if the lengths do not sum to T."""
     lengths = (len(tokens_T),) if lengths is None else lengths
     if sum(lengths) != len(tokens_T):
         raise ValueError(f"lengths={tuple(lengths)} sum to {sum(lengths)}; they must sum to {len(tokens_T)} tokens")
@@ -81,7 +83,7 @@ def lay_out_pack(tokens_T: Tensor, lengths: Sequence[int] | None) -> Ragged:
 
 
 class _Pad(torch.autograd.Function):
-    """x_S[slots] = x_T; its gradient is a gather, not autograd's scatter-add."""
+    """Writes x_S[slots] = x_T; its gradient is a gather, not autograd's scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, x_T: Tensor, slots_T: Tensor, places: int) -> Tensor:
@@ -95,7 +97,7 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """x_T = x_S[slots], the transpose of `_Pad`."""
+    """Reads x_T = x_S[slots], the transpose of `_Pad`."""
 
     @staticmethod
     def forward(ctx: Any, x_S: Tensor, slots_T: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from rlkit.model.config import Yarn
 
 
 def frequencies(dim: int, theta: float, yarn: Yarn | None = None) -> Tensor:
-    """Radians per position of each pair, f_j = theta^(-2j/dim), in fp32: [dim / 2].
+    """Returns the radians per position of each pair, f_j = theta^(-2j/dim), in fp32: [dim / 2].
 
-    With YaRN f_j (1 - r_j) + f_j / factor * r_j, where r_j rises from 0 at the pair that makes `beta_fast` turns in the
-    original context to 1 at the pair that makes `beta_slow` (arXiv:2309.00071, section 3.2, over j instead of turns).
+    With YaRN they are f_j (1 - r_j) + f_j / factor * r_j, where r_j rises from 0 at the pair that makes `beta_fast`
+    turns in the original context to 1 at the pair that makes `beta_slow` (arXiv:2309.00071, section 3.2, over j instead
+    of turns).
     """
     periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if yarn is None:
@@ -33,12 +34,12 @@ def frequencies(dim: int, theta: float, yarn: Yarn | None = None) -> Tensor:
 
 
 def _pair_of(turns: float, dim: int, theta: float, yarn: Yarn) -> float:
-    """The (fractional) pair that makes so many turns within the original context."""
+    """Returns the (fractional) pair that makes so many turns within the original context."""
     return dim * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
 def rotations(positions_T: Tensor, dim: int, theta: float, yarn: Yarn | None = None) -> Tensor:
-    """Complex numbers a e^(i p f_j) for j = 0..dim/2-1, in complex64: [T, dim / 2].
+    """Returns the complex numbers a e^(i p f_j) for j = 0..dim/2-1, in complex64: [T, dim / 2].
 
     a = 1 without YaRN, else m(mscale) / m(mscale_all_dim) with m of `magnitude`.
     """
@@ -48,17 +49,17 @@ def rotations(positions_T: Tensor, dim: int, theta: float, yarn: Yarn | None = N
 
 
 def magnitude(factor: float, mscale: float) -> float:
-    """YaRN's growth of queries and keys, m = 0.1 mscale ln(factor) + 1 (arXiv:2309.00071, section 3.4)."""
+    """Returns YaRN's growth of queries and keys, m = 0.1 mscale ln(factor) + 1 (arXiv:2309.00071, section 3.4)."""
     return 0.1 * mscale * math.log(factor) + 1.0
 
 
 def softmax_scale(key_width: int, yarn: Yarn | None) -> float:
-    """What q k^T is multiplied with: 1 / sqrt(key width), times m(mscale_all_dim)^2 with YaRN."""
+    """Returns what q k^T is multiplied with: 1 / sqrt(key width), times m(mscale_all_dim)^2 with YaRN."""
     return key_width**-0.5 * (1.0 if yarn is None else magnitude(yarn.factor, yarn.mscale_all_dim) ** 2)
 
 
 def rotate_tail(x: Tensor, rotations_T: Tensor) -> Tensor:
-    """Turn the last R numbers of each row by its token's angles, pair by pair (x[2j], x[2j+1]), in fp32.
+    """Turns the last R numbers of each row by its token's angles, pair by pair (x[2j], x[2j+1]), in fp32.
 
     `x` is [T, ..., d] with d >= R; same shape and dtype out. The rest of the row is copied.
     """
@@ -66,7 +67,7 @@ def rotate_tail(x: Tensor, rotations_T: Tensor) -> Tensor:
 
 
 class _RotateTail(torch.autograd.Function):
-    """The transpose of a complex product is the product with the conjugate: the gradient turns back."""
+    """Turns pairs; the transpose of a complex product is the product with the conjugate, so the gradient turns back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, angles: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which experts a token goes to: scores, node-limited groups, a bias that only steers the choice.
+"""How a token finds its experts: scores, node-limited groups, and a bias that only steers the choice.
 
 Two rules are built in, by the `scoring_func` of config.json: "sigmoid" is DeepSeek-V3's (arXiv:2412.19437, section
 2.1.2), "softmax" V2's (arXiv:2405.04434, section 2.2). Shapes: T tokens, E experts, K chosen per token, G groups.
@@ -16,82 +16,82 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """Where a router sends its tokens."""
+    """Says where a router sends its tokens."""
 
     scores_TE: Tensor
-    """Affinity of every token to every expert, in fp32, without the bias."""
+    """The affinity of every token to every expert, in fp32, without the bias."""
     experts_TK: Tensor
     """The chosen experts of each token."""
     weights_TK: Tensor
-    """What their outputs count, in fp32."""
+    """The weights of their outputs, in fp32."""
 
 
 class RoutingRule(Protocol):
-    """What one way of routing decides; `RULES` holds them by name, and another one is an entry there.
+    """Decides one way of routing; `RULES` holds them by name, and another one is an entry there.
 
     A rule whose models have published checkpoints also needs their names, in `rlkit.model.config.PUBLISHED`.
     """
 
     @property
     def has_bias(self) -> bool:
-        """Whether an `e_score_correction_bias` steers the choice."""
+        """Says whether an `e_score_correction_bias` steers the choice."""
         ...
 
     def scores(self, logits_TE: Tensor) -> Tensor:
-        """Affinities, 0 or more, of fp32 logits: [T, E]."""
+        """Makes affinities, 0 or more, of fp32 logits: [T, E]."""
         ...
 
     def group_scores(self, scores_TGE: Tensor) -> Tensor:
-        """What a group counts when groups are chosen, [T, G, E / G] -> [T, G]; must grow with each score."""
+        """Says what a group counts when groups are chosen, [T, G, E / G] -> [T, G]; it must grow with each score."""
         ...
 
     def comparable(self, scores_TE: Tensor) -> Tensor:
-        """A growing function of the scores that fp32 rounding of the logits moves by about as much for every token."""
+        """Maps scores, in order, to numbers that fp32 rounding of the logits moves about alike for every token."""
         ...
 
 
 class SigmoidRule:
-    """DeepSeek-V3, `noaux_tc`: s = sigmoid(x W^T); a group counts as its two highest s + bias together."""
+    """Routes as DeepSeek-V3 does, `noaux_tc`: s = sigmoid(x W^T); a group counts as its two highest s + bias."""
 
     has_bias = True
 
     def scores(self, logits_TE: Tensor) -> Tensor:
-        """Each expert on its own, in 0..1."""
+        """Scores each expert on its own, in 0..1."""
         return logits_TE.sigmoid()
 
     def group_scores(self, scores_TGE: Tensor) -> Tensor:
-        """The sum of the two highest."""
+        """Adds the two highest scores."""
         return scores_TGE.topk(2, dim=-1).values.sum(-1)
 
     def comparable(self, scores_TE: Tensor) -> Tensor:
-        """The scores themselves: the slope of the sigmoid is at most 1/4."""
+        """Returns the scores themselves: the slope of the sigmoid is at most 1/4."""
         return scores_TE
 
 
 class SoftmaxRule:
-    """DeepSeek-V2, `greedy` and `group_limited_greedy`: s = softmax(x W^T), no bias; a group counts as its highest."""
+    """Routes as DeepSeek-V2 does, `greedy` or `group_limited_greedy`: s = softmax(x W^T); a group counts its highest."""
 
     has_bias = False
 
     def scores(self, logits_TE: Tensor) -> Tensor:
-        """Shares of 1."""
+        """Gives each expert a share of 1."""
         return logits_TE.softmax(-1)
 
     def group_scores(self, scores_TGE: Tensor) -> Tensor:
-        """The highest."""
+        """Takes the highest score."""
         return scores_TGE.max(dim=-1).values
 
     def comparable(self, scores_TE: Tensor) -> Tensor:
-        """log s, which differs from the logits by a constant: with many experts all scores are small, and gaps too."""
+        """Takes log s, the logits up to a constant: with many experts all scores are small, and so are gaps."""
         return scores_TE.clamp_min(torch.finfo(scores_TE.dtype).tiny).log()
 
 
 RULES: dict[str, RoutingRule] = {"sigmoid": SigmoidRule(), "softmax": SoftmaxRule()}
-"""By the name that config.json gives as `scoring_func`."""
+"""The rules, by the name that config.json gives as `scoring_func`."""
 
 
 def router_scores(x_TD: Tensor, weight_ED: Tensor, rule: RoutingRule = RULES["sigmoid"]) -> Tensor:
-    """Affinities s of x W^T in fp32 whatever the inputs' dtype, [T, E]: rounding here flips choices."""
+    """Computes affinities s of x W^T in fp32 whatever the inputs' dtype, [T, E]: rounding here flips choices."""
     return rule.scores(F.linear(x_TD.float(), weight_ED.float()))
 
 
@@ -103,7 +103,7 @@ def choose_experts(
     k: int,
     rule: RoutingRule = RULES["sigmoid"],
 ) -> Tensor:
-    """Indices of the k experts of each token, [T, K], by s + bias within the best groups.
+    """Returns the indices of the k experts of each token, [T, K], by s + bias within the best groups.
 
     Groups are ranked by the rule's `group_scores` of s + bias; experts outside the chosen groups cannot be picked.
     """
@@ -125,9 +125,11 @@ def choice_margins(
     k: int,
     rule: RoutingRule = RULES["sigmoid"],
 ) -> Tensor:
-    """How much s + bias would have to move for each token to choose otherwise, [T], in the rule's `comparable` units.
+    """Says how far s + bias would have to move for a token to choose otherwise, [T], in the rule's `comparable` units.
 
-    The smaller of two gaps: last chosen group to first left out, and k-th expert to the next within the chosen groups.
+    It is the smaller of two gaps: from the last chosen group to the first left out, and from the k-th expert to the
+    next within the chosen groups. Two correct programs differ by rounding; where the gap is smaller than that, they may
+    send a token to different experts, and everything after it differs. The parity gate asks for the gaps to excuse it.
     """
     compared_TE = rule.comparable(scores_TE.detach())
     biased_TE = compared_TE if bias_E is None else compared_TE + bias_E
@@ -145,7 +147,7 @@ def choice_margins(
 
 
 def gate_weights(scores_TE: Tensor, experts_TK: Tensor, normalise: bool, scale: float) -> Tensor:
-    """Weights g_i = scale * s_i / sum_chosen s_j of the chosen experts, [T, K]; the bias plays no part."""
+    """Returns the weights g_i = scale * s_i / sum_chosen s_j of the chosen experts, [T, K]; the bias plays no part."""
     weights_TK = scores_TE.gather(1, experts_TK)
     if normalise:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)

@@ -1,4 +1,4 @@
-"""What a model does inside, watched from outside: the output of every block, and what every router decides."""
+"""What a model does inside, watched from outside by hooks: the output of every block, the choice of every router."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlkit.model.ragged import lay_out_pack
 from rlkit.model.routing import Routing
 
 BLOCK = re.compile(r"model\.(layers\.\d+\.(self_attn|mlp)|norm)")
-"""Names of blocks in a trace; modules are called so in transformers and in vLLM."""
+"""The names of blocks in a trace; transformers and vLLM call their modules the same."""
 
 
 def trace(backbone: Backbone, tokens: Sequence[int]) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def trace(backbone: Backbone, tokens: Sequence[int]) -> dict[str, Tensor]:
 
 @contextmanager
 def recorded_routing(routers: Mapping[str, Router]) -> Iterator[dict[str, Routing]]:
-    """What each router decided in the one forward pass that runs inside the block, under its name.
+    """Records what each router decides in the one forward pass that runs inside the block, under its name.
 
     The scores keep their gradient. What is computed again during backward comes after the block and is not recorded.
     """

@@ -25,11 +25,11 @@ LAST_ANSWER = re.compile(r"<answer>(?:(?!<answer>).)*</answer>\s*\Z", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A prompt with the completion to imitate; training on it reads `prompt.tokens + completion`."""
+    """Pairs a prompt with the completion to imitate; training on it reads `prompt.tokens + completion`."""
 
     prompt: Prompt
     completion: tuple[int, ...]
-    """Token ids, the end token included."""
+    """Its token ids, the end token included."""
 
 
 def to_prompts(
@@ -99,12 +99,12 @@ def to_demonstrations(
 
 @lru_cache(maxsize=4)
 def order(num_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The permutation of 0..num_rows-1 in which an epoch visits the rows; depends on nothing but its arguments."""
+    """Returns the permutation of 0..num_rows-1 in which an epoch visits the rows; it depends on the arguments alone."""
     return tuple(random.Random(f"{seed}/{epoch}").sample(range(num_rows), num_rows))
 
 
 def rows_for_step(num_rows: int, per_step: int, step: int, seed: int) -> list[int]:
-    """Rows of step `step` (from 0): places step * per_step and on in the epochs laid end to end.
+    """Returns the rows of step `step` (from 0): the places from step * per_step on, in epochs laid end to end.
 
     There is no cursor to save: a resumed run asks for the same step and gets the same rows.
     """
@@ -113,7 +113,7 @@ def rows_for_step(num_rows: int, per_step: int, step: int, seed: int) -> list[in
 
 
 def prompts_for_step(prompts: Sequence[Prompt], per_step: int, step: int, seed: int) -> list[Prompt]:
-    """The prompts of step `step` (from 1), each with an id of its own.
+    """Returns the prompts of step `step` (from 1), each with an id of its own.
 
     Where two epochs meet, one prompt may come twice. Its rollouts draw their seeds from its id, so the second one is
     renamed: else both groups would be the same.

@@ -19,7 +19,7 @@ Parameters = Mapping[str, Any]
 
 
 def draw(tasks: Mapping[str, Parameters | None], seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (id, record) without end, one task after the other in turn; no question comes twice.
+    """Yields (id, record) without end, one task after the other in turn; no question comes twice.
 
     A record has `question`, `answer`, `solution` ("" where no steps are known), `task` and reasoning-gym's `metadata`.
     Raises ValueError for an unknown task, a bad parameter, and a task that runs out of new questions.
@@ -34,7 +34,7 @@ def draw(tasks: Mapping[str, Parameters | None], seed: int) -> Iterator[tuple[st
 
 
 def solve(task: str, metadata: Mapping[str, Any]) -> str:
-    """The worked solution of one question as short steps, "" for a task without one.
+    """Returns the worked solution of one question as short steps, "" for a task without one.
 
     Example: `solve("chain_sum", {"expression": "12 + 34 - 5"}) == "12+34=46 46-5=41"`
     """
@@ -42,7 +42,7 @@ def solve(task: str, metadata: Mapping[str, Any]) -> str:
 
 
 def _allow_missing_solver() -> None:
-    """Let reasoning-gym import without pycosat, which needs a compiler and serves its zebra puzzles only."""
+    """Lets reasoning-gym import without pycosat, which needs a compiler and serves its zebra puzzles only."""
     if "pycosat" not in sys.modules and find_spec("pycosat") is None:
         sys.modules["pycosat"] = ModuleType("pycosat")
 

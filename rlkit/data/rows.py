@@ -1,4 +1,4 @@
-"""From a config to training rows and held-out rows that share no question."""
+"""Turns a configuration into training rows and held-out rows that share no question."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One question with its gold answer.
+    """Holds one question with its gold answer.
 
     Example: `Row(id="chain_sum/7", question="3 + 4", answer="7", solution="3+4=7", meta={"answer": "7", ...})`
     """
 
     id: str
-    """Stable across runs and sizes: source, split and place in it."""
+    """Source, split and place in it; the same in every run, whatever the sizes."""
     question: str
     answer: str
     """"" when `data.answer_column` is empty."""
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Rows to train on and rows to measure on; no question is in both, none occurs twice."""
+    """Holds rows to train on and rows to measure on; no question is in both, and none occurs twice."""
 
     train: tuple[Row, ...]
     held_out: tuple[Row, ...]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlkit.config import DataConfig
 
 Record = tuple[str, dict[str, Any]]
-"""(id, dataset row)"""
+"""The id of a dataset row, and the row."""
 
 NAMED = ("reasoning_gym", "gsm8k", "math")
 FILE_ENDINGS = (".jsonl", ".json", ".parquet")
@@ -32,18 +32,18 @@ GSM8K_FOLDER = Path(__file__).parent / "gsm8k"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Splits of records, and the columns that hold question, answer and worked solution ("" for none)."""
+    """Holds splits of records, and names the columns of question, answer and worked solution ("" for none)."""
 
     splits: Mapping[str, Iterable[Record]]
     question: str
     answer: str
     solution: str
     endless: bool = False
-    """True for a generator: there is no "all rows" of it."""
+    """Whether rows are generated on demand, so that "all rows" means nothing."""
 
 
 def open_source(source: str, cfg: DataConfig, key: str) -> Source:
-    """Open `source`; errors name `key` (`data.source` or `data.eval_source`)."""
+    """Opens `source`; errors name `key` (`data.source` or `data.eval_source`)."""
     if source == "reasoning_gym":
         splits: dict[str, Iterable[Record]] = {"train": draw(cfg.tasks, cfg.seed)}
         return Source(splits=splits, question="question", answer="answer", solution="solution", endless=True)

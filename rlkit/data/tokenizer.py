@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 MARKS = ("<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
-"""One token each, but not special: rewards read them, so decoding keeps them."""
+"""They are one token each, but not special: rewards read them, so decoding keeps them."""
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS) + len(MARKS)
 PROBES = ("12 + 34 - 5\nHow are you?", "def f(x):\n    return x\n\n\tf(1)", "a  b   c")
 """Texts that must come back from their ids: digits, words, and every kind of white space that a task may be about."""
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits: any text encodes, and 123 is always three tokens.
+    """Trains byte-level BPE with single digits: any text encodes, and 123 is always three tokens.
 
     The result has at most `vocab_size` tokens, fewer if the texts offer no more pairs to merge. Marks stay in decoded
     text when special tokens are skipped. Raises ValueError if `vocab_size` cannot hold the bytes and the marks.

@@ -15,31 +15,31 @@ class Engine(Protocol):
     """Samples completions, token ids in and token ids out, with the log-prob of every sampled token."""
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterable[Group]:
-        """Draw `n` completions for each prompt; groups may come as they are finished, in any order."""
+        """Draws `n` completions for each prompt; groups may come as they are finished, in any order."""
         ...
 
     def finished(self) -> int:
-        """Rollouts that the running `generate` has finished; another thread may ask."""
+        """Counts the rollouts that the running `generate` has finished; another thread may ask."""
         ...
 
     def drafts(self) -> tuple[int, int]:
-        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) if it does not draft."""
+        """Counts the tokens that the last `generate` drafted, and those it accepted; (0, 0) if it does not draft."""
         ...
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replace all weights; rollouts made from now on carry `version`."""
+        """Replaces all weights; rollouts made from now on carry `version`."""
         ...
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        """Computes log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
         ...
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Run one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        """Runs one sequence; returns every block's output in order, `{"model.layers.0.self_attn": [T, D], ...}`."""
         ...
 
     def replicas(self) -> Sequence[Engine]:
-        """Every copy of the model that samples, as an engine of its own: the parity gate asks each of them."""
+        """Returns every copy of the model that samples, as an engine of its own: the parity gate asks each of them."""
         ...
 
 
@@ -53,7 +53,7 @@ def completion_text(tokens: Sequence[int], end_tokens: Collection[int], decode: 
 
 
 def rollout_seed(seed: int, prompt_id: str, index: int) -> int:
-    """Seed of rollout `index` of a prompt: the same whichever engine, batch or place in the queue draws it.
+    """Returns the seed of rollout `index` of a prompt, the same whichever engine, batch or place in the queue draws it.
 
     seed_i = first 63 bits of blake2b(seed / prompt_id / i)
     """

@@ -10,7 +10,7 @@ from rlkit.types import Sampling
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One token per row, and its log-prob in nats under the distribution it was drawn from.
+    """Draws one token per row, and returns its log-prob in nats under the distribution that it was drawn from.
 
     token = first v with F(v) > u, F the cumulative softmax(logits / temperature). Temperature 0 takes the most likely
     token and reports its log-prob at temperature 1. With top_p < 1 both are of the distribution cut to the nucleus.
@@ -21,7 +21,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Ten
 
 
 def distribution(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities to draw from, in float64, and the log-probs to report, as in `draw`: [..., V] each."""
+    """Returns the probabilities to draw from, in float64, and the log-probs to report, as in `draw`: [..., V] each."""
     if sampling.temperature == 0:
         best_BV = F.one_hot(logits_BV.argmax(-1), logits_BV.shape[-1])
         return best_BV.double(), logits_BV.float().log_softmax(-1)
@@ -33,7 +33,7 @@ def distribution(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
 
 
 def invert(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    """First v of each row with F(v) > u, F the cumulative sum of the weights over their total: [B]."""
+    """Returns the first v of each row with F(v) > u, F the cumulative sum of the weights over their total: [B]."""
     cumulative_BV = weights_BV.cumsum(-1)
     target_B1 = uniforms_B.unsqueeze(1) * cumulative_BV[:, -1:]
     # u close to 1 may round up to the total; the last token is then the inverse.
@@ -41,12 +41,12 @@ def invert(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
 
 def uniforms(seed: int, *shape: int) -> Tensor:
-    """The random numbers of one rollout, in [0, 1), in float64; more rows do not change the first ones."""
+    """Draws the random numbers of one rollout, in [0, 1), in float64; more rows do not change the first ones."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _outside_nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
-    """True for tokens outside the smallest set of likely tokens whose mass reaches `top_p` (arXiv:1904.09751, 3.1)."""
+    """Marks tokens outside the smallest set of likely tokens whose mass reaches `top_p` (arXiv:1904.09751, 3.1)."""
     sorted_BV, order_BV = logprobs_BV.exp().sort(dim=-1, descending=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
     return torch.empty_like(before_BV, dtype=torch.bool).scatter_(-1, order_BV, before_BV >= top_p)

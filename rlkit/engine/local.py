@@ -22,12 +22,12 @@ from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
 
 COMPACT_BELOW = 0.75
-"""Finished samples leave the batch once less than this share is still running: each copy of the cache costs time."""
+"""Finished samples leave the batch once less than this share is running: each time the cache is copied."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Draft:
-    """A rollout while it is being written."""
+    """Holds a rollout while it is being written."""
 
     prompt: int
     seed: int
@@ -36,12 +36,12 @@ class _Draft:
     stopped: bool = False
 
     def ends(self, sampling: Sampling) -> bool:
-        """Whether it has its end token, or as many tokens as it may have."""
+        """Says whether it has its end token, or as many tokens as it may have."""
         return self.stopped or len(self.tokens) == sampling.max_new_tokens
 
 
 class TorchEngine:
-    """An `Engine` around its own copy of a model.
+    """Samples as an `Engine` does, with its own copy of a model.
 
     Every rollout has its own stream of random numbers, so its tokens do not depend on what else is in the batch,
     save where float noise moves a probability across a draw.
@@ -59,7 +59,7 @@ class TorchEngine:
         """`eos_token_id` is one id or several; `decode` turns the ids of a completion into text.
 
         With `speculative_tokens` the model's first MTP module drafts so many tokens for each pass of the model.
-        ValueError if `max_batch` is not positive, or if tokens are to be drafted and there is no such module.
+        Raises ValueError if `max_batch` is not positive, or if tokens are to be drafted and there is no such module.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: give at least 1")
@@ -76,7 +76,7 @@ class TorchEngine:
         self._drafts = (0, 0)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
-        """Draw `n` completions for each prompt; a group comes as soon as its last completion is there."""
+        """Draws `n` completions for each prompt; a group comes as soon as its last completion is there."""
         drafts = [
             _Draft(prompt=i, seed=rollout_seed(sampling.seed, prompt.id, j))
             for i, prompt in enumerate(prompts)
@@ -97,21 +97,21 @@ class TorchEngine:
                         yield Group(prompt=prompts[i], rollouts=rollouts)
 
     def finished(self) -> int:
-        """Rollouts that the running `generate` has finished; another thread may ask."""
+        """Counts the rollouts that the running `generate` has finished; another thread may ask."""
         return self._finished
 
     def drafts(self) -> tuple[int, int]:
-        """Tokens that the last `generate` drafted, and those of them it accepted; (0, 0) if it does not draft."""
+        """Counts the tokens that the last `generate` drafted, and those it accepted; (0, 0) if it does not draft."""
         return self._drafts
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replace all weights; rollouts made from now on carry `version`. ValueError if they do not fit the model."""
+        """Replaces all weights; rollouts made from now on carry `version`. Raises ValueError if they do not fit."""
         self.model.load_weights(weights)
         self.version = version
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        """Computes log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
         found: list[list[float]] = []
         for start in range(0, len(sequences), self.max_batch):
             part = sequences[start : start + self.max_batch]
@@ -124,20 +124,22 @@ class TorchEngine:
         return found
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Run one sequence and return the output [T, D] of every block under its name, in order."""
+        """Runs one sequence and returns the output [T, D] of every block under its name, in order."""
         return self.model.trace(tokens)
 
     def replicas(self) -> tuple[TorchEngine]:
-        """This engine: there is one copy of the model."""
+        """Returns this engine: there is one copy of the model."""
         return (self,)
 
     @torch.no_grad()
     def _write(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:
-        """Run one batch of drafts to their ends; yields the prompt of each as it ends."""
+        """Runs one batch of drafts to their ends; yields the prompt of each as it ends."""
         used, index_B = _prompts_of(drafts)
         logits_BV, cache = self.model.prefill([prompts[i].tokens for i in used])
         longest = max(len(prompts[i].tokens) for i in used)
         cache, logits_BV = cache.rows(index_B, longest + sampling.max_new_tokens), logits_BV.index_select(0, index_B)
+        # All random numbers of a rollout are drawn at once from its own seed, so that they do not depend on which other
+        # rollouts share the batch, nor on when those leave it.
         uniforms_BT = torch.stack([uniforms(draft.seed, sampling.max_new_tokens) for draft in drafts])
         batch, rows_B = list(drafts), torch.arange(len(drafts))
         for step in range(sampling.max_new_tokens):
@@ -157,7 +159,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def _write_drafted(self, prompts: Sequence[Prompt], drafts: Sequence[_Draft], sampling: Sampling) -> Iterator[int]:
-        """`_write` with speculative decoding: each pass of the model yields 1 to 1 + speculative_tokens tokens.
+        """Writes as `_write` does, but by drafts: each pass of the model yields 1 to 1 + speculative_tokens tokens.
 
         Place i of a rollout has three random numbers of its own: to draft it, to accept the draft, to draw it anew.
         """
@@ -198,7 +200,7 @@ class TorchEngine:
     def _round(
         self, newest_B: Tensor, state: drafting.Speculation, own_BM3: Tensor, sampling: Sampling
     ) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], drafting.Speculation]]:
-        """Draft, check, accept: tokens [B, M] and their log-probs, of which the first 1 + accepted count, [B]."""
+        """Drafts and checks; returns tokens [B, M] and their log-probs, of which the first 1 + accepted [B] count."""
         draft_probs: list[Tensor] = []
 
         def pick(i: int, logits_BV: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ class TorchEngine:
         return self.model
 
     def _append(self, draft: _Draft, tokens: Sequence[int], logprobs: Sequence[float], sampling: Sampling) -> bool:
-        """Write tokens behind a rollout up to where it ends; True if it ended with one of them."""
+        """Writes tokens behind a rollout up to where it ends; returns True if it ended with one of them."""
         if draft.ends(sampling):
             return False
         for token, logprob in zip(tokens, logprobs, strict=True):
@@ -242,7 +244,7 @@ class TorchEngine:
 
 
 def _prompts_of(drafts: Sequence[_Draft]) -> tuple[list[int], Tensor]:
-    """The prompts that drafts belong to, each once, and the place of each draft's own among them."""
+    """Returns the prompts that drafts belong to, each once, and the place of each draft's own among them."""
     used = sorted({draft.prompt for draft in drafts})
     place = {prompt: i for i, prompt in enumerate(used)}
     return used, torch.tensor([place[draft.prompt] for draft in drafts])

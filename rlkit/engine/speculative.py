@@ -14,7 +14,7 @@ from rlkit.engine.draws import invert
 def accept(
     drafts_BN: Tensor, draft_probs_BNV: Tensor, target_probs_BMV: Tensor, uniforms_BM2: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How many drafts of each sample stand, [B], and the token that follows them, [B].
+    """Decides how many drafts of each sample stand, [B], and which token follows them, [B].
 
     Draft x_i, drawn from q_i, stands with probability min(1, p_i(x_i) / q_i(x_i)). At the first that does not, the
     token is drawn from norm(max(p_i - q_i, 0)) instead; where all stand, one more is drawn from p_N. Either way every

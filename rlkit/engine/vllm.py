@@ -47,8 +47,8 @@ _SHARED = ("embed_tokens.weight", "shared_head.head.weight")
 class VllmEngine:
     """Samples with vLLM; calls may come from any thread, one at a time (later ones wait).
 
-    Same weights and same requests in the same order give the same tokens and log-probs, bit for bit, in any process
-    with the same number of threads: every rollout has its own seed, and no prefix is cached.
+    The same weights and the same requests in the same order give the same tokens and log-probs, bit for bit, in any
+    process with the same number of threads: every rollout has its own seed, and no prefix is cached.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class VllmEngine:
         progress: Progress = silent,
         seed: int = 0,
     ) -> None:
-        """Start vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
+        """Starts vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
         `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA.
         Raises RuntimeError if vllm cannot be imported, ValueError if the checkpoint names no end token or has no
@@ -112,7 +112,7 @@ class VllmEngine:
         logger.setLevel(min(logger.level, logging.WARNING))
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
-        """Draw `n` completions for each prompt; a group comes as soon as its last rollout is finished.
+        """Draws `n` completions for each prompt; a group comes as soon as its last rollout is finished.
 
         Log-probs are those of the distribution drawn from (temperature and top_p applied); at temperature 0 they are
         those of temperature 1. Raises ValueError if a prompt leaves no room for `max_new_tokens` or has an unknown
@@ -145,11 +145,11 @@ class VllmEngine:
                         yield Group(prompt=prompts[row], rollouts=tuple(found[row][place] for place in range(n)))
 
     def finished(self) -> int:
-        """Rollouts finished so far in the running (else the last) call of `generate`; safe from another thread."""
+        """Counts the rollouts finished in the running (else the last) call of `generate`; safe from another thread."""
         return self._finished
 
     def drafts(self) -> tuple[int, int]:
-        """Tokens drafted and accepted since the last `generate` began; (0, 0) without speculative decoding."""
+        """Counts the tokens drafted and accepted since the last `generate` began; (0, 0) without drafts."""
         proposed, accepted = (now - then for now, then in zip(self._drafts_ever(), self._drafts_before, strict=True))
         return proposed, accepted
 
@@ -163,9 +163,11 @@ class VllmEngine:
         return proposed, accepted
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replace all weights, given under their checkpoint names; rollouts made from now on carry `version`."""
+        """Replaces all weights, given under their checkpoint names; rollouts made from now on carry `version`."""
         with self._lock, _use_threads(self._threads):
             if not self._cuda:
+                # The packed copy of the experts is what runs. A reload writes the plain weights and packs them only
+                # where no packed copy is known, so the first copy has to be forgotten or it goes on sampling.
                 self._engine.apply_model(_forget_packed_experts)
             drafter: list[tuple[str, Tensor]] = []
             iterator = self._set_apart(weights, drafter)
@@ -177,7 +179,7 @@ class VllmEngine:
             self._version = version
 
     def _set_apart(self, weights: Weights, drafter: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """All weights, without gradient; those of the MTP modules also go into `drafter` if they are used."""
+        """Yields all weights, without gradient; those of the MTP modules also go into `drafter` if they are used."""
         num_layers = self._engine.model_config.hf_config.num_hidden_layers
         for name, tensor in weights:
             layer = _LAYER.match(name)
@@ -188,7 +190,7 @@ class VllmEngine:
             yield name, tensor.detach()
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats.
+        """Computes log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats.
 
         Raises ValueError if a sequence is not shorter than `max_model_len` or has an unknown token id.
         """
@@ -200,7 +202,7 @@ class VllmEngine:
         return [list(outputs[i].prompt_logprobs.logprobs) for i in range(len(sequences))]
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Run one sequence and return the output of every block, before it is added to the residual stream.
+        """Runs one sequence and returns the output of every block, before it is added to the residual stream.
 
         Keys `model.layers.{i}.self_attn`, `model.layers.{i}.mlp` in order, last `model.norm`; values [T, D] in fp32.
         """
@@ -216,11 +218,11 @@ class VllmEngine:
         return {name: torch.cat(outputs_TD)[: len(tokens)] for name, outputs_TD in chunks.items()}
 
     def replicas(self) -> tuple[VllmEngine]:
-        """This engine: there is one copy of the model."""
+        """Returns this engine: there is one copy of the model."""
         return (self,)
 
     def close(self) -> None:
-        """Stop vLLM and free its memory; the process can then start another engine."""
+        """Stops vLLM and frees its memory; the process can then start another engine."""
         with self._lock:
             self._engine.engine_core.shutdown()
             if self._owns_process_group:
@@ -232,7 +234,7 @@ class VllmEngine:
         return self._vllm.SamplingParams(detokenize=False, flat_logprobs=True, output_kind=output, **sampling)
 
     def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Iterator[tuple[int, Any]]:
-        """Drive vLLM until every request is done; (number of the request, output) as they finish."""
+        """Drives vLLM until every request is done; yields each request's number and output as it finishes."""
         self._finished = 0
         prompts = self._engine.renderer.render_cmpl([{"prompt_token_ids": list(tokens)} for tokens, _ in requests])
         waiting: list[str] = []
@@ -274,7 +276,7 @@ class VllmEngine:
 
 
 def import_vllm() -> ModuleType:
-    """Import vllm, or raise RuntimeError saying how to get it or do without."""
+    """Imports vllm, or raises RuntimeError saying how to get it or do without."""
     try:
         return import_module("vllm")
     except ImportError as error:
@@ -285,14 +287,14 @@ def import_vllm() -> ModuleType:
 
 
 def _speculative(tokens: int) -> dict[str, Any] | None:
-    """What makes vLLM draft with the checkpoint's own MTP modules."""
+    """Returns what makes vLLM draft with the checkpoint's own MTP modules."""
     return {"method": "mtp", "num_speculative_tokens": tokens} if tokens else None
 
 
 def _platform_arguments(
     cuda: bool, max_model_len: int, kv_cache_gib: float, gpu_memory_utilization: float
 ) -> dict[str, Any]:
-    """The engine arguments that differ between CUDA and the CPU."""
+    """Returns the engine arguments that differ between CUDA and the CPU."""
     if cuda:
         return {"gpu_memory_utilization": gpu_memory_utilization}
     expanded = os.environ["VLLM_MLA_DISABLE"] == "1"
@@ -310,7 +312,7 @@ def _platform_arguments(
 
 @contextmanager
 def _use_threads(threads: int) -> Iterator[None]:
-    """Run with `threads` OpenMP threads: a setting of the calling thread, which vLLM's own kernels follow too."""
+    """Runs the block with `threads` OpenMP threads, a setting of the calling thread that vLLM's kernels follow."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -321,7 +323,7 @@ def _use_threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _start_up(cuda: bool) -> Iterator[None]:
-    """Set what vLLM reads while it is imported and started, and take back what would outlive the engine."""
+    """Sets what vLLM reads while it is imported and started, and takes back what would outlive the engine."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
     os.environ.update(VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -357,13 +359,13 @@ def _forget_packed_experts(model: nn.Module) -> None:
 
 
 def _per_token(x_B: Tensor, ends_B: Tensor, num_tokens: int, replace_from: float = 0, replace_to: float = 0) -> Tensor:
-    """vLLM's `expand_batch_to_tokens`: the value of each request once for each of its tokens."""
+    """Does what vLLM's `expand_batch_to_tokens` should: it repeats the value of each request for each of its tokens."""
     x_B = torch.where(x_B == replace_from, replace_to, x_B).to(x_B.dtype)
     return x_B.repeat_interleave(ends_B.diff(prepend=ends_B.new_zeros(1)), output_size=num_tokens)
 
 
 def _reload_drafter(worker: Any, weights: Sequence[tuple[str, Tensor]], cuda: bool) -> None:
-    """Runs in vLLM's worker: what `reload_weights` does for the main model, for the one that drafts."""
+    """Does for the model that drafts what `reload_weights` does for the main one; it runs in vLLM's worker."""
     reload = import_module("vllm.model_executor.model_loader.reload")
     config = import_module("vllm.config")
     model = worker.get_draft_model()

@@ -1,4 +1,4 @@
-"""What vLLM's own model computes inside, watched from outside: it runs in vLLM's worker, without importing vllm."""
+"""Watches what vLLM's own model computes inside; it runs in vLLM's worker, without importing vllm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlkit.model.trace import BLOCK
 
 
 def watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable[[], None]:
-    """Copy the output of every block into `chunks`; call what is returned to stop."""
+    """Copies the output of every block into `chunks`; call what is returned to stop."""
     handles = []
     for name, module in model.named_modules():
         if BLOCK.fullmatch(name):

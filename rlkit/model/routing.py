@@ -69,7 +69,7 @@ class SigmoidRule:
 
 
 class SoftmaxRule:
-    """Routes as DeepSeek-V2 does, `greedy` or `group_limited_greedy`: s = softmax(x W^T); a group counts its highest."""
+    """Routes as DeepSeek-V2 does, `greedy` or `group_limited_greedy`: s = softmax(x W^T), a group its highest."""
 
     has_bias = False
 

@@ -1,4 +1,4 @@
-"""What a configuration amounts to, in numbers, before anything starts."""
+"""Says what a configuration amounts to, in numbers, before anything starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
-    """Read and check what the run needs; for `--cfg job` and `dry_run=true` print the plan instead and return None.
+    """Reads and checks what the run needs; for `--cfg job` and `dry_run=true` it prints the plan and returns None.
 
     `--cfg job` prints without reading the data; `dry_run=true` reads and checks everything first.
     """
@@ -34,7 +34,7 @@ def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
 
 
 def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
-    """Labels and values of everything that follows from the configuration."""
+    """Returns labels and values of everything that follows from the configuration."""
     if task is not None:
         architecture = task.architecture
     elif cfg.model.path:
@@ -69,7 +69,7 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
 
 
 def lora_parameters(cfg: TrainingRun, architecture: Architecture) -> int:
-    """Parameters of all adapters; 0 without LoRA. ValueError for a target that is not there."""
+    """Counts the parameters of all adapters, 0 without LoRA; raises ValueError for a target that is not there."""
     if cfg.trainer.lora is None:
         return 0
     model = architecture.empty_model()

@@ -1,4 +1,4 @@
-"""Everything that can go wrong before anything starts: data, tokenizer, model, reward."""
+"""Reads and checks what a run needs before anything starts: data, tokenizer, model, reward."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INITIAL = "initial"
-"""Folder of the checkpoint that a run starts from, inside its output folder, when the model is new."""
+"""The folder, inside the output folder, of the checkpoint that a run with a new model starts from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What a run works on, read and checked."""
+    """Holds what a run works on, read and checked."""
 
     prompts: tuple[Prompt, ...]
-    """To train on; held-out questions are not among them."""
+    """The prompts to train on; held-out questions are not among them."""
     demonstrations: tuple[Demonstration, ...]
     """The same rows with the completions to imitate; empty in a recipe without SFT."""
     held_out: tuple[Prompt, ...]
@@ -44,11 +44,11 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     architecture: Architecture
     checkpoint: Path | None
-    """Where the model comes from; None = random weights."""
+    """Where the model comes from; None means random weights."""
 
 
 def prepare(cfg: TrainingRun) -> Task:
-    """Read and check all that the run needs, without starting or writing anything.
+    """Reads and checks all that the run needs, without starting or writing anything.
 
     Raises:
         ValueError: naming key, value and fix, for missing files and columns, empty data, prompts that do not fit,
@@ -93,7 +93,7 @@ def prepare(cfg: TrainingRun) -> Task:
 
 
 def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:
-    """ValueError if the reward cannot judge these rows, or not within `reward.timeout`."""
+    """Raises ValueError if the reward cannot judge these rows, or not within `reward.timeout`."""
     if judge.longest_s >= cfg.timeout:
         raise ValueError(
             f"reward.timeout={cfg.timeout:g} is no more than the {judge.longest_s:g} seconds that reward {cfg.fn!r} "
@@ -104,7 +104,7 @@ def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequ
 
 
 def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
-    """The folder that trainer and engine load from; a new model is made there, from `seed`, on first call."""
+    """Returns the folder that trainer and engine load from; a new model is made there, from `seed`, on first call."""
     if task.checkpoint is not None:
         return task.checkpoint
     folder = cfg.output_dir / INITIAL
@@ -121,7 +121,7 @@ def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
 
 
 def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
-    """Refuse a tokenizer with ids that the model lacks, or whose end token does not end the model's completions."""
+    """Refuses a tokenizer with ids that the model lacks, or whose end token does not end the model's completions."""
     if len(tokenizer) > architecture.vocab_size:
         raise ValueError(
             f"model.path={checkpoint}: its tokenizer has {len(tokenizer)} tokens, its config.json a vocab_size of "

@@ -1,4 +1,4 @@
-"""Checkpoints from one dtype into another, weight by weight: at most one output shard and one weight in memory."""
+"""Checkpoints go from one dtype into another weight by weight, with one output shard and one weight in memory."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def convert_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     advance: Callable[[int], None] = lambda _done: None,
 ) -> None:
-    """Write `source` anew as "bf16", "fp8" or "fp32" into a new folder, with config.json and all other files.
+    """Writes `source` anew as "bf16", "fp8" or "fp32" into a new folder, with config.json and all other files.
 
     FP8 -> bf16 or fp32 -> FP8 gives the same bits back: bf16 alone does not tell which scale a block had, so the scales
     go along in fp8_scales.sft and serve again for every block that did not change (`requantise_blocks`). `advance` is
-    told of every weight done. ValueError, naming file and tensor, for a bad checkpoint or a target that is not empty;
-    nothing is left of the target then.
+    told of every weight done. Raises ValueError, naming file and tensor, for a bad checkpoint or a target that is not
+    empty; nothing is left of the target then.
     """
     check_dtype(dtype)
     if Path(target).exists() and (not Path(target).is_dir() or any(Path(target).iterdir())):

@@ -1,4 +1,4 @@
-"""Checkpoints as transformers, vLLM and DeepSeek write them: fp32, bf16 or block FP8, read one weight at a time."""
+"""Checkpoints as transformers, vLLM and DeepSeek write them, in fp32, bf16 or block FP8; one weight at a time."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ READABLE = (FP8, "BF16", "F16", "F32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What is wrong with a tensor of a file; `tensor` is empty where it is the file itself."""
+    """Says what is wrong with a tensor of a file; `tensor` is empty where the file itself is wrong."""
 
     file: Path
     tensor: str
     problem: str
 
     def __str__(self) -> str:
-        """One line: file, tensor, problem."""
+        """Writes file, tensor and problem in one line."""
         return ": ".join(filter(None, (str(self.file), self.tensor, self.problem)))
 
 
@@ -64,20 +64,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint folder whose headers have been read: weights, the scales of those in FP8, scales carried along."""
+    """Holds what the headers of a checkpoint folder list: weights, the scales of those in FP8, scales carried along."""
 
     folder: Path
     raw: Mapping[str, Any]
     """The content of config.json."""
     weights: Mapping[str, Stored]
     scales: Mapping[str, Stored]
-    """By the name of their weight."""
+    """The scales, by the name of their weight."""
     carried: Mapping[str, Stored]
-    """By the name of their weight: scales of the FP8 checkpoint that this one was converted from."""
+    """The scales of the FP8 checkpoint that this one was converted from, by the name of their weight."""
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Read config.json and all headers; ValueError, with file and fix, where that fails or is no DeepSeek-V3."""
+        """Reads config.json and all headers; raises ValueError if that fails or the model is another."""
         folder = Path(path)
         raw = read_config(folder)
         _check_quantisation(folder, raw)
@@ -93,7 +93,7 @@ class Checkpoint:
 
     @property
     def config(self) -> DeepseekV3Config:
-        """The model's sizes; ValueError where config.json asks for what is not computed here."""
+        """Returns the model's sizes; raises ValueError where config.json asks for what is not computed here."""
         try:
             config = DeepseekV3Config.from_hf({key: self.raw[key] for key in self.raw if key != "quantization_config"})
             return as_stored(config, self.weights)
@@ -101,7 +101,7 @@ class Checkpoint:
             raise ValueError(f"{self.folder / CONFIG}: {error}") from error
 
     def faults(self, table: Mapping[str, Place]) -> Iterator[Fault]:
-        """What the headers contradict: a weight of `table` missing, misshapen or without its scale, or one too many."""
+        """Yields what is wrong in the headers: a weight missing, misshapen, without its scale, or one too many."""
         for name, place in table.items():
             stored = self.weights.get(name)
             if stored is None and place.copy:
@@ -142,7 +142,7 @@ class Checkpoint:
     def copy_faults(self, table: Mapping[str, Place]) -> Iterator[Fault]:
         """Yields copies of embedding and head that are there and not equal to the main model's tensor.
 
-        The headers have been checked; CheckpointError as in `weight`.
+        The headers have been checked before; raises CheckpointError as `weight` does.
         """
         for name, place in table.items():
             if place.copy and name in self.weights and not torch.equal(self.weight(name), self.weight(place.name)):
@@ -150,13 +150,13 @@ class Checkpoint:
                 yield Fault(file=self.weights[name].file, tensor=name, problem=problem)
 
     def check(self, table: Mapping[str, Place]) -> None:
-        """ValueError with the first of `faults` and their number, if there are any."""
+        """Raises ValueError with the first of `faults` and their number, if there are any."""
         faults = list(self.faults(table))
         if faults:
             raise ValueError(f"{faults[0]}" + (f" (and {len(faults) - 1} more like it)" if faults[1:] else ""))
 
     def weight(self, name: str) -> Tensor:
-        """A weight as it is stored, or in fp32 if that is FP8; CheckpointError where it or a scale is not finite."""
+        """Reads a weight as it is stored, or in fp32 if that is FP8; raises CheckpointError where it is not finite."""
         stored = self.weights[name]
         tensor = read_tensor(name, stored)
         if stored.dtype == FP8:
@@ -171,7 +171,7 @@ class Checkpoint:
         return tensor
 
     def known_scales(self, name: str) -> Tensor | None:
-        """The scales that a weight has in FP8, or had before it was converted; None where nothing tells."""
+        """Returns the scales that a weight has in FP8, or had before it was converted; None where nothing tells."""
         stored = self.scales.get(name) or self.carried.get(name)
         return None if stored is None else read_tensor(name + SCALE, stored).clone()  # else its file stays mapped
 
@@ -184,7 +184,7 @@ def _check_quantisation(folder: Path, raw: Mapping[str, Any]) -> None:
 
 
 def as_stored(config: DeepseekV3Config, names: Container[str]) -> DeepseekV3Config:
-    """The config without MTP modules if none of the stored `names` is theirs.
+    """Returns the config without MTP modules if none of the stored `names` is theirs.
 
     transformers leaves these layers out when it saves a model, and its config.json still counts them.
     """
@@ -198,11 +198,13 @@ def checkpoint_files(path: str | Path) -> dict[str, Path]:
 
 
 def encode(name: str, tensor: Tensor, place: Place | None, dtype: str, scales: Tensor | None) -> dict[str, Tensor]:
-    """What a checkpoint of `dtype` holds of a weight: in FP8 codes and scales, where `place` says so, else bf16.
+    """Returns what a checkpoint of `dtype` holds of a weight: in FP8 codes and scales where `place` says so.
 
     FP8 is made from the weight rounded to bf16, so that all ways there give the same bits. `scales` are those that it
     may have had before. The router's correction bias is fp32 in every dtype: bf16 swallows its steps.
     """
+    # The scale of a block follows from its largest number. Whoever quantises fp32 directly may find another largest
+    # number than who went through bf16, and then the whole block differs; so FP8 always starts from bf16.
     kept = torch.float32 if dtype == "fp32" or name.endswith("e_score_correction_bias") else torch.bfloat16
     # A copy: tied weights share memory, which safetensors refuses to write.
     tensor = tensor.to("cpu", kept, copy=True)
@@ -213,7 +215,7 @@ def encode(name: str, tensor: Tensor, place: Place | None, dtype: str, scales: T
 
 
 def write_config(folder: Path, raw: Mapping[str, Any], dtype: str) -> None:
-    """Write config.json with the keys that tell transformers and vLLM how the weights are stored."""
+    """Writes config.json with the keys that tell transformers and vLLM how the weights are stored."""
     described = {key: value for key, value in raw.items() if key != "quantization_config"}
     # transformers 4 calls it torch_dtype.
     for key in [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]:
@@ -251,7 +253,7 @@ def write_checkpoint(
 
 
 def check_dtype(dtype: str) -> None:
-    """ValueError for anything but bf16, fp8 and fp32."""
+    """Raises ValueError for anything but bf16, fp8 and fp32."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: give one of {', '.join(DTYPES)}")
 

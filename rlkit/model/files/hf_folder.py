@@ -1,4 +1,4 @@
-"""A checkpoint folder of any causal language model that transformers knows: what it says, holds, and how it is written.
+"""A checkpoint folder of any causal language model that transformers knows: what it says and holds, how it is written.
 
 Names and shapes are the published ones. Where transformers keeps weights differently in memory (it stacks the experts
 of a layer), its own table of conversions is read backwards, as `save_pretrained` does.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 BUFFER = r"rotary_emb\.inv_freq$"
-"""What older files hold although it is computed."""
+"""A name that older files hold although the tensor is computed."""
 SCALES = {
     "final_logit_softcapping": (None, 0), "logits_soft_cap": (None, 0), "logit_scale": (None, 1),
     "logits_scaling": (None, 1), "lm_head_multiplier": (None, 1),
@@ -65,6 +65,8 @@ class HfFolder:
             model = AutoModelForCausalLM.from_config(config)
         if (problem := head_problem(model) or layers_problem(model)) is not None:
             raise ValueError(f"{folder / CONFIG}: model_type={config.model_type!r} {problem}")
+        # The weights in memory, taken back through transformers' own conversions, are those of a checkpoint. On the
+        # meta device this costs no memory, so names and shapes of any model are known before a file is opened.
         tied = frozenset(model.all_tied_weights_keys)
         own = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
         return cls(
@@ -78,12 +80,12 @@ class HfFolder:
 
     @property
     def text_config(self) -> Any:
-        """The part of the config that describes the language model: all of it, unless the model sees images too."""
+        """Returns the part of the config about language, which is all of it unless the model sees images too."""
         return self.config.get_text_config(decoder=True)
 
     @property
     def table(self) -> dict[str, Place]:
-        """Where every published weight lives: under its own name, because conversions are transformers' business."""
+        """Lists every published weight as living under its own name: conversions are transformers' business."""
         return {name: Place(name=name, shape=shape) for name, shape in self.published.items()}
 
     def check(self) -> None:
@@ -122,7 +124,7 @@ def _read(folder: Path, raw: Mapping[str, Any]) -> Any:
 
 
 def head_problem(model: PreTrainedModel) -> str | None:
-    """Why the logits of a model are not its last hidden states times one matrix; None if nothing speaks against it."""
+    """Says why the logits of a model are not its last hidden states times one matrix; None if they may be."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return "has no linear head; only models whose logits are hidden states times a matrix can be trained"
@@ -136,7 +138,7 @@ def head_problem(model: PreTrainedModel) -> str | None:
 
 
 def layers_problem(model: PreTrainedModel) -> str | None:
-    """Why the layers of a model cannot be run on packs and decoded with keys and values; None if they can."""
+    """Says why the layers of a model cannot run on packs and decode with keys and values; None if they can."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 

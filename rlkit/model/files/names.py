@@ -1,4 +1,4 @@
-"""Our parameters and their published names: one table, read in both directions.
+"""Our parameters and their published names, in one table that is read in both directions.
 
 Published checkpoints hold one matrix per expert and projection; we stack the experts. All other names are the same.
 """
@@ -19,7 +19,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a published tensor of `shape` lives: in our `name`, all of it, or the rows `start:stop` of one expert."""
+    """Says where a published tensor of `shape` lives: in all of our `name`, or in rows `start:stop` of an expert."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,12 +33,12 @@ class Place:
     MTP module brings along. We keep one tensor, under `name`, and a checkpoint may leave the repetition out."""
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The part of our tensor that the published name stands for; writing to it writes to ours."""
+        """Returns the part of our tensor that the published name stands for; writing to it writes to ours."""
         return tensor if self.expert is None else tensor[self.expert, self.start : self.stop]
 
 
 def published_names(config: DeepseekV3Config) -> dict[str, Place]:
-    """The table: every published name of a model with this config, and where we keep it.
+    """Returns the table: every published name of a model with this config, and where we keep it.
 
     Modules for multi-token prediction follow the last layer, as layers num_hidden_layers and on; each brings a copy of
     embedding and head.
@@ -67,7 +67,7 @@ def published_names(config: DeepseekV3Config) -> dict[str, Place]:
 
 
 def _layer_shapes(config: DeepseekV3Config, dense: bool) -> dict[str, tuple[int, ...]]:
-    """The tensors of one layer but for its routed experts."""
+    """Returns the tensors of one layer but for its routed experts."""
     hidden, heads = config.hidden_size, config.num_attention_heads
     queries = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim)
     rows: dict[str, tuple[int, ...]] = {f"{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}

@@ -1,4 +1,4 @@
-"""Folders of safetensors files: their headers, one tensor at a time, and new folders that appear whole or not at all.
+"""Folders of safetensors files: headers, one tensor at a time, and new folders that appear whole or not at all.
 
 A folder holds one model.safetensors, or shards and an index that says which tensor is in which.
 """
@@ -22,13 +22,13 @@ from rlkit.model.config import CONFIG
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CARRIED_SCALES = "fp8_scales.sft"
-"""Scales of the FP8 checkpoint that a folder was converted from: safetensors, under a name that no engine loads."""
+"""Holds the scales of the FP8 checkpoint that a folder was converted from, under a name that no engine loads."""
 MAX_SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A tensor as a file's header describes it; `dtype` in the words of safetensors: F32, BF16, F8_E4M3."""
+    """Describes a tensor as a file's header does; `dtype` is in the words of safetensors: F32, BF16, F8_E4M3."""
 
     file: Path
     dtype: str
@@ -36,10 +36,10 @@ class Stored:
 
 
 def read_headers(path: str | Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint folder, file by file, from the headers alone.
+    """Lists every tensor of a checkpoint folder, file by file, from the headers alone.
 
-    ValueError naming the file, the tensor and the fix where there are no weights, a file is missing or cut short, or
-    the index and the files contradict each other.
+    Raises ValueError, naming the file, the tensor and the fix, where there are no weights, a file is missing or cut
+    short, or the index and the files contradict each other.
     """
     folder = Path(path)
     if (folder / SINGLE).is_file():
@@ -62,7 +62,7 @@ def read_headers(path: str | Path) -> dict[str, Stored]:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of one file; ValueError if it is cut short or not safetensors."""
+    """Lists the tensors of one file; raises ValueError if it is cut short or not safetensors."""
     try:
         with safe_open(file, framework="pt") as reader:
             parts = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - not a mapping
@@ -75,7 +75,7 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 
 def read_tensor(name: str, stored: Stored) -> Tensor:
-    """The tensor, mapped from its file: memory is taken as it is read, and given back with the tensor."""
+    """Maps the tensor from its file: memory is taken as it is read, and given back with the tensor."""
     # A reader that stays open would keep what was read of the whole shard in memory.
     with safe_open(stored.file, framework="pt") as reader:
         return reader.get_tensor(name)
@@ -105,7 +105,7 @@ class ShardWriter:
         self._total_bytes = 0
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take tensors that belong into the same shard; they must not change until `finish`."""
+        """Takes tensors that belong into the same shard; they must not change until `finish`."""
         size = sum(tensor.nbytes for tensor in tensors.values())
         if self._waiting and self._waiting_bytes + size > self._max_bytes:
             self._flush()
@@ -113,7 +113,7 @@ class ShardWriter:
         self._waiting |= {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def finish(self) -> None:
-        """Write the last shard, give the shards their names and write the index."""
+        """Writes the last shard, gives the shards their names and writes the index."""
         self._flush()
         total = len(self._written)
         if total == 1:
@@ -139,17 +139,20 @@ class ShardWriter:
 
 
 def share(file: Path) -> None:
-    """Let those read a file who may read its folder: safetensors writes for its owner alone."""
+    """Lets those read a file who may read its folder: safetensors writes for its owner alone."""
     file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 @contextmanager
 def replaced_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder beside `path` to write a checkpoint into, which takes the place of `path` when the block ends.
+    """Makes a folder beside `path` to write a checkpoint into, which takes the place of `path` when the block ends.
 
     If the block raises, or the process dies, what was at `path` is still there; the next call removes the remains.
     Files of an old folder that belong to no checkpoint (a tokenizer, a run's notes) stay in it.
     """
+    # A rename is the only step of a file system that happens whole or not at all, so all writing goes on elsewhere. A
+    # folder that is not empty cannot be renamed over, hence two renames; between them only `old` exists, and the next
+    # call finds it.
     target = Path(path).resolve()
     new, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "replaced"))
     if old.exists() and not target.exists():  # killed between the two renames below
@@ -175,7 +178,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what lies beside the weights: tokenizer, generation config, licence; no weights, no hidden files."""
+    """Copies what lies beside the weights: tokenizer, generation config, licence; no weights, no hidden files."""
     weights = shutil.ignore_patterns(".*", CONFIG, INDEX, CARRIED_SCALES, "*.safetensors", "*.bin", "*.pt", "*.pth")
     _copy_others(source, target, weights, shutil.copy2)
 
@@ -183,7 +186,7 @@ def copy_companions(source: Path, target: Path) -> None:
 def _copy_others(
     source: Path, target: Path, ignored: Callable[[str, list[str]], set[str]], copy: Callable[[str, str], object]
 ) -> None:
-    """Copy all of `source` but what is ignored at its top level."""
+    """Copies all of `source` but what is ignored at its top level."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         return ignored(folder, names) if Path(folder) == source else set()
@@ -192,7 +195,7 @@ def _copy_others(
 
 
 def _link(source: str, target: str) -> None:
-    """The same file under another name, or a copy where the file system knows no such thing."""
+    """Gives a file a second name, or makes a copy where the file system has no second names."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

@@ -1,4 +1,4 @@
-"""Is a checkpoint whole, and are two the same? Headers first, then the tensors, at most two of them in memory."""
+"""Is a checkpoint whole, and are two the same? Headers are read first, then tensors, at most two at a time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ HASH_DIGITS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A tensor that two checkpoints do not share, and what each of them holds."""
+    """Names a tensor that two checkpoints do not share, and what each of them holds."""
 
     tensor: str
     what: str
-    """missing, shape, dtype or values."""
+    """One of: missing, shape, dtype, values."""
     a: str
     b: str
 
 
 def checkpoint_faults(path: str | Path, advance: Callable[[int], None] = lambda _done: None) -> Iterator[Fault]:
-    """What keeps a DeepSeek-V3 checkpoint from being loaded: tensors missing, unknown, misshapen, without scale, NaN.
+    """Finds what keeps a DeepSeek-V3 checkpoint from loading: tensors missing, unknown, misshapen, without scale, NaN.
 
-    ValueError where it cannot be read at all. `advance` is told of every weight done.
+    Raises ValueError where it cannot be read at all. `advance` is told of every weight done.
     """
     checkpoint = Checkpoint.open(path)
     table = published_names(checkpoint.config)
@@ -52,7 +52,10 @@ def checkpoint_faults(path: str | Path, advance: Callable[[int], None] = lambda 
 def compare_checkpoints(
     path_a: str | Path, path_b: str | Path, advance: Callable[[int], None] = lambda _done: None
 ) -> Iterator[Difference]:
-    """Every tensor whose name, shape, dtype or bytes differ; any safetensors checkpoints. ValueError if unreadable."""
+    """Finds every tensor whose name, shape, dtype or bytes differ between any two safetensors checkpoints.
+
+    Raises ValueError where one cannot be read. `advance` is told of every tensor done.
+    """
     a, b = read_headers(path_a), read_headers(path_b)
     for name in sorted(a.keys() | b.keys()):
         if name not in a or name not in b:
@@ -70,7 +73,7 @@ def compare_checkpoints(
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes, as hexadecimal digits."""
+    """Returns the SHA-256 of a tensor's bytes, as hexadecimal digits."""
     return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Programs per second and latency: our sandbox with all its layers, a plain `python3 -I -S`, and bubblewrap.
+"""Measures programs per second and latency of our sandbox with all its layers, of `python3 -I -S`, and of bubblewrap.
 
 `python -m benchmarks.sandbox [--jobs 200] [--rounds 3] [--workers 2]`. All sides run the same programs in the same
 rounds, one after the other, from as many threads as there are workers; each job is one program from its text to its
@@ -31,19 +31,19 @@ BWRAP = (
 
 @dataclass(slots=True, kw_only=True)
 class Side:
-    """One way to run a program, and what was measured of it."""
+    """A way to run a program, and what was measured of it."""
 
     name: str
     run: Callable[[], str]
-    """Runs one job; what it printed."""
+    """Runs one job and returns what it printed."""
     latencies: list[float] = field(default_factory=list)
-    """Seconds, of each job."""
+    """The seconds that each job took."""
     rates: list[float] = field(default_factory=list)
-    """Jobs per second, of each round."""
+    """The jobs per second of each round."""
 
 
 def command_side(name: str, prefix: list[str], code: str, flags: list[str]) -> Side:
-    """A new interpreter for each job."""
+    """Makes a side that starts a new interpreter for each job."""
     command = [*prefix, paths.executable(), *flags, "-c", code]
 
     def run() -> str:
@@ -54,13 +54,13 @@ def command_side(name: str, prefix: list[str], code: str, flags: list[str]) -> S
 
 @contextmanager
 def sandbox_side(name: str, workers: int, imports: tuple[str, ...], code: str) -> Iterator[Side]:
-    """Our fork servers at the level `namespaces`."""
+    """Makes a side that uses our fork servers at the level `namespaces`."""
     with Sandbox("namespaces", workers, imports) as box:
         yield Side(name=name, run=lambda: box.run(code, STDIN).stdout)
 
 
 def measure(side: Side, jobs: int, workers: int) -> None:
-    """One round of one side; raises RuntimeError for a wrong output."""
+    """Runs one round of one side; raises RuntimeError for a wrong output."""
 
     def job(_: int) -> float:
         start = time.perf_counter()
@@ -75,7 +75,7 @@ def measure(side: Side, jobs: int, workers: int) -> None:
 
 
 def table(sides: list[Side]) -> str:
-    """Markdown: the median round's jobs per second, and latency in ms."""
+    """Returns a table in Markdown, with the jobs per second of the median round, and latencies in ms."""
     rows = ["| | jobs/s | p50 ms | p99 ms |", "|---|---|---|---|"]
     for side in sides:
         cuts = statistics.quantiles(side.latencies, n=100)
@@ -85,7 +85,7 @@ def table(sides: list[Side]) -> str:
 
 
 def main() -> None:
-    """Time all sides, round by round, and print the table."""
+    """Times all sides, round by round, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200, help="of each side in each round")
     parser.add_argument("--rounds", type=int, default=3)

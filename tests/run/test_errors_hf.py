@@ -32,6 +32,27 @@ def test_no_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "model.path=''" in printed and "set model.path=FOLDER" in printed
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.kind=gpt"], "model.kind='gpt' is unknown; use deepseek or hf"),
+        (["model.kind=deepseekk"], "did you mean 'deepseek'"),
+        (["model.kind=hf"], "model.path='' but model=hf starts from a checkpoint"),
+        (["model.kind=hf", "model.path=x"], "model.architecture: model=hf takes the model's sizes from its folder"),
+        (["model=hf", "model.kind=deepseek"], "model.architecture=null, but with model.path='' the model is new"),
+    ],
+)
+def test_kinds_of_model(capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: list[str], words: str) -> None:
+    assert words in refusal(capsys, tmp_path, *overrides)
+
+
+def test_what_balancing_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
+    printed = refusal(capsys, tmp_path, *HF, f"model.path={folder}", "trainer.balance_coef=0.1")
+    assert (
+        "trainer.balance_coef=0.1: model.path=" in printed and "whose routers stay as they are; set it to 0" in printed
+    )
+
+
 def test_no_such_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no such folder" in refusal(capsys, tmp_path, *HF, f"model.path={tmp_path}/nowhere")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.model.files.names import published_names
+from rlkit.model.files.names import EMBEDDING, HEAD, published_names
 from rlkit.quant.fp8 import block_grid
 from tests.model.tiny import BASE, seeded
 
@@ -114,6 +116,26 @@ def test_loading_what_was_published_restores_every_bit(tied: bool) -> None:
     target.load_weights(reversed(list(source.checkpoint_weights())))
     states = target.state_dict()
     assert all(torch.equal(tensor, states[name]) for name, tensor in source.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["equal", "missing", "different"])
+def test_a_tied_head_may_be_left_out_of_a_file_but_not_differ(head: str, tmp_path: Path) -> None:
+    """A head of its own was read past without a word, and the model went on with the embedding in its place."""
+    model = seeded(replace(BASE, tie_word_embeddings=True))
+    model.save_checkpoint(tmp_path, dtype="fp32")
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    weights[HEAD] = weights[HEAD] + (1 if head == "different" else 0)
+    kept = {name: tensor for name, tensor in weights.items() if head != "missing" or name != HEAD}
+    save_file(kept, file, metadata={"format": "pt"})
+    if head == "different":
+        with pytest.raises(ValueError, match=rf"{HEAD}: not equal to {EMBEDDING}, which it is a copy of"):
+            DeepseekV3.from_checkpoint(tmp_path)
+        with pytest.raises(ValueError, match=r"not equal to .*, but the model has one tensor for both"):
+            model.load_weights(weights.items())
+    else:
+        states = DeepseekV3.from_checkpoint(tmp_path).state_dict()
+        assert all(torch.equal(tensor, states[name]) for name, tensor in model.state_dict().items())
 
 
 def test_loading_is_strict() -> None:

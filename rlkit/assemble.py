@@ -22,6 +22,7 @@ from rlkit.rollout.judging import RewardFn
 from rlkit.run.progress import Run
 from rlkit.scoring.pool import build_reward
 from rlkit.train.base import Trainer
+from rlkit.train.rounding import UNIT
 from rlkit.watch.progress import Progress, silent
 
 
@@ -79,8 +80,8 @@ def parts(
         trainer(cfg, checkpoint) as learner,
         engine(cfg, checkpoint, progress) as sampler,
     ):
-        exact = cfg.engine.dtype == cfg.trainer.dtype == "fp32"
-        check = gate(sampler, learner, sequences, cfg.parity.tolerance if exact else None)
+        coarser = max(UNIT[cfg.engine.dtype], UNIT[cfg.trainer.dtype])
+        check = gate(sampler, learner, sequences, cfg.parity.tolerance, coarser)
         yield Parts(engine=sampler, trainer=learner, reward=judge, gate=check)
 
 

@@ -82,8 +82,8 @@ def grpo_step(
             mtp = MtpTerm(weight=cfg.mtp_weight, detached=True)  # its gradient stays in the MTP modules
             updates = [parts.trainer.update(batch, cfg.objective, lr, mtp) for batch in batches]
         with clock("sync"):
-            parity, version = parts.sync(step), step
-        numbers |= average(updates) | {"lr": lr, "parity": parity}
+            agreement, version = parts.sync(step), step
+        numbers |= average(updates) | {"lr": lr} | agreement.numbers
         tokens["train"] = sum(batch.num_tokens for batch in batches)
 
     if cfg.refresh_reference_every and step % cfg.refresh_reference_every == 0:

@@ -1,4 +1,16 @@
-"""Do two models compute the same? Log-probs of fixed sequences, and if they differ, the block where it starts."""
+"""Do engine and trainer compute the same? Log-probs of fixed sequences, and if they differ, the block where it starts.
+
+Wrong weights do not crash: the policy ratio is a little wrong, and the reward curve a little worse. So after every sync
+both sides are asked for the log-probs of the same few sequences. They never agree to the last bit, and the hard part is
+to tell rounding from a fault. Three steps do it:
+
+1. A gap of at most `parity.tolerance` passes, and that is all a shallow model in fp32 ever needs.
+2. A router whose two best experts are almost equal may choose either of them after rounding, and then everything that
+   follows differs honestly. In fp32 such ties are rare, so a sequence is compared up to its first one.
+3. What is left is compared with what rounding does in this very model (`rlkit.train.rounding`). In fp32 both the
+   largest gap and the mean must be explained by it. In bf16 choices are turned all the time, single tokens are off by
+   whole nats in both, and the mean over all tokens alone is steady enough to be judged.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +23,36 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rlkit.train.rounding import Rounding
+
 GATE = ".mlp.gate"
 """Ending of the names under which a trace holds the margins of a router's choices."""
 TIE = 1e-4
-"""Margin of a choice below which it counts as a tie: 100 times fp32 rounding of a sigmoid score, or of log softmax."""
-
+"""Margin of a choice below which it counts as a tie where rounding has not been measured: 100 times fp32 rounding of a
+sigmoid score, or of log softmax."""
+TURNS = 20
+"""A choice counts as a tie if its margin is below so many times the median change that rounding makes to margins."""
+LARGEST, MEAN = 4.0, 2.5
+"""How many times the change by rounding the largest gap and the mean gap may be. Honest engines were within 1.4 and 1.3
+times in fp32; in bf16 the mean was within 0.9 times, and 1.5 where only one side has bf16 (docs/maths.md)."""
+EXACT = 1e-5
+"""Units of rounding below this one turn a router's choice so rarely that every other token can be judged."""
+BLOCK = 1e-5
+"""Relative error of a block's output that nobody has to explain."""
+DRAWS = 2
+"""Errors of rounding are drawn so many times; the mean change over them is steadier than that of one."""
 
 NUM_SEQUENCES, LENGTH = 8, 48
-"""Of the fixed sequences that a run's gate compares: enough to touch every expert of a small model, and cheap."""
+"""The gate of a run compares so many fixed sequences of so many tokens: enough to touch every expert of a small model,
+and cheap."""
+
+Sequences = Sequence[Sequence[int]]
 
 
 class Traced(Protocol):
-    """What the comparison needs; every Engine and every Trainer has it."""
+    """What the comparison needs of both sides; every Engine and every Trainer has it."""
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequences) -> list[list[float]]:
         """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
         ...
 
@@ -33,14 +61,57 @@ class Traced(Protocol):
         ...
 
 
+class Learner(Protocol):
+    """What the gate needs of a trainer: the same, also with its numbers rounded anew."""
+
+    def logprobs(self, sequences: Sequences, rounding: Rounding | None = None) -> list[list[float]]:
+        """Log-probs as above."""
+        ...
+
+    def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
+        """Outputs as above."""
+        ...
+
+
+class Replicated(Protocol):
+    """What the gate needs of an engine: every copy of the model that samples, each of which may be wrong alone."""
+
+    def replicas(self) -> Sequence[Traced]:
+        """Return the copies: one in this process, or several in others."""
+        ...
+
+
 class ParityError(RuntimeError):
     """Engine and trainer disagree; the message names the gap, the token and the first block that differs."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What a gate found that let the weights pass.
+
+    Example: `Agreement(gap=2.4e-6, mean=5e-7, limit="limit 0.0001")`
+    """
+
+    gap: float
+    """The largest |log p_engine - log p_trainer|, in nats, over the tokens that count."""
+    mean: float
+    """The mean over the same tokens."""
+    limit: str
+    """What they were held against, in words."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What a step records of it."""
+        return {"parity": self.gap, "parity_mean": self.mean}
+
+    def __str__(self) -> str:
+        return f"engine and trainer agree within {self.gap:.1e} nats, {self.mean:.1e} on average ({self.limit})"
+
+
 def gate_sequences(
-    vocab_size: int, num: int, length: int, seed: int, prompts: Sequence[Sequence[int]]
+    vocab_size: int, num: int, length: int, seed: int, prompts: Sequences
 ) -> tuple[tuple[int, ...], ...]:
-    """`num` fixed sequences of `length` tokens: half start with a real prompt (cut or continued), half are random.
+    """Make `num` fixed sequences of `length` tokens: half start with a real prompt (cut or continued), half are random.
 
     Random ids reach experts that prompts do not. Raises ValueError if there is nothing to compare.
     """
@@ -53,23 +124,20 @@ def gate_sequences(
     return tuple(tuple([*start, *row[len(start) :]][:length]) for start, row in zip(starts, rows, strict=True))
 
 
-class Replicated(Protocol):
-    """What the gate needs of an engine: every copy of the model that samples, each of which may be wrong alone."""
-
-    def replicas(self) -> Sequence[Traced]:
-        """The copies: one in this process, or several in others."""
-        ...
-
-
 def gate(
-    engine: Replicated, trainer: Traced, sequences: Sequence[Sequence[int]], tolerance: float | None
-) -> Callable[[], float]:
-    """A check of every replica of the engine against the trainer; it returns the largest gap, or raises ParityError."""
+    engine: Replicated, trainer: Learner, sequences: Sequences, tolerance: float, unit: float
+) -> Callable[[], Agreement]:
+    """Make a check of every replica of the engine against the trainer; it returns the worst, or raises ParityError.
 
-    def check() -> float:
+    `unit` is that of the coarser of the two dtypes, see `rlkit.train.rounding.UNIT`.
+    """
+
+    def check() -> Agreement:
         learner = Answered(trainer, trainer.logprobs(sequences))
+        noise = Noise(trainer, unit, sequences, learner.answer)
         samplers = _ask_all(engine.replicas(), sequences)
-        return max(check_parity(sampler, learner, sequences, tolerance) for sampler in samplers)
+        found = [compare(sampler, learner, sequences, tolerance, noise) for sampler in samplers]
+        return max(found, key=lambda agreement: agreement.gap)
 
     return check
 
@@ -81,16 +149,53 @@ class Answered:
     model: Traced
     answer: list[list[float]]
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probs of the sequences that it was asked about."""
+    def logprobs(self, sequences: Sequences) -> list[list[float]]:
+        """Return the log-probs of the sequences that it was asked about."""
         return self.answer
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Block outputs of the model itself."""
+        """Return block outputs of the model itself."""
         return self.model.trace(tokens)
 
 
-def _ask_all(replicas: Sequence[Traced], sequences: Sequence[Sequence[int]]) -> list[Answered]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """How far two models may be apart, in nats, and where the numbers come from."""
+
+    largest: float
+    mean: float
+    words: str
+
+
+class Noise:
+    """What rounding changes in a trainer: measured when a gap has to be explained, then remembered."""
+
+    def __init__(self, trainer: Learner, unit: float, sequences: Sequences, plain: list[list[float]]) -> None:
+        """Take the trainer, the unit of rounding, and the trainer's log-probs of the sequences as they are."""
+        self._trainer, self._unit, self._sequences, self._plain = trainer, unit, sequences, plain
+        self._draws: list[list[Tensor]] = []
+        self.exact = unit < EXACT
+
+    def limit(self, tolerance: float, lengths: Sequence[int]) -> Limit:
+        """Say how far an honest engine may be away, on the first so many tokens of each sequence."""
+        if not self._draws:
+            draws = [Rounding(unit=self._unit, seed=seed) for seed in range(DRAWS)]
+            self._draws = [_gaps(self._trainer.logprobs(self._sequences, draw), self._plain) for draw in draws]
+        kept = [torch.cat([t[:n] for t, n in zip(draw, lengths, strict=True)]) for draw in self._draws]
+        changes = torch.stack(kept)
+        mean = MEAN * float(changes.mean())
+        if not self.exact:
+            mean = max(tolerance, mean)
+            return Limit(largest=math.inf, mean=mean, words=f"{mean:.1e} on average, {MEAN:g} x what rounding changes")
+        largest = max(tolerance, LARGEST * float(changes.max()))
+        return Limit(largest=largest, mean=mean, words=f"{largest:.1e}, {LARGEST:g} x what rounding changes")
+
+    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+        """Trace one sequence with every number rounded anew."""
+        return self._trainer.trace(tokens, Rounding(unit=self._unit, seed=0))
+
+
+def _ask_all(replicas: Sequence[Traced], sequences: Sequences) -> list[Answered]:
     """Ask every replica; several are in processes of their own, so a thread each waits while all are at work."""
     if len(replicas) == 1:
         return [Answered(replicas[0], replicas[0].logprobs(sequences))]
@@ -99,60 +204,107 @@ def _ask_all(replicas: Sequence[Traced], sequences: Sequence[Sequence[int]]) -> 
         return [Answered(replica, answer) for replica, answer in zip(replicas, answers, strict=True)]
 
 
-def check_parity(engine: Traced, trainer: Traced, sequences: Sequence[Sequence[int]], tolerance: float | None) -> float:
-    """max |log p_engine - log p_trainer| over all tokens of `sequences`, in nats.
+def check_parity(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: float | None) -> float:
+    """Compare without measuring rounding; returns the largest gap, in nats, and raises ParityError above `tolerance`.
 
-    A choice of experts that is a tie up to rounding may fall either way in two correct programs, and then everything
-    after it differs. So where a gap is above `tolerance`, only the tokens before the sequence's first such tie count.
-    With `tolerance=None` (bf16, FP8) the gap is only reported. Raises ParityError if it is above `tolerance` or not
-    finite, which no rounding explains.
+    With `tolerance=None` the gap is only reported, but one that is not finite is never let through.
     """
-    worst, where = -1.0, (0, 0)
-    for i, (ours, theirs) in enumerate(zip(engine.logprobs(sequences), trainer.logprobs(sequences), strict=True)):
-        gaps = [
-            abs(a - b) if math.isfinite(a) and math.isfinite(b) else math.inf for a, b in zip(ours, theirs, strict=True)
-        ]
-        if tolerance is not None and tolerance < max(gaps) < math.inf:
-            gaps = gaps[: _first_tie(trainer.trace(sequences[i]))]
-        for t, gap in enumerate(gaps, start=1):
-            if gap > worst:
-                worst, where = gap, (i, t)
-    if worst < 0:  # every sequence starts with a tie and differs: nothing is left that could vouch for the weights
-        worst = math.inf
-    if worst == math.inf or (tolerance is not None and worst > tolerance):
-        sequence = sequences[where[0]]
-        block = _first_difference(engine.trace(sequence), trainer.trace(sequence), (tolerance or 1e-4) / 10)
-        limit = "finite" if tolerance is None else f"at most {tolerance:g}"
-        raise ParityError(
-            f"engine and trainer disagree: |log p_engine - log p_trainer| = {worst:.3g} nats, should be {limit}, at "
-            f"sequence {where[0]}, token {where[1]} (id {sequence[where[1]]}). First block that differs: {block}. "
-            "Compare this block's weights in the checkpoint, in Trainer.weights() and after Engine.load(): a name, a "
-            "shape or a layout changed in transit, or one side computes the block differently. A run with "
-            "engine=torch shows which side is wrong."
-        )
-    return worst
+    return compare(engine, trainer, sequences, math.inf if tolerance is None else tolerance, None).gap
 
 
-def _first_tie(traced: Mapping[str, Tensor]) -> int:
-    """The first token whose choice of experts, in any layer, rounding could turn; the length if there is none."""
+def compare(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: float, noise: Noise | None) -> Agreement:
+    """Compare as the head of this file says; ParityError if the two disagree. Without `noise` the tolerance decides."""
+    gaps = _gaps(engine.logprobs(sequences), trainer.logprobs(sequences))
+    limit = Limit(largest=tolerance, mean=math.inf, words=f"{tolerance:g}")
+    if not torch.cat(gaps).isfinite().all():
+        limit = Limit(largest=-math.inf, mean=math.inf, words="finite")
+    elif torch.cat(gaps).max() > tolerance:
+        if noise is None or noise.exact:
+            gaps = [
+                gaps_T[: _first_tie(trainer, noise, tokens)] if gaps_T.max() > tolerance else gaps_T
+                for tokens, gaps_T in zip(sequences, gaps, strict=True)
+            ]
+        if noise is not None and any((gaps_T > tolerance).any() for gaps_T in gaps):
+            limit = noise.limit(tolerance, [len(gaps_T) for gaps_T in gaps])
+    kept = torch.cat(gaps)
+    # Where every sequence starts with a tie and differs, nothing is left that could vouch for the weights.
+    if not len(kept) or kept.max() > limit.largest or kept.mean() > limit.mean:
+        raise ParityError(_explain(engine, trainer, sequences, gaps, limit, noise))
+    return Agreement(gap=float(kept.max()), mean=float(kept.mean()), limit=f"limit {limit.words}")
+
+
+def _gaps(ours: list[list[float]], theirs: list[list[float]]) -> list[Tensor]:
+    """|a - b| of every token, a tensor for each sequence; infinity where either is not finite."""
+    pairs = zip(ours, theirs, strict=True)
+    gaps = [(torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs() for a, b in pairs]
+    return [gaps_T.nan_to_num(nan=math.inf, posinf=math.inf) for gaps_T in gaps]
+
+
+def _first_tie(trainer: Traced, noise: Noise | None, tokens: Sequence[int]) -> int:
+    """Find the first token whose choice of experts, in any layer, rounding could turn; the length if there is none.
+
+    How little a margin must be follows from what rounding does to the margins themselves, where that is known.
+    """
+    margins_LT = _margins(trainer.trace(tokens))
+    if margins_LT is None:
+        return len(tokens)
+    turned = TIE
+    if noise is not None and (noisy_LT := _margins(noise.trace(tokens))) is not None:
+        turned = TURNS * float((noisy_LT - margins_LT).abs().median())
+    is_tie_T = margins_LT.amin(0) < turned
+    return int(is_tie_T.int().argmax()) if is_tie_T.any() else len(tokens)
+
+
+def _margins(traced: Mapping[str, Tensor]) -> Tensor | None:
+    """Stack the margins of all routers, [L, T]; None for a model that has no routers or whose rule is unknown."""
     layers = [traced[name].flatten() for name in traced if name.endswith(GATE)]
-    if not layers:
-        return max(len(output_TD) for output_TD in traced.values())
-    is_tie_T = torch.stack(layers).amin(0) < TIE
-    return int(is_tie_T.int().argmax()) if is_tie_T.any() else len(is_tie_T)
+    return torch.stack(layers) if layers else None
 
 
-def _first_difference(engine: Mapping[str, Tensor], trainer: Mapping[str, Tensor], threshold: float) -> str:
-    """The first block, in order of execution, whose output differs: every later one has its input changed already.
+def _explain(
+    engine: Traced,
+    trainer: Traced,
+    sequences: Sequences,
+    gaps: Sequence[Tensor],
+    limit: Limit,
+    noise: Noise | None,
+) -> str:
+    """Say how far the two are apart, on which token it shows most, and in which block it starts."""
+    kept = torch.cat(list(gaps))
+    if not len(kept):
+        row, place, found, wanted = 0, 0, "inf nats", "compared on at least one token that comes before any tie"
+    else:
+        row = max(range(len(gaps)), key=lambda i: float(gaps[i].max()) if len(gaps[i]) else -1.0)
+        place, largest, mean = int(gaps[row].argmax()) + 1, float(kept.max()), float(kept.mean())
+        found = f"{largest:.3g} nats" if largest > limit.largest else f"{mean:.3g} nats on average"
+        wanted = limit.words if limit.words == "finite" else f"at most {limit.words}"
+    tokens = sequences[row]
+    noisy = {} if noise is None else noise.trace(tokens)
+    block = _first_difference(engine.trace(tokens), trainer.trace(tokens), noisy)
+    return (
+        f"engine and trainer disagree: |log p_engine - log p_trainer| = {found}, should be {wanted}, most at sequence "
+        f"{row}, token {place} (id {tokens[place]}). First block that differs: {block}. Compare this block's weights "
+        "in the checkpoint, in Trainer.weights() and after Engine.load(): a name, a shape or a layout changed in "
+        "transit, or one side computes the block differently. A run with engine=torch shows which side is wrong."
+    )
 
-    error = max_t |a_t - b_t| / mean_t |b_t|, with |.| the norm of a token's output.
+
+def _first_difference(engine: Mapping[str, Tensor], trainer: Mapping[str, Tensor], noisy: Mapping[str, Tensor]) -> str:
+    """Name the first block, in order of execution, whose output differs: later ones have their input changed already.
+
+    A block differs when its error is above `BLOCK` and above what rounding explains, `LARGEST` times.
     """
-    for name, ours_TD in engine.items():
-        if name not in trainer or name.endswith(GATE):
-            continue
-        theirs_TD = trainer[name].to(ours_TD)
-        distances_T = (ours_TD - theirs_TD).norm(dim=-1)
-        error = (distances_T.max() / theirs_TD.norm(dim=-1).mean()).item()
-        if not error <= threshold:
-            return f"{name} (relative error {error:.2g})"
+    for name, output_TD in engine.items():
+        if name in trainer and not name.endswith(GATE):
+            rounding = _block_error(noisy[name], trainer[name]) if name in noisy else 0.0
+            error = _block_error(output_TD, trainer[name])
+            if not error <= max(BLOCK, LARGEST * rounding):
+                return f"{name} (relative error {error:.2g})"
     return "lm_head (every block's output agrees)"
+
+
+def _block_error(ours_TD: Tensor, theirs_TD: Tensor) -> float:
+    """max_t |a_t - b_t| / mean_t |b_t|, with |.| the norm of a token's output."""
+    theirs_TD = theirs_TD.to(ours_TD)
+    distances_T = (ours_TD - theirs_TD).norm(dim=-1)
+    return float(distances_T.max() / theirs_TD.norm(dim=-1).mean())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlkit.engine.base import Engine
+from rlkit.parity import Agreement
 from rlkit.rollout.judging import RewardFn
 from rlkit.train.base import Trainer
 
@@ -17,10 +18,10 @@ class Parts:
     engine: Engine
     trainer: Trainer
     reward: RewardFn
-    gate: Callable[[], float]
-    """Compares engine and trainer, returns the log-prob gap in nats and raises when it is too large."""
+    gate: Callable[[], Agreement]
+    """Compares engine and trainer, returns how far their log-probs are apart and raises when it is too far."""
 
-    def sync(self, version: int) -> float:
+    def sync(self, version: int) -> Agreement:
         """Publish the trainer's weights to the engine and check that both now say the same."""
         self.engine.load(self.trainer.weights(), version)
         return self.gate()

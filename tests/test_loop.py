@@ -16,6 +16,7 @@ from rlkit.config import AlgoConfig, SamplingConfig
 from rlkit.data.prompts import prompts_for_step
 from rlkit.engine.base import rollout_seed
 from rlkit.loop import grpo_step, train
+from rlkit.parity import Agreement
 from rlkit.parts import Parts
 from rlkit.rollout.judging import NoVerdictError, RewardFn
 from rlkit.types import (
@@ -140,9 +141,9 @@ FIRST_IS_BEST = by_place(1.0, 0.0, 0.0, 0.0)
 def make(judge: Callable[[Group], Sequence[Score]] = FIRST_IS_BEST) -> tuple[Parts, Log]:
     log, reward = Log(), at_once(judge)
 
-    def gate() -> float:
+    def gate() -> Agreement:
         log.events.append("gate")
-        return 3e-6
+        return Agreement(gap=3e-6, mean=1e-6, limit="")
 
     parts = Parts(engine=CountingEngine(log), trainer=CountingTrainer(log), reward=reward, gate=gate)
     return parts, log

@@ -12,6 +12,7 @@ from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.transfer import RemoteWeights, publish
 from rlkit.config import EngineConfig, TrainerConfig
+from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling
 
 
@@ -85,13 +86,13 @@ class TrainerActor:
         """`Trainer.update` on this rank's share."""
         return self.trainer.update(batch, loss, lr, mtp)
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None) -> list[list[float]]:
         """`Trainer.logprobs`."""
-        return self.trainer.logprobs(sequences)
+        return self.trainer.logprobs(sequences, rounding)
 
-    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+    def trace(self, tokens: Sequence[int], rounding: Rounding | None) -> Mapping[str, Tensor]:
         """`Trainer.trace`."""
-        return self.trainer.trace(tokens)
+        return self.trainer.trace(tokens, rounding)
 
     def publish(self) -> RemoteWeights:
         """Put all weights into the object store, bucket by bucket."""

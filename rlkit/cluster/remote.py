@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlkit.algo import NO_MTP, Loss, MtpTerm, shard
 from rlkit.cluster.transfer import RemoteWeights
+from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
 
@@ -82,13 +83,13 @@ class RemoteTrainer:
             [rank.update.remote(share, loss, lr, mtp) for rank, share in zip(self._ranks, shares, strict=True)]
         )[0]
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
         """Ask rank 0 for log-probs; all ranks hold the same weights."""
-        return self._all([self._ranks[0].logprobs.remote(sequences)])[0]
+        return self._all([self._ranks[0].logprobs.remote(sequences, rounding)])[0]
 
-    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+    def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Ask rank 0 for block outputs."""
-        return self._all([self._ranks[0].trace.remote(tokens)])[0]
+        return self._all([self._ranks[0].trace.remote(tokens, rounding)])[0]
 
     def weights(self) -> RemoteWeights:
         """Publish rank 0's weights in the object store."""

@@ -219,7 +219,8 @@ class ParityConfig:
     """The gate after load and after every sync."""
 
     tolerance: float
-    """Largest log-prob gap between engine and trainer in fp32, in nats; with bf16 the gap is only reported."""
+    """A log-prob gap between engine and trainer up to this one passes, in nats; a larger one must be explained by what
+    rounding changes in the model itself (`rlkit.parity`), which is measured then, and in bf16 always."""
 
     def __post_init__(self) -> None:
         """Refuse a gate that lets nothing pass."""

@@ -106,9 +106,7 @@ class Run:
 
     def sync(self, parts: Parts, version: int) -> None:
         """Publish the weights outside a step, and say what the parity gate measured."""
-        gap = parts.sync(version)
-        limit = f"limit {self.cfg.parity.tolerance:g}" if self.cfg.engine.dtype == "fp32" else "bf16: reported only"
-        self.console.line(f"parity: engine and trainer agree within {gap:.1e} nats ({limit})")
+        self.console.line(f"parity: {parts.sync(version)}")
 
     def steps_done(self, stage: str, total: int) -> int:
         """Steps of a stage that an earlier life of this run has taken."""

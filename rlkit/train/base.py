@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
+from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Numbers, Weights
 
 
@@ -23,11 +24,14 @@ class Trainer(Protocol):
         """
         ...
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+    def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
+        """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats.
+
+        With `rounding` every number inside the model is rounded once more, so that it shows how much that matters.
+        """
         ...
 
-    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+    def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Run one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...
 

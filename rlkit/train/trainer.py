@@ -19,6 +19,7 @@ from rlkit.model.base import CausalLM
 from rlkit.model.lora import adapter_weights
 from rlkit.train import ranks
 from rlkit.train.experts import ExpertBalance
+from rlkit.train.rounding import Rounding, rounded_anew
 from rlkit.types import Batch, Numbers, Pack, PolicyPack
 
 REFERENCE_FILE = "reference.pt"
@@ -171,18 +172,20 @@ class ModelTrainer:
         return replace(pack, ref_logprobs_T=self.reference(pack, temperature).logprobs_T)
 
     @torch.no_grad()
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
         """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
         lengths = tuple(len(sequence) for sequence in sequences)
         tokens_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
-        hidden_TD = self.model.hidden(tokens_T, lengths)
+        with rounded_anew(self.model, rounding):
+            hidden_TD = self.model.hidden(tokens_T, lengths)
         shifted_T, _ = chunked_logprobs(hidden_TD[:-1], self.model.lm_head.weight, tokens_T[1:])
         starts = torch.tensor(lengths).cumsum(0).tolist()
         return [shifted_T[end - length : end - 1].tolist() for end, length in zip(starts, lengths, strict=True)]
 
-    def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+    def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Run one sequence and return the output of every block under its checkpoint name."""
-        return self.model.trace(tokens)
+        with rounded_anew(self.model, rounding):
+            return self.model.trace(tokens)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All weights of the policy under their checkpoint names; LoRA merged in."""

@@ -19,7 +19,6 @@ from rlkit.algo import shard
 from rlkit.build import build_trainer
 from rlkit.train.trainer import ModelTrainer
 from tests.train.test_ranks import LAYOUTS, SPOILED, Layout, recompute, spoil
-from tests.train.test_trainer import ARCHITECTURE
 
 
 def bias_of(model: nn.Module) -> Tensor:
@@ -77,7 +76,7 @@ def main(folder: Path, rank: int, world_size: int, out: str) -> None:
         made = build_trainer(
             layout.cfg(world_size),
             folder / layout.architecture(),
-            ARCHITECTURE,
+            "deepseek",
             keep_reference=True,
             seed=0,
             store=store,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rlkit.checks import number, one_of, whole
+
 SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -21,13 +23,11 @@ class Schedule:
     """Learning rate of the last step / peak; not read when constant."""
 
     def __post_init__(self) -> None:
-        """Refuse rates and kinds that mean nothing."""
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be above 0")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or more")
-        if self.kind not in SCHEDULES:
-            raise ValueError(f"kind={self.kind!r} is unknown; use one of {', '.join(SCHEDULES)}")
+        """Refuses rates, ratios and kinds that mean nothing."""
+        number("lr", self.lr, above=0, most=1, fix="AdamW moves every weight by about this much in a step")
+        whole("warmup_steps", self.warmup_steps)
+        one_of("kind", self.kind, SCHEDULES)
+        number("final_ratio", self.final_ratio, least=0, most=1, fix="0.1 ends at a tenth of lr, 1 stays there")
 
     def at(self, step: int, num_steps: int) -> float:
         """Learning rate of step 1..num_steps.

@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words[:1] in (["reward"], ["checkpoint"]):
         _command(words[0], words[1:])
         return
-    from rlkit.config import suggestion
-    from rlkit.config.compose import RECIPES  # loads torch, which takes seconds and a reward does without
+    from rlkit.checks import suggestion
+
+    RECIPES = ["sft", "grpo", "sft_then_grpo", "extend_context"]
 
     usage = USAGE.format(recipes=", ".join(RECIPES))
     if not words or words[0] in ("-h", "--help"):

@@ -6,7 +6,6 @@ dataclasses say which keys there are and what each may be.
 
 from __future__ import annotations
 
-from rlkit.config.checks import suggestion
 from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
@@ -43,5 +42,4 @@ __all__ = [
     "SftThenGrpoRun",
     "TrainerConfig",
     "TrainingRun",
-    "suggestion",
 ]

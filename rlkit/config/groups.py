@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.config.checks import at_least, one_of
+from rlkit.checks import number, one_of, seed, whole
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.load import KINDS
 
 MAX_SPECULATIVE_TOKENS = 8
 """Even at V3's acceptance of 0.9 a ninth token counts in 0.9^9 = 39 % of the passes, and is computed in all of them."""
+MAX_PROCESSES = 4096
+"""Engines, ranks, reward processes, and the threads of each: above this a number is a slip of the finger."""
+MAX_TIMEOUT_S = 1_000_000
+"""Eleven days; the operating system counts a wait in milliseconds, in 31 bits."""
+MAX_MEMORY_GIB = 1_000_000
+MAX_TOLERANCE = 1.0
+"""One nat, a factor of e in a probability: a gate that lets more pass compares nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +74,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that leave nothing to train or test on."""
         if self.train_size != -1:
-            at_least("data.train_size", self.train_size, 1)
-        at_least("data.eval_size", self.eval_size, 1)
+            whole("data.train_size", self.train_size, least=1, fix="-1 takes all rows")
+        whole("data.eval_size", self.eval_size, least=1)
+        seed("data.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +94,8 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         """Refuse a pool without processes and a deadline that has passed before it starts."""
-        at_least("reward.workers", self.workers, 1)
-        if self.timeout <= 0:
-            raise ValueError(f"reward.timeout={self.timeout} must be above 0 seconds; 20 is usual")
+        whole("reward.workers", self.workers, least=1, most=MAX_PROCESSES)
+        number("reward.timeout", self.timeout, above=0, most=MAX_TIMEOUT_S, fix="20 seconds are usual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +120,14 @@ class EngineConfig:
         """Refuse unknown kinds and empty pools."""
         one_of("engine.kind", self.kind, ("vllm", "torch"))
         one_of("engine.dtype", self.dtype, ("fp32", "bf16"))
-        at_least("engine.num_engines", self.num_engines, 1)
-        at_least("engine.max_num_seqs", self.max_num_seqs, 1)
-        at_least("engine.max_model_len", self.max_model_len, 2)
-        at_least("engine.threads", self.threads, 0)
-        if not 0 <= self.speculative_tokens <= MAX_SPECULATIVE_TOKENS:
-            raise ValueError(
-                f"engine.speculative_tokens={self.speculative_tokens} must lie between 0 (off) and "
-                f"{MAX_SPECULATIVE_TOKENS}; 1 is what DeepSeek-V3 uses, and each further one is accepted less often"
-            )
-        if self.memory <= 0:
-            raise ValueError(
-                f"engine.memory={self.memory} must be above 0: GiB on a CPU, a share of the device on a GPU"
-            )
+        whole("engine.num_engines", self.num_engines, least=1, most=MAX_PROCESSES)
+        whole("engine.max_num_seqs", self.max_num_seqs, least=1)
+        whole("engine.max_model_len", self.max_model_len, least=2)
+        whole("engine.threads", self.threads, most=MAX_PROCESSES, fix="0 shares all cores among the engines")
+        fix = "0 turns drafts off, 1 is what DeepSeek-V3 uses, and each further one is accepted less often"
+        whole("engine.speculative_tokens", self.speculative_tokens, most=MAX_SPECULATIVE_TOKENS, fix=fix)
+        fix = "it is in GiB on a CPU, and a share of the device's memory on a GPU"
+        number("engine.memory", self.memory, above=0, most=MAX_MEMORY_GIB, fix=fix)
         if self.kind == "torch" and self.dtype != "fp32":
             raise ValueError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")
 
@@ -142,9 +144,8 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         """Refuse adapters that do nothing."""
-        at_least("trainer.lora.rank", self.rank, 1)
-        if self.alpha <= 0:
-            raise ValueError(f"trainer.lora.alpha={self.alpha} must be above 0; twice the rank is usual")
+        whole("trainer.lora.rank", self.rank, least=1)
+        number("trainer.lora.alpha", self.alpha, above=0, fix="twice the rank is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,16 +175,16 @@ class TrainerConfig:
         """Refuse unknown kinds and ZeRO stages."""
         one_of("trainer.kind", self.kind, ("deepspeed", "torch"))
         one_of("trainer.dtype", self.dtype, ("fp32", "bf16"))
-        at_least("trainer.num_ranks", self.num_ranks, 1)
-        at_least("trainer.max_tokens", self.max_tokens, 1)
-        at_least("trainer.threads", self.threads, 0)
-        at_least("trainer.weight_decay", self.weight_decay, 0)
-        at_least("trainer.bias_update_speed", self.bias_update_speed, 0)
-        at_least("trainer.balance_coef", self.balance_coef, 0)
-        if self.grad_clip <= 0:
-            raise ValueError(f"trainer.grad_clip={self.grad_clip} must be above 0; 1.0 is usual, 1e9 clips nothing")
-        if not 0 < self.beta2 < 1:
-            raise ValueError(f"trainer.beta2={self.beta2} must lie between 0 and 1; 0.95 is usual")
+        whole("trainer.num_ranks", self.num_ranks, least=1, most=MAX_PROCESSES)
+        whole("trainer.zero_stage", self.zero_stage)
+        whole("trainer.max_tokens", self.max_tokens, least=1)
+        whole("trainer.threads", self.threads, most=MAX_PROCESSES, fix="0 shares all cores among the ranks")
+        number("trainer.weight_decay", self.weight_decay, least=0, most=100, fix="0.1 is usual, 0 decays nothing")
+        number("trainer.beta2", self.beta2, above=0, below=1, fix="0.95 is usual")
+        number("trainer.grad_clip", self.grad_clip, above=0, fix="1.0 is usual, 1e9 clips nothing")
+        fix = "V3's pre-training has 0.001, 0 leaves the biases as they are"
+        number("trainer.bias_update_speed", self.bias_update_speed, least=0, most=1, fix=fix)
+        number("trainer.balance_coef", self.balance_coef, least=0, fix="V3's pre-training has 1e-4, 0 turns it off")
         if self.kind == "torch" and self.dtype != "fp32":
             raise ValueError(
                 f"trainer.dtype={self.dtype} needs trainer=deepspeed, which keeps fp32 master weights; without them "
@@ -224,8 +225,7 @@ class ParityConfig:
 
     def __post_init__(self) -> None:
         """Refuse a gate that lets nothing pass."""
-        if self.tolerance <= 0:
-            raise ValueError(f"parity.tolerance={self.tolerance} must be above 0; 1e-4 is the limit in fp32")
+        number("parity.tolerance", self.tolerance, above=0, most=MAX_TOLERANCE, fix="1e-4 is the limit in fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,5 +248,5 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Refuse to keep none."""
-        at_least("checkpoint.every", self.every, 0)
-        at_least("checkpoint.keep", self.keep, 1)
+        whole("checkpoint.every", self.every, fix="0 writes one at the end of each stage only")
+        whole("checkpoint.keep", self.keep, least=1)

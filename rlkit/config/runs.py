@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.algo.losses import UserLoss
-from rlkit.config.checks import one_of
+from rlkit.checks import number, one_of, seed, whole
 from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
@@ -43,6 +43,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse groups that do not go together."""
         one_of("resume", self.resume, ("auto", "never"))
+        seed("seed", self.seed)
         if self.cluster.kind == "local" and self.engine.num_engines > 1:
             raise ValueError(
                 f"cluster=local is one process, but engine.num_engines={self.engine.num_engines}; set it to 1 or use "
@@ -220,6 +221,11 @@ class ContextStage:
     tasks: dict[str, Any]
     """reasoning_gym only: the tasks of this stage; {} = data.tasks."""
 
+    def __post_init__(self) -> None:
+        """Refuses lengths and factors that stretch nothing."""
+        whole("length", self.length, least=2)
+        number("factor", self.factor, least=1, fix="DeepSeek-V3 takes 40")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendContextRun(SftRun):
@@ -233,9 +239,9 @@ class ExtendContextRun(SftRun):
         lengths = [stage.length for stage in self.stages]
         if not lengths or lengths != sorted(set(lengths)):
             raise ValueError(f"stages: lengths {lengths} must rise from stage to stage; reorder them or drop some")
-        for number, stage in enumerate(self.stages):
+        for place, stage in enumerate(self.stages):
             if self.sft.batch_size * lengths[0] % stage.length:
                 raise ValueError(
-                    f"stages[{number}].length={stage.length}: sft.batch_size={self.sft.batch_size} samples of "
+                    f"stages[{place}].length={stage.length}: sft.batch_size={self.sft.batch_size} samples of "
                     f"{lengths[0]} tokens are no whole number of samples of this length; change one of the three"
                 )

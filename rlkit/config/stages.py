@@ -10,8 +10,13 @@ from rlkit.algo.advantages import SCALES
 from rlkit.algo.losses import GrpoLoss, Loss, UserLoss
 from rlkit.algo.packing import AGGREGATES
 from rlkit.algo.schedule import Schedule
-from rlkit.config.checks import at_least, one_of
+from rlkit.checks import number, one_of, whole
+from rlkit.errors import UserError
 from rlkit.types import Sampling
+
+LEAST_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 100
+"""Here all tokens are nearly as likely as each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +34,11 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         """Refuse empty stages and impossible shares."""
-        at_least("sft.steps", self.steps, 0)
-        at_least("sft.batch_size", self.batch_size, 1)
-        at_least("sft.mtp_weight", self.mtp_weight, 0)
-        if not 0 <= self.think_share <= 1:
-            raise ValueError(f"sft.think_share={self.think_share} must lie between 0 and 1")
+        whole("sft.steps", self.steps)
+        whole("sft.batch_size", self.batch_size, least=1)
+        number("sft.mtp_weight", self.mtp_weight, least=0, fix="V3 has 0.3, then 0.1")
+        fix = "1 shows the worked solution in all demonstrations, 0 in none"
+        number("sft.think_share", self.think_share, least=0, most=1, fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,14 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
-        at_least("temperature", self.temperature, 0)
-        at_least("max_new_tokens", self.max_new_tokens, 1)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
+        number("temperature", self.temperature, least=0, most=MAX_TEMPERATURE, fix="1 is usual, 0 is greedy")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UserError(
+                f"temperature={self.temperature} is so low that logits overflow, and vLLM would sample at "
+                f"{LEAST_TEMPERATURE} instead; use 0, which is greedy, or {LEAST_TEMPERATURE} and more"
+            )
+        number("top_p", self.top_p, above=0, most=1, fix="1 cuts nothing")
+        whole("max_new_tokens", self.max_new_tokens, least=1)
 
     def seeded(self, seed: int) -> Sampling:
         """The same, with a seed to derive each rollout's own from."""
@@ -94,11 +103,12 @@ class AlgoConfig:
 
     def __post_init__(self) -> None:
         """Refuse groups that cannot be compared and batches that do not divide."""
-        at_least("algo.steps", self.steps, 0)
-        at_least("algo.prompts_per_step", self.prompts_per_step, 1)
-        at_least("algo.group_size", self.group_size, 2)
-        at_least("algo.minibatches", self.minibatches, 1)
-        at_least("algo.mtp_weight", self.mtp_weight, 0)
+        whole("algo.steps", self.steps)
+        whole("algo.prompts_per_step", self.prompts_per_step, least=1)
+        whole("algo.group_size", self.group_size, least=2, fix="an advantage compares the rollouts of one group")
+        whole("algo.minibatches", self.minibatches, least=1)
+        whole("algo.refresh_reference_every", self.refresh_reference_every, fix="0 never refreshes, R1 has 400")
+        number("algo.mtp_weight", self.mtp_weight, least=0, fix="0 leaves the MTP modules as they are")
         one_of("algo.scale", self.scale, SCALES)
         one_of("algo.aggregate", self.aggregate, AGGREGATES)
         num_rollouts = self.prompts_per_step * self.group_size
@@ -122,3 +132,7 @@ class EvaluationConfig:
     every: int
     """GRPO steps between evaluations; 0 = only before and after each stage."""
     sampling: SamplingConfig
+
+    def __post_init__(self) -> None:
+        """Refuses a rhythm that there is not."""
+        whole("evaluation.every", self.every, fix="0 evaluates before and after each stage only")

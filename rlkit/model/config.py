@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rlkit.checks import MOST, is_number, is_whole, shown
 from rlkit.model.routing import RULES
 
 CONFIG = "config.json"
@@ -50,10 +51,10 @@ class Yarn:
     def __post_init__(self) -> None:
         """Refuses what cannot be computed, and what transformers and DeepSeek's code compute differently."""
         for key, value in asdict(self).items():
-            _check(isinstance(value, int | float), f"rope_scaling.{key}", value, "give a number")
+            _check(is_number(value), f"rope_scaling.{key}", value, "give a number, and a finite one")
         size = self.original_max_position_embeddings
         fix = "give the context length before YaRN, in tokens"
-        _check(type(size) is int and size > 0, "rope_scaling.original_max_position_embeddings", size, fix)
+        _check(is_whole(size) and 0 < size <= MOST, "rope_scaling.original_max_position_embeddings", size, fix)
         _check(self.factor >= 1, "rope_scaling.factor", self.factor, "give a number of at least 1")
         fix = f"give a number above 0 and below beta_fast={self.beta_fast}"
         _check(0 < self.beta_slow < self.beta_fast, "rope_scaling.beta_slow", self.beta_slow, fix)
@@ -123,9 +124,10 @@ class DeepseekV3Config:
             key, kind, value = field.name, str(field.type), values[field.name]
             if kind.startswith("int") and key not in (*TOKEN_IDS, *counts):
                 none = value is None and "None" in kind
-                _check(none or (type(value) is int and value > 0), key, value, "give a positive whole number")
+                fine = none or (is_whole(value) and 0 < value <= MOST)
+                _check(fine, key, value, f"give a positive whole number of at most {MOST}")
             elif kind == "float":
-                _check(isinstance(value, int | float) and value > 0, key, value, "give a positive number")
+                _check(is_number(value) and value > 0, key, value, "give a positive number, and a finite one")
         self._check_rule()
         self._check_experts()
         for key, size in (("hidden_size", self.hidden_size), ("moe_intermediate_size", self.moe_intermediate_size)):
@@ -150,7 +152,7 @@ class DeepseekV3Config:
         dense, layers = self.first_k_dense_replace, self.num_hidden_layers
         _check(0 <= dense <= layers, "first_k_dense_replace", dense, f"give 0..{layers} (num_hidden_layers)")
         depth = self.num_nextn_predict_layers
-        _check(type(depth) is int and depth >= 0, "num_nextn_predict_layers", depth, "give 0 (none) or more")
+        _check(is_whole(depth) and 0 <= depth <= MOST, "num_nextn_predict_layers", depth, "give 0 (none) or more")
         if dense == layers and not depth:  # the modules have experts even where no layer has
             return
         experts, groups = self.n_routed_experts, self.n_group
@@ -309,4 +311,4 @@ def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(fine: bool, key: str, value: object, fix: str) -> None:
     if not fine:
-        raise ValueError(f"{key}={value!r}: {fix}")
+        raise ValueError(f"{key}={shown(value)}: {fix}")

@@ -236,7 +236,7 @@ def test_configured_loss_equals_the_function() -> None:
     [
         ({"clip_low": 0.0}, "algo.loss.clip_low=0.0 must be above 0"),
         ({"clip_high": -1.0}, "algo.loss.clip_high=-1.0 must be above 0"),
-        ({"kl_coef": -0.1}, "algo.loss.kl_coef=-0.1 must be 0 or more"),
+        ({"kl_coef": -0.1}, "algo.loss.kl_coef=-0.1 must be at least 0"),
         ({"kl": "k4"}, "algo.loss.kl='k4' is unknown; use one of k1, k2, k3"),
     ],
 )

@@ -39,7 +39,7 @@ def test_the_first_step_already_learns(kind: str) -> None:
     ("change", "message"),
     [
         ({"lr": 0.0}, "lr=0.0 must be above 0"),
-        ({"warmup_steps": -1}, "warmup_steps=-1 must be 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must be at least 0"),
         ({"kind": "cosin"}, "kind='cosin' is unknown"),
     ],
 )

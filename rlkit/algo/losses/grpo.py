@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlkit.algo.kl import MAX_LOG_RATIO, kl_k1, kl_k2, kl_k3
 from rlkit.algo.losses.base import LossTerms
+from rlkit.checks import number
 from rlkit.types import Pack, PolicyPack
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
@@ -86,12 +87,10 @@ class GrpoLoss:
     kl: str = "k3"
 
     def __post_init__(self) -> None:
-        """Refuse constants that mean nothing."""
+        """Refuses constants that mean nothing."""
         for name in ("clip_low", "clip_high"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"algo.loss.{name}={getattr(self, name)} must be above 0 (0.2 is usual)")
-        if self.kl_coef < 0:
-            raise ValueError(f"algo.loss.kl_coef={self.kl_coef} must be 0 or more")
+            number(f"algo.loss.{name}", getattr(self, name), above=0, fix="0.2 is usual, 10 is R1's")
+        number("algo.loss.kl_coef", self.kl_coef, least=0, fix="R1 has 0.001, 0 needs no reference model")
         if self.kl not in KL_ESTIMATORS:
             raise ValueError(f"algo.loss.kl={self.kl!r} is unknown; use one of {', '.join(KL_ESTIMATORS)}")
         if self.kl == "k1" and self.kl_coef:

@@ -1,0 +1,10 @@
+"""The one error that is a message to the user; every other exception is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something that the user can mend: the message names the key or file, its value, and the fix.
+
+    A command prints it as one paragraph. A plain ValueError, from a library or from a mistake of ours, is not caught.
+    """

@@ -20,7 +20,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from pydantic import TypeAdapter, ValidationError
 
 from rlkit.checks import shown, suggestion
@@ -256,10 +261,11 @@ def _unknown(key: str, recipe: str | Path, composed: DictConfig) -> str:
 
 def _explain(error: Exception, recipe: str | Path) -> str:
     message = str(error).strip()
-    if missing := re.search(r"Missing mandatory value: (\S+)", message):
-        return f"{missing[1]} has no value; set {missing[1]}=..."
-    if "nterpolation" in message or "${" in message:
-        return f"{message.splitlines()[0]}; write \\${{ where a dollar and a brace are text"
+    key = error.full_key if isinstance(error, OmegaConfBaseException) else ""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} has no value; set {key}=..."
+    if isinstance(error, GrammarParseError | InterpolationResolutionError):
+        return f"{key}: {message.splitlines()[0]}; write \\${{ where a dollar and a brace are text"
     return message if isinstance(error, HydraException) else f"recipe {recipe}: {message}"
 
 

@@ -15,7 +15,7 @@ MAX_VALUE = 40
 """Characters of an argument that are shown."""
 MISREAD = (TypeError, AttributeError, LookupError, ValueError)
 """What a function raises when its data are not what it takes them for, as in `"7"["content"]`."""
-_CALLERS = tuple(str(Path(__file__).with_name(name)) for name in ("function.py", "registry.py"))
+_CALLERS = tuple(str(Path(__file__).with_name(name)) for name in ("function.py", "registry.py", "own_files.py"))
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 

@@ -5,9 +5,6 @@ A file is loaded by its path, under a name that no module has, so it may be call
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +15,7 @@ from rewards.adapters import OPENRLHF, TRL, TRL_CHAT, VERL
 from rewards.base import RewardError
 from rewards.failure import described
 from rewards.function import RewardFunction
+from rewards.own_files import import_file, import_name
 
 BUILT_IN = {
     "number": "rewards.number:number",
@@ -168,7 +166,7 @@ def _import(place: str) -> ModuleType:
     if place.endswith(".py") and not path.is_file():
         raise RewardError(f"reward file {place} does not exist; correct the path")
     try:
-        return _import_file(path) if place.endswith(".py") else importlib.import_module(place)
+        return import_file(path, "reward_file_") if place.endswith(".py") else import_name(place)
     except RewardError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
@@ -178,17 +176,3 @@ def _import(place: str) -> ModuleType:
         else:
             why = described(error)
         raise RewardError(f"reward module {place} cannot be imported: {why}") from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    name = "reward_file_" + "".join(letter if letter.isalnum() else "_" for letter in str(path))
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "a path ending in .py always has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up here
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -167,21 +167,22 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def _compose(recipe: str | Path, groups: Mapping[str, str]) -> DictConfig:
-    """Lets Hydra merge the recipe's file and the chosen groups."""
+def _compose(recipe: str | Path, groups: Mapping[str, str], with_hydra: bool = False) -> DictConfig:
+    """Lets Hydra merge the recipe's file and the chosen groups; `with_hydra` adds what Hydra knows of them."""
     overrides = [f"{group}={option}" for group, option in groups.items()]
     GlobalHydra.instance().clear()
     file = _own_file(recipe)
     if file is None:
         with initialize_config_dir(str(FILES), version_base="1.3"):
-            return compose(str(recipe), overrides=overrides)
+            return compose(str(recipe), overrides=overrides, return_hydra_config=with_hydra)
     # The user's file is read from a folder where it is alone, and ours come before others beside it: a run.yaml or a
     # folder model/ there must not take the place of what its defaults list means.
     with TemporaryDirectory() as alone:
         shutil.copyfile(file, Path(alone) / "recipe_file.yaml")
         places = ", ".join(json.dumps(f"file://{place}", ensure_ascii=False) for place in _folders(file))
         with initialize_config_dir(alone, version_base="1.3"):
-            return compose("recipe_file", overrides=[f"hydra.searchpath=[{places}]", *overrides])
+            overrides.append(f"hydra.searchpath=[{places}]")
+            return compose("recipe_file", overrides=overrides, return_hydra_config=with_hydra)
 
 
 def _own_file(recipe: str | Path) -> Path | None:
@@ -261,6 +262,8 @@ def _unknown(key: str, recipe: str | Path, composed: DictConfig) -> str:
 
 def _explain(error: Exception, recipe: str | Path) -> str:
     message = str(error).strip()
+    if group := re.match(r"Could not override '([^']+)'", message):
+        return f"{group[1]}: recipe {Path(recipe).stem} has no such group; see --help for those it has"
     key = error.full_key if isinstance(error, OmegaConfBaseException) else ""
     if isinstance(error, MissingMandatoryValue):
         return f"{key} has no value; set {key}=..."
@@ -322,7 +325,7 @@ def _check_keys(cls: Any, values: Mapping[str, Any], prefix: str) -> None:
 def _help(recipe: str | Path) -> str:
     file = recipe if _own_file(recipe) else f"configs/{recipe}.yaml"
     name, places = Path(recipe).stem, _folders(recipe)
-    groups = sorted(entry.name for entry in FILES.iterdir() if _options(places, entry.name))
+    groups = sorted(group for group in _compose(recipe, {}, with_hydra=True).hydra.runtime.choices if "/" not in group)
     width = max(40, shutil.get_terminal_size().columns - 2)
     lines = [f"{group}={{{', '.join(_options(places, group))}}}" for group in groups]
     wrapped = [

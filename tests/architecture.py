@@ -23,8 +23,8 @@ SOURCES = ("rlkit", "rewards", "sandbox", "recipes", "configs")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_LOOP_LINES = 200
-MAX_PAGE_WIDTH = 140
-MAX_GRPO_KEYS = 91
+MAX_GRPO_KEYS = 80
+MAX_SHAPE_KEYS = 40
 MAX_IMPORT_SECONDS = 0.3
 
 EXCEPTIONS: dict[str, str] = {}
@@ -180,10 +180,13 @@ def test_names_say_what_a_thing_is() -> None:
 
 
 def test_a_grpo_run_has_few_keys() -> None:
+    """All that can be set is counted, also what the files leave at its default; the model's shape on its own."""
     keys = grpo_keys()
     golden = GRPO_KEYS.read_text(encoding="utf-8").split()
     assert keys == golden, f"the keys of a GRPO run changed; explain it in the change and update {short(GRPO_KEYS)}"
-    assert len(keys) <= MAX_GRPO_KEYS
+    shape = [key for key in keys if key.startswith("model.architecture.")]
+    assert len(shape) <= MAX_SHAPE_KEYS
+    assert len(keys) - len(shape) <= MAX_GRPO_KEYS
 
 
 @pytest.mark.parametrize("package", ["rewards", "sandbox"])

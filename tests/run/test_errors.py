@@ -12,7 +12,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from recipes import grpo, sft, sft_then_grpo
-from rlkit.cli import main as cli
 
 LOCAL = ["cluster=local", "engine=torch", "trainer=torch", "data.train_size=50", "data.eval_size=20"]
 
@@ -169,20 +168,6 @@ def test_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], tmp_
     file = rows(tmp_path / "rows.jsonl", *records)
     printed = refusal(capsys, tmp_path, f"data={file}", "model.architecture.vocab_size=265")
     assert "the prompt of row" in printed and "engine.max_model_len" in printed
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["run", "gripo"], "error: recipe 'gripo' is unknown (did you mean 'grpo'?); there are sft, grpo"),
-        (["train"], "error: 'train' is not a command"),
-    ],
-)
-def test_unknown_commands(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(words)
-    assert leaving.value.code == 2
-    assert said in capsys.readouterr().err
 
 
 def test_model_path_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

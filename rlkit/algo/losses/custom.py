@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rewards.own_files import import_file, import_name
 from rlkit.algo.losses.base import LossTerms
 from rlkit.types import Pack
 
@@ -55,21 +54,11 @@ def find_loss(name: str) -> Callable[..., LossTerms]:
     if not place:
         raise ValueError(f"algo.loss_fn={name!r} is not 'file.py:function' or 'package.module:function'")
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else import_module(place)
+        module = import_file(Path(place), "loss_file_") if place.endswith(".py") else import_name(place)
     except FileNotFoundError as error:
         raise ValueError(f"algo.loss_fn={name!r}: the file {place} does not exist; correct the path") from error
     except ModuleNotFoundError as error:
         raise ValueError(f"algo.loss_fn={name!r}: {error}; install it, or use file.py:function") from error
-    found: Any = getattr(module, attribute, None)
-    if not callable(found):
+    if not callable(getattr(module, attribute, None)):
         raise ValueError(f"algo.loss_fn={name!r}: {place} has no function {attribute!r}; write {EXPECTED}")
-    return found
-
-
-def _import_file(path: Path) -> Any:
-    """Run a file as a module of its own, so that nothing else of its name can take its place."""
-    spec = spec_from_file_location(f"loss_file_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "a path ending in .py always has a loader"
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return getattr(module, attribute)

@@ -18,9 +18,6 @@ from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
 from rlkit.config import RunConfig, TrainingRun
 from rlkit.watch.progress import Progress
 
-OBJECT_STORE_BYTES = 2**29
-"""Ray's object store holds batches and rollouts in these; room for two syncs' weights in fp32 comes on top."""
-
 # Idle threads of one actor must sleep, not spin: engine and trainer take turns on the same cores.
 ACTOR_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -86,6 +83,6 @@ def _init_ray(cfg: RunConfig, weight_bytes: int) -> None:
         num_cpus=max(cfg.num_actors, os.cpu_count() or 1),
         num_gpus=torch.cuda.device_count(),
         include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES + 4 * weight_bytes,
+        object_store_memory=cfg.cluster.object_store_bytes(weight_bytes),
         logging_level=logging.WARNING,
     )

@@ -287,7 +287,7 @@ def _expand(values: dict[str, Any], key: str) -> None:
 
 
 def _problem(item: Any) -> str:
-    key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(str(part) for part in item["loc"]))
+    key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "value_error":
         message = item["msg"].removeprefix("Value error, ")
         # Groups that stand in several places name only their own key.

@@ -15,6 +15,7 @@ MAX_PROCESSES = 4096
 """Engines, ranks, reward processes, and the threads of each: above this a number is a slip of the finger."""
 MAX_TIMEOUT_S = 1_000_000
 """Eleven days; the operating system counts a wait in milliseconds, in 31 bits."""
+OBJECT_STORE_BYTES = 2**29
 MAX_MEMORY_GIB = 1_000_000
 MAX_TOLERANCE = 1.0
 """One nat, a factor of e in a probability: a gate that lets more pass compares nothing."""
@@ -209,6 +210,14 @@ class ClusterConfig:
     """"ray" = engines and ranks are actors; "local" = everything in this process, without Ray."""
     address: str
     """Of a running Ray cluster; "" = start one on this machine for the length of the run."""
+
+    @staticmethod
+    def object_store_bytes(weight_bytes: int) -> int:
+        """Returns the size of Ray's object store: batches and rollouts, and the weights of two syncs in fp32.
+
+        `weight_bytes` is the size of the model's weight files, which may be in bf16.
+        """
+        return OBJECT_STORE_BYTES + 4 * weight_bytes
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds."""

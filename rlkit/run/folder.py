@@ -8,9 +8,15 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlkit.errors import UserError
+from rlkit.run.inputs import digest
 from rlkit.train.base import Trainer
 
+CHECKPOINTS = "checkpoints"
+"""Their folder, inside the output folder."""
 STATE_FILE = "state.json"
+FILES = "files"
+"""In that file: the fingerprints of all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +49,10 @@ START = Position(stage="", step=0, weight_version=0)
 
 
 def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: int) -> None:
-    """Write `folder/<stage>-<step>`, then drop all but the newest `keep`.
+    """Writes `folder/<stage>-<step>`, then drops all but the newest `keep`.
 
-    Everything goes to a temporary folder first; the rename makes it a checkpoint, so a kill leaves the older one.
+    Everything goes to a temporary folder first; the rename makes it a checkpoint, so a kill leaves the older one. The
+    fingerprints of its files are written with it, so that a torn file is found before a trainer reads it.
     """
     for leftover in folder.glob("*.tmp"):
         shutil.rmtree(leftover)
@@ -55,7 +62,8 @@ def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: in
     unfinished = final.with_suffix(".tmp")
     unfinished.mkdir(parents=True)
     trainer.save(unfinished)
-    (unfinished / STATE_FILE).write_text(json.dumps(asdict(position)))
+    files = {str(file.relative_to(unfinished)): digest(file, sampled=True) for file in _files(unfinished)}
+    (unfinished / STATE_FILE).write_text(json.dumps(asdict(position) | {FILES: files}))
     _flush(unfinished)
     unfinished.rename(final)
     _flush(folder)
@@ -65,33 +73,54 @@ def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: in
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, Position] | None:
-    """The complete checkpoint that is furthest on; None if there is none.
+    """Returns the complete checkpoint that is furthest on; None if there is none.
 
     Raises:
-        ValueError: for a folder that is named like a checkpoint but holds no readable state.
+        UserError: for a folder that is named like a checkpoint but holds no readable state, and for a newest one whose
+            files are not as they were written. The message offers the checkpoint before it.
     """
     complete = _complete(folder)
-    return complete[-1] if complete else None
+    if not complete:
+        return None
+    path, _ = complete[-1]
+    for name, written in json.loads((path / STATE_FILE).read_text()).get(FILES, {}).items():
+        file = path / name
+        if not file.is_file() or digest(file, sampled=True) != written:
+            what = "is not as it was written" if file.is_file() else "is gone"
+            raise UserError(f"the checkpoint {path} is torn: its file {name} {what}; {_way_on(path, complete[:-1])}")
+    return complete[-1]
 
 
 def _complete(folder: Path) -> list[tuple[Path, Position]]:
-    found = [(path, _read(path)) for path in folder.glob("*-*") if path.is_dir() and path.suffix != ".tmp"]
-    return sorted(found, key=lambda item: (len(item[1].finished), item[1].step))
+    """Returns all checkpoints, the one that is furthest on last; raises UserError for a folder that is none."""
+    found: list[tuple[Path, Position]] = []
+    broken: dict[Path, Exception] = {}
+    for path in folder.glob("*-*"):
+        if not path.is_dir() or path.suffix == ".tmp":
+            continue
+        try:
+            state = json.loads((path / STATE_FILE).read_text())
+            state.pop(FILES, None)
+            found.append((path, Position(**state | {"finished": tuple(state["finished"])})))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            broken[path] = error
+    found.sort(key=lambda item: (len(item[1].finished), item[1].step))
+    for path, error in broken.items():
+        raise UserError(f"{path} is not a checkpoint ({STATE_FILE}: {error}); {_way_on(path, found)}") from error
+    return found
 
 
-def _read(path: Path) -> Position:
-    try:
-        state = json.loads((path / STATE_FILE).read_text())
-        position = Position(**state | {"finished": tuple(state["finished"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not a checkpoint ({STATE_FILE}: {error}); remove that folder, or set another output_dir"
-        ) from error
-    return position
+def _way_on(broken: Path, older: list[tuple[Path, Position]]) -> str:
+    start = f"the run goes on from {older[-1][0].name}" if older else "the run begins anew, as there is no older one"
+    return f"remove that folder ({broken}), and {start}; or set another output_dir"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _flush(path: Path) -> None:
-    """Ask the disk to keep a folder's files: a rename must not survive a power cut that its content did not."""
+    """Asks the disk to keep a folder's files: a rename must not survive a power cut that its content did not."""
     for entry in [path, *path.rglob("*")]:
         descriptor = os.open(entry, os.O_RDONLY)
         try:

@@ -11,6 +11,10 @@ from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.load import read_architecture
 from rlkit.model.lora import choose_targets, count_parameters
 from rlkit.model.size import Size
+from rlkit.run.folder import CHECKPOINTS, newest_checkpoint
+from rlkit.run.inputs import check_same
+from rlkit.run.lock import check_free
+from rlkit.run.machine import check_machine
 from rlkit.run.prepare import Task, prepare
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -23,8 +27,16 @@ def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
     `--cfg job` prints without reading the data; `dry_run=true` reads and checks everything first.
     """
     task = None if print_only else prepare(cfg)
-    if task is not None and not cfg.dry_run:
-        return task
+    if task is not None:
+        size = task.architecture.size()
+        total = size.parameters + size.mtp_parameters
+        check_machine(cfg, weights=total, trained=lora_parameters(cfg, task.architecture) or total)
+        if not cfg.dry_run:
+            return task
+        # A run that starts does these when it opens its folder.
+        check_free(cfg.output_dir)
+        check_same(cfg)
+        newest_checkpoint(cfg.output_dir / CHECKPOINTS)
     print(to_yaml(cfg))
     width = max(len(label) for label, _ in derived(cfg, task))
     for label, value in derived(cfg, task):

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-import yaml
-
 from rewards import RewardError
 from rlkit.config import TrainingRun
-from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.data.tokenizer import copy_tokenizer
 from rlkit.evaluate import evaluate
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
 from rlkit.parts import Parts
 from rlkit.rollout.judging import NoVerdictError
-from rlkit.run.folder import START, Position, newest_checkpoint, save_checkpoint
+from rlkit.run.folder import CHECKPOINTS, START, newest_checkpoint, save_checkpoint
+from rlkit.run.inputs import check_same, write_inputs
+from rlkit.run.lock import Lock
 from rlkit.run.prepare import Task, initial_checkpoint
 from rlkit.types import Step
 from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
-from rlkit.watch.metrics import named, write_atomic
+from rlkit.watch.metrics import named
 
-CONFIG_FILE = "config.yaml"
 MODEL = "model"
 """Folder of the trained model, inside the output folder."""
 ADAPTER = "adapter"
 """Folder of LoRA's matrices, inside that of the model, where they are merged in."""
-MAY_CHANGE = (
-    *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
-    *("reward.timeout", "reward.workers"),
-)
-"""Keys that may differ when a run goes on; any other would make it another run."""
 SAY_ALL = (RewardError, NoVerdictError, ParityError)
 """Errors of a run whose message names what failed and what to do; where they arose in rlkit helps nobody."""
 QUIET_LINES = 20
@@ -47,12 +40,17 @@ class Run:
     """
 
     def __init__(self, cfg: TrainingRun, task: Task) -> None:
-        """Raises ValueError if the folder holds a run that this one may not continue."""
+        """Raises UserError if another run is in the folder, or has left there what this one may not continue."""
         self.cfg, self.task, self.folder = cfg, task, cfg.output_dir
-        self.restored = self._find()
+        self._lock = Lock(self.folder)
+        try:
+            check_same(cfg)
+            self.restored = newest_checkpoint(self.folder / CHECKPOINTS)
+            write_inputs(cfg)
+        except BaseException:
+            self._lock.release()
+            raise
         self.position = self.restored[1] if self.restored else START
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / CONFIG_FILE, to_yaml(cfg))
         self.console = Console(self.folder)
         self.metrics = Metrics(
             self.folder,
@@ -75,6 +73,7 @@ class Run:
         self.console.close()
         path = write_report(self.folder, f"rlkit: {self.cfg.recipe}")
         self.console.line(f"report: {path}")
+        self._lock.release()
         if isinstance(error, SAY_ALL):
             for note in getattr(error.__cause__, "__notes__", ()):
                 print(note, file=sys.stderr)
@@ -139,7 +138,7 @@ class Run:
             self.evaluate(f"{named(stage)} step {step}", step, parts)
         every = self.cfg.checkpoint.every
         if step == total or (every and step % every == 0):
-            save_checkpoint(self.folder / "checkpoints", self.position, parts.trainer, self.cfg.checkpoint.keep)
+            save_checkpoint(self.folder / CHECKPOINTS, self.position, parts.trainer, self.cfg.checkpoint.keep)
 
     def evaluate(self, name: str, step: int, parts: Parts) -> None:
         """Measure held-out accuracy once: an evaluation that the folder already has is not repeated."""
@@ -168,27 +167,3 @@ class Run:
             adapter = parts.trainer.adapter()
             write_adapter(path / ADAPTER, adapter, rank=lora.rank, alpha=lora.alpha, base=self.initial())
         self.console.line(f"model: {path}")
-
-    def _find(self) -> tuple[Path, Position] | None:
-        found = newest_checkpoint(self.folder / "checkpoints")
-        saved = self.folder / CONFIG_FILE
-        if self.cfg.resume == "never" and saved.exists():
-            raise ValueError(
-                f"output_dir={self.folder} already holds a run, and resume=never; set resume=auto to continue it, or "
-                "another output_dir"
-            )
-        if saved.exists():
-            self._compare(yaml.safe_load(saved.read_text()))
-        return found
-
-    def _compare(self, before: Mapping[str, object]) -> None:
-        old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(self.cfg))))
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
-        if changed:
-            key = changed[0]
-            raise ValueError(
-                f"output_dir={self.folder} holds a run with other settings: {', '.join(changed)} ({key} was "
-                f"{old.get(key)!r}, now {new.get(key)!r}); use another output_dir, or the settings in "
-                f"{self.folder / CONFIG_FILE}"
-            )

@@ -1,0 +1,158 @@
+"""What a run began with: its settings, and the files that it reads by path. A run that goes on must have the same.
+
+A path in the settings says where a file lies, not what is in it. So the run's folder keeps a fingerprint of every file
+that decides what is learned: data, reward, loss, and the model's folder. Fingerprints are SHA-256 of the whole file; of
+a file above 64 MiB in a model's folder they are that of its length and of 64 pieces of 64 KiB, evenly spaced, because
+hashing a large model would take minutes. Another model differs in all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rewards.own_files import own_modules
+from rlkit.config import TrainingRun
+from rlkit.config.compose import flat_keys, to_yaml
+from rlkit.errors import UserError
+from rlkit.watch.metrics import write_atomic
+
+CONFIG_FILE = "config.yaml"
+INPUTS_FILE = "inputs.json"
+MAY_CHANGE = (
+    *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
+    *("reward.timeout", "reward.workers"),
+)
+"""Keys that may differ when a run goes on; any other would make it another run."""
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Endings of the files that are read from a model's folder."""
+WHOLE_BYTES = 2**26
+PIECES, PIECE_BYTES = 64, 2**16
+
+
+def check_same(cfg: TrainingRun) -> None:
+    """Raises UserError if the folder holds a run that began with other settings or other files."""
+    saved = cfg.output_dir / CONFIG_FILE
+    if not saved.exists():
+        return
+    if cfg.resume == "never":
+        raise UserError(
+            f"output_dir={cfg.output_dir} already holds a run, and resume=never; set resume=auto to continue it, or "
+            "another output_dir"
+        )
+    _check_settings(cfg, _read(saved, yaml.safe_load))
+    inputs = cfg.output_dir / INPUTS_FILE
+    if inputs.exists():
+        _check_files(cfg, _read(inputs, json.loads))
+
+
+def write_inputs(cfg: TrainingRun) -> None:
+    """Writes down what the run begins with; the files' fingerprints only once, at its first start."""
+    write_atomic(cfg.output_dir / CONFIG_FILE, to_yaml(cfg))
+    if not (cfg.output_dir / INPUTS_FILE).exists():
+        write_atomic(cfg.output_dir / INPUTS_FILE, json.dumps(fingerprints(cfg), indent=1) + "\n")
+
+
+def fingerprints(cfg: TrainingRun) -> dict[str, str]:
+    """Returns the fingerprint of every file that a run reads by path, under the key that names it, and its own name."""
+    found = {f"{key} {file.name}": digest(file) for key, file in _named_files(cfg)}
+    if cfg.model.path:
+        for file in sorted(Path(cfg.model.path).iterdir()):
+            if file.is_file() and file.suffix in MODEL_FILES:
+                found[f"model.path {file.name}"] = digest(file, sampled=True)
+    return found
+
+
+def digest(file: Path, *, sampled: bool = False) -> str:
+    """Returns the SHA-256 of a file; with `sampled` a large one is read in pieces (see the head of this file)."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if not sampled or size <= WHOLE_BYTES:
+            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        running = hashlib.sha256(str(size).encode())
+        for piece in range(PIECES):
+            stream.seek((size - PIECE_BYTES) * piece // (PIECES - 1))
+            running.update(stream.read(PIECE_BYTES))
+    return f"sampled:{running.hexdigest()}"
+
+
+def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
+    """Yields the key and the file of everything but the model; names that are no files are passed over."""
+    for key, source in (("data.source", cfg.data.source), ("data.eval_source", cfg.data.eval_source)):
+        if source and Path(source).is_file():
+            yield key, Path(source)
+    values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
+    for key, value in values.items():
+        if key == "reward.fn" or key.startswith("reward.kwargs") or key == "algo.loss_fn":
+            for file in _code(value):
+                yield key, file
+                # What it imports from beside it belongs to it. The recipe's own file may grow from start to start.
+                for module in own_modules():
+                    beside = Path(module.__file__ or "")
+                    if (
+                        beside.parent == file.parent
+                        and beside != file
+                        and not module.__name__.startswith("recipe_file_")
+                    ):
+                        yield key, beside
+
+
+def _code(value: Any) -> Iterator[Path]:
+    """Yields the files of "file.py:function" and of "module:function" if that is a module of the user's."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from _code(entry)
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _code(entry)
+    elif isinstance(value, str) and ":" in value:
+        place = value.rpartition(":")[0]
+        module = sys.modules.get(place)
+        if place.endswith(".py"):
+            if os.path.isfile(place):
+                yield Path(place).resolve()
+        elif module is not None and module in own_modules():
+            yield Path(module.__file__ or "").resolve()
+
+
+def _check_settings(cfg: TrainingRun, before: Mapping[str, Any]) -> None:
+    old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"output_dir={cfg.output_dir} holds a run with other settings: {', '.join(changed)} ({key} was "
+            f"{old.get(key)!r}, now {new.get(key)!r}); use another output_dir, or the settings in "
+            f"{cfg.output_dir / CONFIG_FILE}"
+        )
+
+
+def _check_files(cfg: TrainingRun, before: Mapping[str, str]) -> None:
+    now = fingerprints(cfg)
+    changed = [name for name in before if name in now and now[name] != before[name]]
+    if changed:
+        key, _, file = changed[0].partition(" ")
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise UserError(
+            f"output_dir={cfg.output_dir} holds a run that began with another {file}: the file that {key} names is not "
+            f"the one of its first start{more}; put it back, or use another output_dir; to go on with the new one all "
+            f"the same, remove {cfg.output_dir / INPUTS_FILE}"
+        )
+
+
+def _read(file: Path, parse: Any) -> Mapping[str, Any]:
+    try:
+        found = parse(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read ({error}); mend it, or use another output_dir") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{file} holds no settings; mend it, or use another output_dir")
+    return found

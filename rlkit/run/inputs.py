@@ -152,7 +152,9 @@ def _read(file: Path, parse: Any) -> Mapping[str, Any]:
     try:
         found = parse(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read ({error}); mend it, or use another output_dir") from error
+        raise UserError(
+            f"{file} cannot be read ({str(error).splitlines()[0]}); mend it, or use another output_dir"
+        ) from error
     if not isinstance(found, Mapping):
         raise UserError(f"{file} holds no settings; mend it, or use another output_dir")
     return found

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rlkit.errors import UserError
 from rlkit.run.folder import START, STATE_FILE, Position, newest_checkpoint, save_checkpoint
 
 
@@ -105,3 +107,56 @@ def test_a_kill_while_an_old_one_is_deleted_does_not_block_the_next_start(
     assert newest_checkpoint(tmp_path) == (tmp_path / "grpo-000002", at("grpo", 2))
     save_checkpoint(tmp_path, at("grpo", 3), Writer(), keep=1)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["grpo-000003"]
+
+
+class Ranks(Writer):
+    """Two ranks that write into a folder of their own."""
+
+    def save(self, folder: Path) -> None:
+        for rank in range(2):
+            (folder / "ranks").mkdir(exist_ok=True)
+            (folder / "ranks" / f"{rank}.bin").write_bytes(bytes([rank]) * 5000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is not as it was written"),
+        (lambda file: file.write_bytes(b""), "is not as it was written"),
+        (lambda file: file.write_bytes(bytes(5000)), "is not as it was written"),
+        (lambda file: file.write_bytes(file.read_bytes() + b"0"), "is not as it was written"),
+        (lambda file: file.unlink(), "is gone"),
+    ],
+)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_torn_checkpoint_is_named_and_the_older_one_offered(
+    damage: Callable[[Path], object], words: str, keep: int, tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, at("grpo", step), Ranks(), keep=keep)  # type: ignore[arg-type]
+    damage(tmp_path / "grpo-000003" / "ranks" / "1.bin")
+    way_on = "goes on from grpo-000002" if keep == 2 else "begins anew, as there is no older one"
+    with pytest.raises(UserError) as refused:
+        newest_checkpoint(tmp_path)
+    message = str(refused.value)
+    assert f"{tmp_path / 'grpo-000003'} is torn: its file ranks/1.bin {words}" in message
+    assert f"remove that folder ({tmp_path / 'grpo-000003'})" in message and way_on in message
+    shutil.rmtree(tmp_path / "grpo-000003")
+    found = newest_checkpoint(tmp_path)
+    assert found == ((tmp_path / "grpo-000002", at("grpo", 2)) if keep == 2 else None)
+
+
+def test_a_torn_state_offers_the_older_one_too(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, at("grpo", step), Writer(), keep=2)  # type: ignore[arg-type]
+    state = tmp_path / "grpo-000002" / STATE_FILE
+    state.write_text(state.read_text()[:20])
+    with pytest.raises(UserError, match=r"grpo-000002 is not a checkpoint .*the run goes on from grpo-000001"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_fingerprints(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, at("grpo", 1), Writer(), keep=2)  # type: ignore[arg-type]
+    state = tmp_path / "grpo-000001" / STATE_FILE
+    state.write_text(json.dumps({key: value for key, value in json.loads(state.read_text()).items() if key != "files"}))
+    assert newest_checkpoint(tmp_path) == (tmp_path / "grpo-000001", at("grpo", 1))

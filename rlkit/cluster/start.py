@@ -12,7 +12,10 @@ from typing import Any
 
 import ray
 import torch
+from ray import cloudpickle
+from ray.job_config import JobConfig
 
+from rewards.own_files import own_modules
 from rlkit.cluster.actors import EngineActor, TrainerActor
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
 from rlkit.config import RunConfig, TrainingRun
@@ -72,8 +75,15 @@ def _init_ray(cfg: RunConfig, weight_bytes: int) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Its news that the new cluster wants a token, which nobody who runs a recipe has to do anything about.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Ray puts the driver's current folder in front of every worker's search path, and a tokenizers.py there would be
+    # imported in place of the installed package. The only jobs that it leaves alone are those of its client; marking
+    # ours as one changes nothing else (ray/_private/worker.py, `connect`).
+    settings = {"logging_level": logging.WARNING, "job_config": JobConfig(_client_job=True)}
+    # A recipe may define a loss or another class, in a file that a worker cannot import by name: it travels as code.
+    for module in own_modules():
+        cloudpickle.register_pickle_by_value(module)
     if cfg.cluster.address:
-        ray.init(address=cfg.cluster.address, runtime_env={"env_vars": ACTOR_ENV}, logging_level=logging.WARNING)
+        ray.init(address=cfg.cluster.address, runtime_env={"env_vars": ACTOR_ENV}, **settings)
         return
     for name, value in ACTOR_ENV.items():
         os.environ.setdefault(name, value)
@@ -84,5 +94,5 @@ def _init_ray(cfg: RunConfig, weight_bytes: int) -> None:
         num_gpus=torch.cuda.device_count(),
         include_dashboard=False,
         object_store_memory=cfg.cluster.object_store_bytes(weight_bytes),
-        logging_level=logging.WARNING,
+        **settings,
     )

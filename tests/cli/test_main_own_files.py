@@ -9,14 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.runs import GRPO_ONLY, LOCAL
+from tests.e2e.runs import GRPO_ONLY, LOCAL, hide_modules
 
 RLKIT = Path(sys.executable).with_name("rlkit")
-MODULES = (
-    *("tokenizers", "safetensors", "torch", "numpy", "hydra", "yaml", "pydantic", "omegaconf", "transformers", "ray"),
-    *("datasets", "reasoning_gym", "tqdm", "deepspeed", "math_verify", "sandbox", "rlkit"),
-    *("json", "logging", "random", "queue", "statistics", "code"),
-)
 REWARD = """
 from spread_beside import spread
 from rewards import Sample
@@ -28,11 +23,7 @@ def judge(completion, answer):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in MODULES:
-        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported from the current folder')\n")
-    for name in ("configs", "data", "wandb", "checkpoints", "model"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "configs" / "grpo.yaml").write_text("seed: 99\n")
+    hide_modules(tmp_path)
     (tmp_path / "spread_beside.py").write_text("def spread(text):\n    return sum(text.encode()) % 97 / 97\n")
     (tmp_path / "rewards.py").write_text(REWARD)
     return tmp_path

@@ -42,20 +42,39 @@ def spread(completion: str, answer: str) -> float:
 """
 
 
-def start(recipe: str, *overrides: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+HIDING = (
+    *("tokenizers", "safetensors", "torch", "numpy", "hydra", "yaml", "pydantic", "omegaconf", "transformers", "ray"),
+    *("datasets", "reasoning_gym", "tqdm", "vllm", "deepspeed", "math_verify", "sandbox", "rewards", "rlkit"),
+    *("json", "logging", "random", "queue", "statistics", "code"),
+)
+
+
+def hide_modules(folder: Path) -> None:
+    """Fill a folder with files and folders named like what a run imports; one that is imported ends the run."""
+    for name in HIDING:
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name} was imported from the current folder')\n")
+    for name in ("configs", "data", "wandb", "checkpoints", "model"):
+        (folder / name).mkdir()
+    (folder / "configs" / "grpo.yaml").write_text("seed: 99\n")
+
+
+def start(
+    recipe: str, *overrides: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     """Start a recipe as a user does, in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", f"recipes.{recipe}", *overrides],
         env={**os.environ, **(env or {})},
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def finish(recipe: str, *overrides: str, env: dict[str, str] | None = None) -> str:
+def finish(recipe: str, *overrides: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     """Run a recipe to its end and return what it printed."""
-    process = start(recipe, *overrides, env=env)
+    process = start(recipe, *overrides, env=env, cwd=cwd)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
     return printed

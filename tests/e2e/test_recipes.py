@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo, sft, sft_then_grpo
 from rlkit.cli import main as cli
-from tests.e2e.runs import ALL_CORES, GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, finish
+from tests.e2e.runs import ALL_CORES, GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, finish, hide_modules
 
 SFT_ONLY = [word for word in TINY if not word.startswith("algo.")]
 
@@ -89,12 +89,14 @@ def test_all_flat_steps_are_skipped_and_said_so(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.slow
 def test_gsm8k_with_two_ranks_and_two_engines_on_ray(tmp_path: Path) -> None:
+    """In a folder whose files have the names of the modules that driver, workers and reward processes import."""
+    hide_modules(tmp_path)
     plugin = tmp_path / "plugin.py"
     plugin.write_text(SPREAD_REWARD)
     small = [word for word in GRPO_ONLY if not word.startswith(("data.", "engine.max_model_len"))]
     sizes = ["data=gsm8k", "data.train_size=64", "data.eval_size=8", "engine.max_model_len=512", "algo.steps=2"]
     two = ["trainer.num_ranks=2", "engine.num_engines=2", *ALL_CORES]
-    finish("grpo", *small, *sizes, *two, f"reward={plugin}:spread", f"output_dir={tmp_path}/run")
+    finish("grpo", *small, *sizes, *two, "reward=plugin.py:spread", "output_dir=run", cwd=tmp_path)
     assert [line["problems"] for line in lines(tmp_path / "run", "eval")] == [8, 8]
     steps = lines(tmp_path / "run", "grpo")
     assert [line["groups"] for line in steps] == [4, 4]

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -118,9 +119,11 @@ def parse(cls: type[C], values: Mapping[str, Any]) -> C:
     """Turns a nested mapping into the frozen dataclass `cls`, naming the key of whatever does not fit."""
     _check_keys(cls, values, "")
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return _adapter(cls).validate_python(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_problem(item) for item in error.errors())) from error
+        # Where a key may be of two types, pydantic names each of them in a problem of its own; one says enough.
+        problems = {_key(item): _problem(item) for item in reversed(error.errors())}
+        raise ConfigError("\n".join(reversed(problems.values()))) from error
 
 
 def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -154,7 +157,7 @@ def grpo_keys() -> list[str]:
 
 def to_yaml(cfg: RunConfig) -> str:
     """Returns the resolved configuration as YAML, in the order of its dataclass."""
-    return yaml.safe_dump(TypeAdapter(type(cfg)).dump_python(cfg, mode="json"), sort_keys=False, width=120)
+    return yaml.safe_dump(_adapter(type(cfg)).dump_python(cfg, mode="json"), sort_keys=False, width=120)
 
 
 @contextmanager
@@ -165,6 +168,12 @@ def clear_errors() -> Iterator[None]:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@cache
+def _adapter(cls: type[C]) -> TypeAdapter[C]:
+    """Returns what pydantic derives from a class; it takes longer than to read a configuration with it."""
+    return TypeAdapter(cls)
 
 
 def _compose(recipe: str | Path, groups: Mapping[str, str], with_hydra: bool = False) -> DictConfig:
@@ -286,8 +295,14 @@ def _expand(values: dict[str, Any], key: str) -> None:
             raise ConfigError(f"{key}={value}: there is no such user; write ./{value} for a file of that name")
 
 
+def _key(item: Any) -> str:
+    """Returns the key of a problem; the types that pydantic tried follow behind it, as `int` or `tuple[int, ...]`."""
+    parts = [str(part) for part in item["loc"]]
+    return ".".join(part for part in parts if part not in ("int", "str") and part.replace("_", "a").isalnum())
+
+
 def _problem(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = _key(item)
     if item["type"] == "value_error":
         message = item["msg"].removeprefix("Value error, ")
         # Groups that stand in several places name only their own key.

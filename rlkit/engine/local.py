@@ -151,6 +151,7 @@ class TorchEngine:
             if not running or step == sampling.max_new_tokens - 1:
                 return
             if len(running) <= COMPACT_BELOW * len(batch):
+                # `rows_B` remembers which random numbers belong to whom, since places in the batch move up.
                 keep = torch.tensor(running)
                 batch, rows_B, tokens_B = [batch[i] for i in running], rows_B[keep], tokens_B[keep]
                 room = int(cache.lengths_B[keep].max()) + sampling.max_new_tokens - step
@@ -183,6 +184,7 @@ class TorchEngine:
             places_B = torch.tensor([len(draft.tokens) for draft in batch])
             own_BM3 = uniforms_BT3[rows_B.unsqueeze(1), places_B.unsqueeze(1) + torch.arange(extra + 1)]
             tokens_BM, logprobs_BM, accepted_B, keep_first = self._round(newest_B, state, own_BM3, sampling)
+            # A sample that has ended is still fed with the others but keeps nothing of it: its caches do not move.
             going_B = torch.tensor([not draft.ends(sampling) for draft in batch])
             state = keep_first(torch.where(going_B, accepted_B + 1, 0))
             newest_B = tokens_BM.gather(1, accepted_B.unsqueeze(1)).squeeze(1)
@@ -211,6 +213,7 @@ class TorchEngine:
         logits_BMV, keep_first = drafting.check(self._drafts_itself(), newest_B, drafts_BN, state)
         probs_BMV, logprobs_BMV = distribution(logits_BMV, sampling)
         accepted_B, next_B = accept(drafts_BN, torch.stack(draft_probs, dim=1), probs_BMV, own_BM3[:, :, 1:])
+        # Each row is the accepted drafts, then the token drawn where the first draft fell; what stands behind is void.
         tokens_BM = torch.cat([drafts_BN, next_B.unsqueeze(1)], dim=1)
         tokens_BM = tokens_BM.scatter(1, accepted_B.unsqueeze(1), next_B.unsqueeze(1))
         return tokens_BM, logprobs_BMV.gather(2, tokens_BM.unsqueeze(2)).squeeze(2), accepted_B, keep_first

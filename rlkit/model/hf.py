@@ -147,6 +147,7 @@ class HfModel(CausalLM):
         if not all(prompts):
             raise ValueError("a prompt without tokens: there is nothing to continue; drop it")
         device, longest = self.lm_head.weight.device, max(map(len, prompts))
+        # Positions count real tokens only: behind its padding a prompt has the angles that it would have alone.
         mask_BS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         tokens_BS = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         layers = DynamicCache(config=self.inner.config)

@@ -109,6 +109,7 @@ def choose_experts(
     """
     biased_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
     if num_chosen_groups < num_groups:
+        # Groups stand for the nodes of a cluster: a token that may reach a few groups only is sent to few nodes.
         grouped = biased_TE.unflatten(-1, (num_groups, -1))
         group_scores = rule.group_scores(grouped)
         chosen = group_scores.topk(num_chosen_groups, dim=-1, sorted=False).indices

@@ -119,6 +119,7 @@ class ShardWriter:
         if total == 1:
             self._shard(0).rename(self._folder / SINGLE)
             return
+        # A shard's published name says how many there are, which is known only now; until then it has a number.
         names = [f"model-{i + 1:05}-of-{total:05}.safetensors" for i in range(total)]
         for i, name in enumerate(names):
             self._shard(i).rename(self._folder / name)

@@ -3,7 +3,7 @@
     python -m benchmarks.verifier [--answers 10000] [--limit 10]
 
 Both judge the same completions one at a time, taking turns on a warm process, and the same rows of
-tests/rewards/math_cases.jsonl: those with settings, a prompt or no verdict are left out, because math-verify has
+tests/rewards/math/cases.jsonl: those with settings, a prompt or no verdict are left out, because math-verify has
 nothing to match them. Ours is the default `MathVerifier`; theirs the default `verify(parse(gold), parse(completion))`
 on the main thread of a process of its own, with its own timeouts armed; a bare gold is put between dollar signs for
 it. That process is killed after `--limit` seconds, which counts as a wrong verdict and as that much time. Times are
@@ -32,7 +32,7 @@ from typing import Any
 from rewards import Sample
 from rewards.math import MathVerifier
 
-CASES = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "math_cases.jsonl"
+CASES = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "math" / "cases.jsonl"
 UNUSUAL = ("safety", "adversarial")
 START_SECONDS = 60.0
 BATCH = 64

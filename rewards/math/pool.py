@@ -18,13 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rewards.math_decide import Outcome
+from rewards.math.decide import Outcome
 
 START_SECONDS = 60.0
 """Importing takes 0.2 s on an idle machine; on a busy one it must not count against a verdict."""
 MAX_REQUESTS = 1_000
 MAX_MEMORY_MB = 300
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rewards.math_worker import main; main()"
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rewards.math.worker import main; main()"
 _OUT_OF_TIME = (-signal.SIGALRM, -signal.SIGXCPU)
 
 
@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self) -> None:
         """Start it and wait until it is ready; raises Lost."""
-        paths = [str(Path(__file__).resolve().parents[1]), *sys.path]
+        paths = [str(Path(__file__).resolve().parents[2]), *sys.path]
         # -I keeps the caller's folder and environment out; the caller's own path is handed over instead.
         command = [sys.executable, "-I", "-c", _BOOT, json.dumps(paths)]
         try:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from rewards.math_parse import Tree
-from rewards.math_text import Explodes
+from rewards.math.parse import Tree
+from rewards.math.text import Explodes
 
 MAX_BITS = 100_000
 """Of an exact integer: about 30,000 digits."""

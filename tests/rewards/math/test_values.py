@@ -10,17 +10,17 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.math_compare import Comparison
-from rewards.math_decide import Outcome, decide
-from rewards.math_judge import Judge, TooFine
-from rewards.math_numerals import based, numeral, plain_number, repeating, without_separators
-from rewards.math_parse import Symbolic, Tree, parse
-from rewards.math_read import read
-from rewards.math_sets import same_set
-from rewards.math_text import Explodes, Unread, clean, plain_text
-from rewards.math_units import can_be_unit, is_unit, read_unit
-from rewards.math_value import FLOATS, Evaluation, Undefined, exact, variables
-from rewards.math_worker import arithmetic
+from rewards.math.compare import Comparison
+from rewards.math.decide import Outcome, decide
+from rewards.math.judge import Judge, TooFine
+from rewards.math.numerals import based, numeral, plain_number, repeating, without_separators
+from rewards.math.parse import Symbolic, Tree, parse
+from rewards.math.read import read
+from rewards.math.sets import same_set
+from rewards.math.text import Explodes, Unread, clean, plain_text
+from rewards.math.units import can_be_unit, is_unit, read_unit
+from rewards.math.value import FLOATS, Evaluation, Undefined, exact, variables
+from rewards.math.worker import arithmetic
 
 QUICK = Judge(arithmetic=FLOATS)
 FINE = Judge(arithmetic=arithmetic(60), digits=60)

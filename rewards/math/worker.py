@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from rewards.math_compare import Comparison
-from rewards.math_decide import Outcome, decide, stated_sides
-from rewards.math_judge import Judge, TooFine
-from rewards.math_text import clean
-from rewards.math_value import Arithmetic
+from rewards.math.compare import Comparison
+from rewards.math.decide import Outcome, decide, stated_sides
+from rewards.math.judge import Judge, TooFine
+from rewards.math.text import clean
+from rewards.math.value import Arithmetic
 
 DIGITS = (60, 400, 2_000)
 """Tried in turn, where an expression mixes sizes too far apart for fewer."""

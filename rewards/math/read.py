@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from rewards.math_numerals import numeral, plain_number, without_separators
-from rewards.math_parse import Tree, parse
-from rewards.math_text import clean, plain_text
+from rewards.math.numerals import numeral, plain_number, without_separators
+from rewards.math.parse import Tree, parse
+from rewards.math.text import clean, plain_text
 
 _CHOICE = re.compile(
     r"\\text\s*\{\s*\(?([A-J])[).:]*\s*\}[).:]*\s*(\S.*)|\\text\s*\{\s*\(?([A-J])[).:]\s*([^{}]+)\}|\(?([A-J])[).:]\s+(\S.*)",

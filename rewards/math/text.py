@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-from rewards.math_units import is_unit
+from rewards.math.units import is_unit
 
 MAX_CHARACTERS = 1_000
 """Longer answers are refused unread; the longest gold of MATH has 159."""

@@ -18,10 +18,10 @@ import pytest
 
 from rewards import Sample
 from rewards.math import MathVerifier
-from rewards.math_pool import Pool, Worker
+from rewards.math.pool import Pool, Worker
 
-ROOT = Path(__file__).resolve().parents[2]
-CASES = [json.loads(line) for line in (Path(__file__).parent / "math_cases.jsonl").read_text().splitlines()]
+ROOT = Path(__file__).resolve().parents[3]
+CASES = [json.loads(line) for line in (Path(__file__).parent / "cases.jsonl").read_text().splitlines()]
 SLOW = r"\int_0^\infty \frac{\sin^9 x^7}{x^{11}+e^x}\,dx"
 LIMIT = 1.0
 MARGIN = 3.0
@@ -169,7 +169,7 @@ def test_a_large_caller_does_not_wear_its_workers_out() -> None:
     """The kernel counts the caller's size into the peak of a new process."""
     program = """
 large = bytearray(b"x") * 500_000_000
-from rewards.math_pool import Pool
+from rewards.math.pool import Pool
 pool, workers = Pool(1), set()
 for _ in range(3):
     assert pool.ask({"gold": "1", "answer": "1", "percent": "either", "units": "optional"}, 5) == "correct"
@@ -239,13 +239,13 @@ def test_without_any_worker_there_is_no_verdict(pool: Pool, monkeypatch: pytest.
 
 
 def test_a_worn_worker_is_replaced(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewards.math_pool.MAX_REQUESTS", 2)
+    monkeypatch.setattr("rewards.math.pool.MAX_REQUESTS", 2)
     pool.ask(ROOTS, 5)
     first = busy(pool)
     assert pool.ask(ROOTS, 5) == "correct"
     assert pool._idle.queue == [None] and first.process.poll() is not None
-    monkeypatch.setattr("rewards.math_pool.MAX_REQUESTS", 1000)
-    monkeypatch.setattr("rewards.math_pool.MAX_MEMORY_MB", 1)
+    monkeypatch.setattr("rewards.math.pool.MAX_REQUESTS", 1000)
+    monkeypatch.setattr("rewards.math.pool.MAX_MEMORY_MB", 1)
     pool.ask(ROOTS, 5)
     assert pool._idle.queue == [None]
 
@@ -288,7 +288,7 @@ def test_a_fork_of_the_caller_does_not_share_its_workers(pool: Pool) -> None:
 def test_no_worker_outlives_a_killed_caller(is_busy: bool) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from rewards.math_pool import Worker\n"
+        "from rewards.math.pool import Worker\n"
         f"worker, request = Worker(), {ROOTS!r}\n"
         "worker.load_algebra()\n"
         "print(worker.process.pid, flush=True)\n"

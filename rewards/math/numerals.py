@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from rewards.math_text import MAX_CHARACTERS, Unread
+from rewards.math.text import MAX_CHARACTERS, Unread
 
 _NUMERAL = re.compile(
     r"(-?)\s*([0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?|[A-Z][0-9A-Z]+)\s*_\s*\{?\s*(?:\\text\s*\{\s*)?([0-9]{1,2}|[a-z]+)[\s}]*"
@@ -21,7 +21,7 @@ _BRACKETED = re.compile(r"[(\[{][-\d.\s]*,[-\d.,\s]*[)\]}]")
 def plain_number(text: str) -> tuple[tuple[Any, ...], ...] | None:
     """The readings of `-1,234.50` and the like, which most answers are; None for anything else.
 
-    They are those of `math_read.read`, in a tenth of the time.
+    They are those of `read.read`, in a tenth of the time.
     """
     match = _PLAIN.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if match is None:

@@ -12,10 +12,10 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from rewards.math_notation import CLOSING, ENDS, MATRICES, RELATIONS, SETS, SYMBOLIC
-from rewards.math_numerals import based, repeating
-from rewards.math_text import FUNCTIONS, Explodes, Token, Unread, tokenize
-from rewards.math_units import can_be_unit
+from rewards.math.notation import CLOSING, ENDS, MATRICES, RELATIONS, SETS, SYMBOLIC
+from rewards.math.numerals import based, repeating
+from rewards.math.text import FUNCTIONS, Explodes, Token, Unread, tokenize
+from rewards.math.units import can_be_unit
 
 Tree = tuple[Any, ...]
 MAX_DEPTH = 40

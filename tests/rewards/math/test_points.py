@@ -5,14 +5,14 @@ from fractions import Fraction
 
 import pytest
 
-from rewards.math_compare import Comparison
-from rewards.math_decide import decide, stated_sides
-from rewards.math_judge import Judge, _points
-from rewards.math_numerals import without_separators
-from rewards.math_read import read
-from rewards.math_text import clean
-from rewards.math_value import FLOATS
-from rewards.math_worker import arithmetic, judge
+from rewards.math.compare import Comparison
+from rewards.math.decide import decide, stated_sides
+from rewards.math.judge import Judge, _points
+from rewards.math.numerals import without_separators
+from rewards.math.read import read
+from rewards.math.text import clean
+from rewards.math.value import FLOATS
+from rewards.math.worker import arithmetic, judge
 
 QUICK = Judge(arithmetic=FLOATS)
 COMPARISON = Comparison(judge=QUICK, percent="either", units="optional")

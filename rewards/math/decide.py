@@ -6,11 +6,11 @@ import re
 from functools import lru_cache
 from typing import Literal
 
-from rewards.math_compare import Comparison
-from rewards.math_parse import Symbolic, Tree
-from rewards.math_read import read
-from rewards.math_text import Explodes, Unread, clean
-from rewards.math_value import FLOATS, Evaluation, Undefined, Work, exact, variables, walk
+from rewards.math.compare import Comparison
+from rewards.math.parse import Symbolic, Tree
+from rewards.math.read import read
+from rewards.math.text import Explodes, Unread, clean
+from rewards.math.value import FLOATS, Evaluation, Undefined, Work, exact, variables, walk
 
 Outcome = Literal[
     "correct", "wrong", "unparsable", "guard", "timeout", "gold_unparsable", "worker_lost", "undecided", "symbolic"

@@ -18,10 +18,10 @@ from rewards import Reward, RewardError, Sample
 from rewards.math import MathVerifier, gold_text, verify
 
 HERE = Path(__file__).resolve()
-CASES = [json.loads(line) for line in (HERE.parent / "math_cases.jsonl").read_text().splitlines()]
+CASES = [json.loads(line) for line in (HERE.parent / "cases.jsonl").read_text().splitlines()]
 THEMES = sorted({case["theme"] for case in CASES})
-SHARED = HERE.parents[3] / "shared" / "data"
-GSM8K = HERE.parents[2] / "rlkit" / "data" / "gsm8k"
+SHARED = HERE.parents[4] / "shared" / "data"
+GSM8K = HERE.parents[3] / "rlkit" / "data" / "gsm8k"
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -248,6 +248,6 @@ def test_the_caller_never_imports_computer_algebra() -> None:
         "sys.exit(f'{reward} {heavy}' if heavy or reward.reason != 'correct' else 0)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=HERE.parents[2], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=HERE.parents[3], capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stderr

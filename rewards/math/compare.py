@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from rewards.math_judge import Judge
-from rewards.math_matrix import multiplied
-from rewards.math_parse import Tree
-from rewards.math_sets import same_set
-from rewards.math_units import Unit, read_unit
-from rewards.math_value import variables, walk
+from rewards.math.judge import Judge
+from rewards.math.matrix import multiplied
+from rewards.math.parse import Tree
+from rewards.math.sets import same_set
+from rewards.math.units import Unit, read_unit
+from rewards.math.value import variables, walk
 
 Percent = Literal["either", "value", "ignore"]
 Units = Literal["optional", "required", "ignore"]

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.math_judge import Judge
-from rewards.math_parse import Tree
-from rewards.math_text import Explodes
-from rewards.math_value import FLOATS, Evaluation, Undefined, variables
+from rewards.math.judge import Judge
+from rewards.math.parse import Tree
+from rewards.math.text import Explodes
+from rewards.math.value import FLOATS, Evaluation, Undefined, variables
 
 _REALS = ("sym", "\\mathbbR")
 _INFINITY = ("sym", "\\infty")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
-from rewards.math_parse import Tree
-from rewards.math_text import Explodes
-from rewards.math_value import walk
+from rewards.math.parse import Tree
+from rewards.math.text import Explodes
+from rewards.math.value import walk
 
 MAX_ENTRIES = 100
 """Of a matrix that takes part in a sum or product."""

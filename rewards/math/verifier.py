@@ -19,11 +19,11 @@ from typing import Any, get_args
 
 from rewards.base import Reward, RewardError, Sample, thought_is_open
 from rewards.extract import Extraction, extract, last_box
-from rewards.math_compare import Comparison, Percent, Units
-from rewards.math_decide import Outcome, decide
-from rewards.math_judge import Judge
-from rewards.math_pool import Pool
-from rewards.math_value import FLOATS
+from rewards.math.compare import Comparison, Percent, Units
+from rewards.math.decide import Outcome, decide
+from rewards.math.judge import Judge
+from rewards.math.pool import Pool
+from rewards.math.value import FLOATS
 
 LOGGED = 200
 """Characters of an answer that go into the logs."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rewards.math_parse import Tree
-from rewards.math_text import Explodes
-from rewards.math_value import Arithmetic, Evaluation, Undefined, Work, exact, variables, walk
+from rewards.math.parse import Tree
+from rewards.math.text import Explodes
+from rewards.math.value import Arithmetic, Evaluation, Undefined, Work, exact, variables, walk
 
 CLOSE = Fraction(1, 10**9)
 """Relative error up to which a decimal stands for a value that no decimal can be."""

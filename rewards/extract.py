@@ -9,16 +9,30 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Extraction = Literal["strict", "lenient"]
+Extraction = Literal["strict", "lenient", "last"]
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"(?<!\\)(?:\\\\)*\\(?:boxed|fbox)\s*\{")
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
+_BARE_BOX = re.compile(r"(?<!\\)(?:\\\\)*\\(?:boxed|fbox)\s*([^\s{}$.,;\\]+)")
 _PHRASE = re.compile(
-    r"\banswer\b(?:[ \t]{1,3}\w{1,12}\b){0,4}?[ \t*]{0,4}(?:\bis\b|[:=])(?:\*\*)?[ \t:]{0,4}", re.IGNORECASE
+    r"\banswer\b(?:[ \t]{1,3}\w{1,12}\b){0,4}?[ \t*]{0,4}(?:\bis\b|[:=\uff1a])(?:\*\*)?[ \t:]{0,4}"
+    # "the answer is" in Chinese
+    r"|\u7b54\u6848[ \t*]{0,4}(?:\u5c31?\u662f|\u5e94?\u4e3a|[:\uff1a])[ \t*:\uff1a]{0,4}"
+    r"|^\u7b54[ \t]{0,2}[:\uff1a][ \t]{0,4}",
+    re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*(.+?)\*\*", re.DOTALL)
-_SENTENCE_END = re.compile(r"[.?](?:\s|$)|\n")
+_SENTENCE_END = re.compile(r"[.?](?:\s|$)|[\u3002\uff01\uff1f]|\n")
 _ALONE = re.compile(r"[-+]?\\?\$?\s?[0-9][0-9.,/ ]*%?")
+_ATOM = (  # of a formula without dollars: a command, a group, digits, brackets, or a letter that stands alone
+    r"(?:\\(?:[A-Za-z]+|[%$])|\{[^{}\n]*(?:\{[^{}\n]*\}[^{}\n]*)*\}|[0-9]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"
+    r"|[.,](?=[0-9])|[()|^_!'%]|\s(?=\\[A-Za-z]|[b-z](?![A-Za-z])))+"
+)
+_VALUE = re.compile(
+    r"\$\$(.+?)\$\$|\$(?![\s$])([^$\n]+?)(?<!\s)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]"
+    rf"|(?:(?<![\w)}}])[-+])?\$?{_ATOM}(?:\s?[-+*/=<>:]\s?[-+]?{_ATOM})*",
+    re.DOTALL,
+)
 TAIL = 2_000
 """Characters at the end in which a closing phrase is looked for."""
 
@@ -31,7 +45,7 @@ class Answer:
     """
 
     text: str
-    place: Literal["answer", "boxed", "hashes", "phrase", "line"]
+    place: Literal["answer", "boxed", "hashes", "phrase", "line", "last"]
     start: int
     """Index of the first character of `text` in the completion."""
 
@@ -61,7 +75,8 @@ def extract(completion: str, thinking: bool = False, extraction: Extraction = "s
     r"""The answer after the last `</think>`: last complete `<answer>`, else last balanced `\boxed`, else last `####`.
 
     A box or `####` inside the `<answer>` is opened, too. "lenient" adds closing phrases ("The answer is 7.") and a
-    last line that is nothing but a number or a formula. None if there is no such place; the text may be empty.
+    last line that is nothing but a number or a formula. "last" adds to these the last formula or number of the text,
+    whatever it is there for; it is the weakest of the three. None if there is no such place; the text may be empty.
     """
     begin = thought_end(completion, thinking)
     if begin is None:
@@ -73,11 +88,15 @@ def extract(completion: str, thinking: bool = False, extraction: Extraction = "s
         begin, end, place = begin + box[0], begin + box[1], "boxed"
     elif (line := _last_hashes(completion, begin, end)) is not None:
         begin, end, place = *line, "hashes"
-    elif place is None and extraction == "lenient":
+    elif place is None and extraction != "strict":
         tail = max(begin, end - TAIL)
-        phrase, line = _phrase(completion, tail), _line(completion, tail)
-        begin, end = phrase or line or (0, 0)
-        place = "phrase" if phrase else "line" if line else None
+        if found := _phrase(completion, tail):
+            place = "phrase"
+        elif found := _line(completion, tail):
+            place = "line"
+        elif extraction == "last" and (found := _last_value(completion, tail)):
+            place = "last"
+        begin, end = found or (0, 0)
     if place is None:
         return None
     text = completion[begin:end]
@@ -100,6 +119,15 @@ def last_box(text: str) -> tuple[int, int] | None:
             found = (start, match.start()) if boxed else found
         is_box = len(token) > 2
     return found
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What a worked solution boxes last: the content of `\boxed{...}` or `\fbox{...}`, or the 5 of `\boxed 5`."""
+    box = last_box(text)
+    bare = next(reversed(list(_BARE_BOX.finditer(text))), None)
+    if bare and (box is None or bare.start() > box[1]):
+        return bare[1]
+    return text[slice(*box)].strip() if box else None
 
 
 def _tag(text: str, begin: int) -> tuple[int, int] | None:
@@ -133,3 +161,12 @@ def _line(text: str, begin: int) -> tuple[int, int] | None:
     if formula := _FORMULA.fullmatch(text, start, start + len(line)):
         return formula.span(formula.lastindex or 0)
     return (start, start + len(line)) if _ALONE.fullmatch(line) else None
+
+
+def _last_value(text: str, begin: int) -> tuple[int, int] | None:
+    """The last formula between dollars, or the last run of numbers, signs and commands, that has a number in it."""
+    found = None
+    for match in _VALUE.finditer(text, begin):
+        if match.lastindex or re.search(r"[0-9]|\\[A-Za-z]", match.group()):
+            found = match.span(match.lastindex or 0)
+    return found

@@ -18,6 +18,7 @@ from typing import Any
 import rewards
 from rewards.attacks import ROWS, boxed, fenced, in_tags
 from rewards.audit import audit
+from rewards.extract import last_boxed
 from rlkit.watch.console import Console
 
 USAGE = """usage: rlkit reward test NAME [key=value ...] [--data rows.jsonl] [--deadline SECONDS]
@@ -111,7 +112,6 @@ def read(source: str, prompt_column: str = "", answer_column: str = "") -> list[
 
 def _offline(id: str, record: Mapping[str, Any], prompt_column: str, answer_column: str) -> Offline:
     from rlkit.data.rows import answer_of, question_of
-    from rlkit.data.sources import last_boxed
 
     if prompt_column:
         prompt = question_of(id, record, prompt_column)

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rewards.extract import last_boxed
 from rlkit.data.cells import Template, cell_text, is_missing, is_text
-from rlkit.data.sources import Source, last_boxed, open_source
+from rlkit.data.sources import Source, open_source
 
 if TYPE_CHECKING:
     from rlkit.config import DataConfig

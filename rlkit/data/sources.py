@@ -65,20 +65,6 @@ def open_source(source: str, cfg: DataConfig, key: str) -> Source:
     return Source(splits=splits, question=cfg.prompt_column, answer=cfg.answer_column, solution=cfg.solution_column)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last balanced `\boxed{...}` or `\fbox{...}`, or of `\boxed 5`; None without one."""
-    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|[^\s{}$.,;]+)", text))):
-        if match[1] != "{":
-            return match[1]
-        depth = 1
-        for end in range(match.end(), len(text)):
-            escaped = text[end - 1] == "\\"
-            depth += 0 if escaped else {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[match.end() : end].strip()
-    return None
-
-
 def _name_rows(name: str, split: str, rows: Iterable[dict[str, Any]]) -> list[Record]:
     return [(f"{name}/{split}/{index}", row) for index, row in enumerate(rows)]
 

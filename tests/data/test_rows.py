@@ -13,9 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rewards.extract import last_boxed
 from rlkit.config import DataConfig
 from rlkit.data.rows import Row, Split, read_rows
-from rlkit.data.sources import GSM8K_FOLDER, last_boxed
+from rlkit.data.sources import GSM8K_FOLDER
 
 Config = Callable[..., DataConfig]
 SEVEN = [{"question": f"{i} + {i}", "answer": 2 * i, "note": f"n{i}"} for i in range(7)]
@@ -338,6 +339,7 @@ def test_hub_ids_go_through_datasets(tmp_path: Path) -> None:
     (tmp_path / "owner" / "one").mkdir()
     write(tmp_path / "owner" / "one" / "train.jsonl", SEVEN)
     script = """
+from rewards.extract import last_boxed
 from rlkit.config import DataConfig
 from rlkit.data.rows import read_rows
 columns = dict(tasks={}, prompt_column="question", answer_column="answer", solution_column="", instruction="", seed=0)

@@ -8,14 +8,15 @@ sizes from 0.3 to 1000, so that a formula in pieces shows its pieces. What is no
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
-from rewards.math.parse import Tree
+from rewards.math.expressions import Tree
 from rewards.math.text import Explodes
-from rewards.math.value import Arithmetic, Evaluation, Undefined, Work, exact, variables, walk
+from rewards.math.value import Arithmetic, Evaluation, Steps, Undefined, Work, exact, variables, walk
 
 CLOSE = Fraction(1, 10**9)
 """Relative error up to which a decimal stands for a value that no decimal can be."""
@@ -28,6 +29,10 @@ SIZES = (Fraction(3, 10), Fraction(7), Fraction(50), Fraction(1000))
 """About these, with both signs, every variable is tried."""
 NUM_WIDE = 60
 """Further points, from 1/64 to 10^10, for formulas that are defined at too few of the first."""
+
+
+STEPS_OF_A_START = 10
+"""What it costs to look for the variables of two formulas and to choose points, in nodes of a tree."""
 
 
 class TooFine(ValueError):
@@ -44,9 +49,11 @@ class Judge:
     arithmetic: Arithmetic
     digits: int = 0
     """Decimal digits of the arithmetic; 0 means floats."""
+    steps: Steps = field(default_factory=Steps)
 
     def equal(self, left: Tree, right: Tree) -> bool | None:
         """Whether two expressions have the same value wherever both have one; raises Explodes and Undefined."""
+        self.steps.take(STEPS_OF_A_START)
         if left == right:
             return True
         if left[0] == right[0] and left[0] in ("num", "dec"):
@@ -63,9 +70,10 @@ class Judge:
 
     def ratio(self, left: Tree, right: Tree) -> int | None:
         """Sign of the constant c in left = c right; 0 if there is none, None if floats cannot tell."""
+        self.steps.take(STEPS_OF_A_START)
         ratios: list[Fraction | None] = []
-        work = Work()
-        for values in _points(left, right):
+        work = Work(steps=self.steps)
+        for values in points(left, right):
             try:
                 pair = exact(left, values, work), exact(right, values, work)
             except (Undefined, Explodes):
@@ -83,8 +91,8 @@ class Judge:
         return self._numeric_ratio(left, right)
 
     def _exactly(self, left: Tree, right: Tree) -> bool | None:
-        seen, work = 0, Work()
-        for values in _points(left, right):
+        seen, work = 0, Work(steps=self.steps)
+        for values in points(left, right):
             try:
                 pair = exact(left, values, work), exact(right, values, work)
             except Undefined:
@@ -111,12 +119,12 @@ class Judge:
         read, value = exact(decimal, {}), exact(other, {})
         if value is None:
             try:
-                number = Evaluation(arithmetic=self.arithmetic)(other)
-            except (Undefined, OverflowError, TypeError, ZeroDivisionError):
+                number = Evaluation(arithmetic=self.arithmetic, steps=self.steps)(other)
+                if abs(number.imag) > 1e-15 * abs(number):
+                    return False
+                value = Fraction(float(number.real))  # an OverflowError beyond the floats: no decimal is that large
+            except (Undefined, Explodes, OverflowError, TypeError, ZeroDivisionError):
                 return False
-            if abs(number.imag) > 1e-15 * abs(number):
-                return False
-            value = Fraction(float(number.real))
         elif not _without(_without(value.denominator, 2), 5) > 1:
             return False
         return read is not None and value != 0 and abs(read - value) <= CLOSE * abs(value)
@@ -127,7 +135,7 @@ class Judge:
             return True
         is_real = bool(names) and not any(node == ("sym", "i") for tree in (left, right) for node in walk(tree))
         needed = MIN_POINTS if names else 1
-        agreeing = self._agreeing(left, right, _points(left, right), log_base, is_real)
+        agreeing = self._agreeing(left, right, points(left, right), log_base, is_real)
         if agreeing is None or not self.digits:
             return False if agreeing is None else None
         if agreeing < needed and names:
@@ -136,15 +144,16 @@ class Judge:
                 return False
             agreeing += wide
         if agreeing < needed and is_real:  # no real values: agreement off the real line is proof, difference is none
-            agreeing = self._agreeing(left, right, _points(left, right), log_base, False) or 0
+            agreeing = self._agreeing(left, right, points(left, right), log_base, False) or 0
         return True if agreeing >= needed else None if names else False
 
     def _agreeing(
-        self, left: Tree, right: Tree, points: list[dict[str, Fraction]], log_base: int, is_real: bool
+        self, left: Tree, right: Tree, tried: Iterable[dict[str, Fraction]], log_base: int, is_real: bool
     ) -> int | None:
         """The number of points at which both have one value, None if they differ at one; raises TooFine."""
-        agreeing, too_fine = 0, None
-        for values in points:
+        agreeing, too_fine, needed = 0, None, 1
+        for values in tried:
+            needed = MIN_POINTS if values else 1
             try:
                 gap, tolerance = self._pair(left, right, values, log_base, is_real)
             except (Undefined, ZeroDivisionError):
@@ -165,7 +174,7 @@ class Judge:
             if gap > tolerance:
                 return None
             agreeing += 1
-        if self.digits and too_fine and agreeing < (MIN_POINTS if points[0] else 1):
+        if self.digits and too_fine and agreeing < needed:
             raise too_fine
         return agreeing
 
@@ -174,24 +183,26 @@ class Judge:
     ) -> tuple[Any, Any]:
         """Gap between the two values, and the gap up to which they may be equal."""
         numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
-        evaluation = Evaluation(arithmetic=self.arithmetic, values=numbers, log_base=log_base, is_real=is_real)
+        evaluation = Evaluation(
+            arithmetic=self.arithmetic, values=numbers, log_base=log_base, is_real=is_real, steps=self.steps
+        )
         gap = abs(evaluation(left) - evaluation(right))
         if values or self.digits:
             self._check_spread(evaluation)
         if not self.digits:
             return float(gap), FLOAT_GAP * evaluation.largest
-        return gap, evaluation.largest / 10 ** (self.digits * 3 // 4)
+        return gap, evaluation.largest * self.arithmetic.number(Fraction(1, 10 ** (self.digits * 3 // 4))).real
 
     def _check_spread(self, evaluation: Evaluation) -> None:
         spread = 10 ** (self.digits // 4) if self.digits else MAX_SPREAD
-        if evaluation.largest > evaluation.smallest * spread:
+        if evaluation.largest / evaluation.smallest > spread:
             raise TooFine(f"sizes that differ by more than 10^{self.digits // 4 or 12}")
 
     def _numeric_ratio(self, left: Tree, right: Tree) -> int | None:
         ratios, too_fine = [], None
-        for values in _points(left, right) + (_wide_points(left, right) if self.digits else []):
+        for values in chain(points(left, right), _wide_points(left, right) if self.digits else ()):
             numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
-            evaluation = Evaluation(arithmetic=self.arithmetic, values=numbers, is_real=True)
+            evaluation = Evaluation(arithmetic=self.arithmetic, values=numbers, is_real=True, steps=self.steps)
             try:
                 ratio = evaluation(left) / evaluation(right)
                 if values:
@@ -229,36 +240,44 @@ def _without(number: int, factor: int) -> int:
     return number
 
 
-def _points(left: Tree, right: Tree) -> list[dict[str, Fraction]]:
-    """Values for the variables: small ones, all sizes with both signs, and odd and even integers."""
+def points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
+    """Values for the variables: small ones, all sizes with both signs, and odd and even integers.
+
+    They come one by one, because the first tells most different formulas apart.
+    """
     names = sorted(variables(left) | variables(right))
     if not names:
-        return [{}]
+        yield {}
+        return
     rng = random.Random(repr((left, right)))
     patterns = range(4 if len(names) <= 3 else 8)
     flips = [[_flips(at, pattern, len(patterns)) for at in range(len(names))] for pattern in patterns]
-    rows = [[_near(rng, Fraction(1)) for _ in names] for _ in range(3)]
-    rows += [[-_near(rng, Fraction(1)) if flip else _near(rng, Fraction(1)) for flip in row] for row in flips[1:]]
+    for _ in range(3):
+        yield {name: _near(rng, Fraction(1)) for name in names}
+    for row in flips[1:]:
+        yield {
+            name: -_near(rng, Fraction(1)) if flip else _near(rng, Fraction(1))
+            for name, flip in zip(names, row, strict=True)
+        }
     columns = [rng.sample([sign * size for sign in (1, -1) for size in SIZES], 2 * len(SIZES)) for _ in names]
-    rows += [[_near(rng, size) for size in row] for row in zip(*columns, strict=True)]
+    for row in zip(*columns, strict=True):
+        yield {name: _near(rng, size) for name, size in zip(names, row, strict=True)}
     for sign, start, end, chosen in ((1, 1, 3, flips), (1, 5, 30, flips[1:3]), (-1, 1, 3, flips[1:])):
-        rows += [[Fraction(sign * (2 * rng.randint(start, end) + flip)) for flip in row] for row in chosen]
-    return [dict(zip(names, row, strict=True)) for row in rows]
+        for row in chosen:
+            yield {
+                name: Fraction(sign * (2 * rng.randint(start, end) + flip))
+                for name, flip in zip(names, row, strict=True)
+            }
 
 
-def _wide_points(left: Tree, right: Tree) -> list[dict[str, Fraction]]:
+def _wide_points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
     names = sorted(variables(left) | variables(right))
     rng = random.Random(repr((right, left)))
-    points = []
     for at in range(NUM_WIDE):
         signs = [rng.choice((1, -1)) if at % 2 else 1 for _ in names]
-        points.append(
-            {
-                name: _near(rng, sign * Fraction(2) ** rng.randint(-6, 34))
-                for name, sign in zip(names, signs, strict=True)
-            }
-        )
-    return points
+        yield {
+            name: _near(rng, sign * Fraction(2) ** rng.randint(-6, 34)) for name, sign in zip(names, signs, strict=True)
+        }
 
 
 def _flips(at: int, pattern: int, num_patterns: int) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
-from rewards.math.parse import Tree
+from rewards.math.expressions import Tree
 from rewards.math.text import Explodes
-from rewards.math.value import walk
+from rewards.math.value import folded, walk
 
 MAX_ENTRIES = 100
 """Of a matrix that takes part in a sum or product."""
+MAX_NODES = 2_000
+"""Of one entry: the formulas in a product of many matrices grow with a power of their number."""
 
 
 def multiplied(tree: Tree) -> Tree:
@@ -34,7 +36,7 @@ def multiplied(tree: Tree) -> Tree:
             if [len(row) for row in result[1:]] != [len(row) for row in part[1:]]:
                 return (tree[0], *parts)
             rows = zip(result[1:], part[1:], strict=True)
-            result = ("matrix", *(tuple(("add", *pair) for pair in zip(*row, strict=True)) for row in rows))
+            result = ("matrix", *(tuple(_entry(("add", *pair)) for pair in zip(*row, strict=True)) for row in rows))
         elif all(kinds):
             if len(result[1]) != len(part) - 1:
                 return (tree[0], *parts)
@@ -49,13 +51,21 @@ def multiplied(tree: Tree) -> Tree:
 
 
 def _each(matrix: Tree, function: Callable[[Tree], Tree]) -> Tree:
-    return ("matrix", *(tuple(function(entry) for entry in row) for row in matrix[1:]))
+    return ("matrix", *(tuple(_entry(function(entry)) for entry in row) for row in matrix[1:]))
+
+
+def _entry(tree: Tree) -> Tree:
+    """An entry as one number if it is one, so that it does not grow; raises Explodes for a formula that did."""
+    tree = folded(tree)
+    if sum(1 for _ in walk(tree)) > MAX_NODES:
+        raise Explodes(f"an entry of more than {MAX_NODES} nodes")
+    return tree
 
 
 def _product(left: Tree, right: Tree) -> Tree:
     columns = list(zip(*right[1:], strict=True))
     entries = [
-        ("add", *(("mul", *pair) for pair in zip(row, column, strict=True)))
+        _entry(("add", *(("mul", *pair) for pair in zip(row, column, strict=True))))
         for row, column in product(left[1:], columns)
     ]
     width = len(columns)

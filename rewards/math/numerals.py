@@ -9,7 +9,8 @@ from typing import Any
 from rewards.math.text import MAX_CHARACTERS, Unread
 
 _NUMERAL = re.compile(
-    r"(-?)\s*([0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?|[A-Z][0-9A-Z]+)\s*_\s*\{?\s*(?:\\text\s*\{\s*)?([0-9]{1,2}|[a-z]+)[\s}]*"
+    r"(-?)\s*(?:[(\[]|\\(?:overline|text)\s*\{)?\s*([0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?|[A-Z][0-9A-Z]+)\s*[)\]}]?\s*"
+    r"_\s*[{(]*\s*(?:\\text\s*\{\s*)?([0-9]{1,2}|[a-z]+)[\s})]*"
 )
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _PLAIN = re.compile(r"\s*(-?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(\.[0-9]+)?\s*")
@@ -41,22 +42,36 @@ def plain_number(text: str) -> tuple[tuple[Any, ...], ...] | None:
 def numeral(text: str) -> tuple[Any, ...] | None:
     """A whole text such as `4210_{7}` or `1AF_{16}` as a tree; None if it is no such numeral."""
     match = _NUMERAL.fullmatch(text)
-    base = 0 if match is None else _BASES.get(match[3]) or int(match[3] if match[3].isdigit() else 0)
+    base = base_of(match[3]) if match else None
     try:
         return based(match[1] + match[2], base) if match and base else None
     except Unread:
         return None
 
 
+def base_of(subscript: str) -> int | None:
+    """The base that a subscript names, in digits or in letters; None for any other subscript."""
+    return _BASES.get(subscript) or (int(subscript) if re.fullmatch("[0-9]{1,2}", subscript) else None)
+
+
 def based(digits: str, base: int) -> tuple[Any, ...]:
     """A numeral with its base; raises Unread for digits that the base lacks. In base 10 it is the number."""
     sign, digits = digits.startswith("-"), digits.lstrip("-")
+    if not re.fullmatch(r"[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?", digits):
+        raise Unread(f"{digits[:20]} is no numeral")
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits if digit != "."):
         raise Unread(f"{digits[:20]} has digits that base {base} lacks")
     digits = digits.lstrip("0") or "0"
     if base == 10:
         return ("num", Fraction(digits) * (-1 if sign else 1))
     return ("based", ("-" if sign else "") + digits, base)
+
+
+def worth(tree: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A numeral with its base as the number that it is worth; other trees as they are."""
+    if tree[0] != "based" or "." in tree[1]:
+        return tree
+    return ("num", Fraction(int(tree[1], tree[2])))
 
 
 def without_separators(text: str) -> tuple[str, ...]:

@@ -2,91 +2,83 @@ r"""Reads the tokens of an answer into a tree of nested tuples `(kind, ...)`.
 
 Numbers are ("num", Fraction), decimals ("dec", Fraction); "sym", "add", "mul", "neg", "div", "pow", "root", "fn",
 "app", "fact", "abs", "pct", "deg", "pm", "mp" build expressions; "based" is a numeral with a base; "list", "tuple"
-(also an interval: it keeps its brackets), "set", "union", "inter", "minus", "matrix", "chain" (of relations), "mod",
-"ratio", "clock", "unit" and "text" build answers. What is not covered: integrals and the like (see `Symbolic`).
+(also an interval: it keeps its brackets), "set", "those" (a set with a condition), "union", "inter", "minus", "matrix",
+"chain" (of relations), "cases", "logic", "mod", "ratio", "clock", "unit", "mixed" (hours and minutes) and "text" build
+answers. What is not covered: integrals and the like (see `Symbolic`).
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
-from typing import Any
+from itertools import pairwise
 
-from rewards.math.notation import CLOSING, ENDS, MATRICES, RELATIONS, SETS, SYMBOLIC
-from rewards.math.numerals import based, repeating
-from rewards.math.text import FUNCTIONS, Explodes, Token, Unread, tokenize
-from rewards.math.units import can_be_unit
+from rewards.math.expressions import Expressions, Symbolic, Tree, integer
+from rewards.math.notation import AND, CLOSING, INEQUALITIES, MATRICES, OR, RELATIONS, SEPARATORS, SETS, SYSTEMS
+from rewards.math.text import Unread
+from rewards.math.tokens import Token, tokenize
+from rewards.math.units import can_be_unit, read_unit
 
-Tree = tuple[Any, ...]
-MAX_DEPTH = 40
-MAX_FACTORS = 100
-"""Of one product: its tree is as deep as it has factors."""
-
-
-class Symbolic(Unread):
-    """Mathematics that only a computer algebra system reads: integrals, sums, limits, cases."""
+__all__ = ["Symbolic", "Tree", "parse"]
+_DOUBT = "not?|never|cannot|wrong|incorrect|false|impossible|unlikely|maybe|perhaps|possibly|probably|if|unless|either"
+_SAYS = re.compile(rf"(?!.*(?:n't|\b(?:{_DOUBT}))\b)(.*\S)\s*(?::|\bis|\bare)", re.IGNORECASE | re.DOTALL)
+"""A text that names the value behind it: "Alice:", "The area is"."""
+_WHEN = re.compile(r"(?:if|when|for|where|as)\b\s*", re.IGNORECASE)
 
 
 def parse(text: str) -> Tree:
     """The tree of a cleaned text; raises Explodes, Symbolic and Unread."""
-    tokens = tokenize(text)
+    return _parsed(tokenize(text))
+
+
+def _parsed(tokens: list[Token]) -> Tree:
     if not tokens:
         raise Unread("nothing there")
-    parser = _Parser(tokens)
+    parser = _Answers(tokens)
     tree = parser.items()
     if parser.at < len(tokens):
         raise Unread(f"{tokens[parser.at].value[:20]!r} is out of place")
     return tree
 
 
-def _integer(tree: Tree) -> int | None:
-    return int(tree[1]) if tree[0] == "num" and tree[1].denominator == 1 else None
-
-
-class _Parser:
-    """Recursive descent over the tokens; each method reads one kind of thing and stops behind it."""
-
-    def __init__(self, tokens: list[Token]) -> None:
-        self.tokens, self.at, self.depth, self.bars = tokens, 0, 0, 0
-
-    def peek(self, ahead: int = 0) -> Token:
-        at = self.at + ahead
-        return self.tokens[at] if at < len(self.tokens) else Token("op", "")
-
-    def take(self, *values: str) -> bool:
-        token = self.peek()
-        if token.kind in ("op", "cmd") and token.value in values:
-            self.at += 1
-            return True
-        return False
-
-    def expect(self, *values: str) -> str:
-        token = self.peek()
-        if not self.take(*values):
-            raise Unread(f"{values[0]!r} is missing")
-        return token.value
+class _Answers(Expressions):
+    """Reads what answers are made of beyond one value: lists, relations, sets, ratios, quantities, matrices."""
 
     def items(self) -> Tree:
-        items = [self.item()]
-        while self.take(",", ";", "\\&") or self.separator():
-            while self.take(",", ";") or self.separator():
-                pass
+        items, separators = [self.item()], []
+        while separator := self.separator():
+            separators.append(separator)
             items.append(self.item())
-        return items[0] if len(items) == 1 else ("list", *items)
+        if not separators:
+            return items[0]
+        logic = next((sign for sign in separators if sign.startswith("\\")), None)
+        if logic and any(item[0] == "sym" and len(item[1]) == 1 for item in items):
+            return ("logic", logic, *items)  # of statements p and q, not of values
+        if any(separator in OR for separator in separators) and any(map(_is_condition, items)):
+            return ("union", *_groups(items, separators, OR))
+        if {",", ";"} <= set(separators):
+            groups = _groups(items, separators, {";"})
+            if len({len(group) for group in groups}) == 1 and groups[0][0] == "list":
+                is_named = any(item[0] == "chain" for item in items)
+                return ("list", *(group if is_named else ("tuple", "(", ")", *group[1:]) for group in groups))
+        if AND.issuperset(separators) and _is_one_quantity(items):
+            return ("mixed", *items)
+        return ("list", *items)
 
-    def separates(self) -> bool:
-        token = self.peek()
-        return token.kind == "text" and token.value.strip(" ,.").casefold() in ("and", "or", "and/or", "")
-
-    def separator(self) -> bool:
-        found = self.separates()
-        self.at += found
+    def separator(self) -> str:
+        """Step over what separates two values, and return the strongest of it: ", or" is "or"."""
+        found = ""
+        while (token := self.peek()).kind in ("op", "cmd") and token.value in SEPARATORS:
+            self.at += 1
+            if not found or token.value in OR or (token.value in AND and found not in OR):
+                found = token.value
         return found
 
     def item(self) -> Tree:
         if self.take("\\ldots"):
             return ("sym", "\\ldots")
-        members, relations = [self.sets()], []
+        if label := self.label():
+            return ("chain", (label, self.item()), ("=",))
+        members, relations = [self.applied() or self.sets()], []
         while (token := self.peek()).kind in ("op", "cmd") and token.value in RELATIONS:
             self.at += 1
             relation = RELATIONS[token.value]
@@ -96,7 +88,33 @@ class _Parser:
             members.append(self.sets())
         return members[0] if len(members) == 1 else ("chain", tuple(members), tuple(relations))
 
+    def label(self) -> Tree | None:
+        """A text that names the value behind it, or None."""
+        token, says = self.peek(), None
+        if token.kind == "text" and self.peek(1).value not in ("", "}"):
+            says = _SAYS.fullmatch(token.value + (":" if self.peek(1).value == ":" else ""))
+        if says is None:
+            return None
+        self.at += 2 if self.peek(1).value == ":" else 1
+        return ("text", says[1].casefold())
+
+    def applied(self) -> Tree | None:
+        """The left side of `P(2) = 5`, `Var(X) = 2`: a letter or a word before a bracket and a relation; else None."""
+        token = self.peek()
+        if token.kind not in ("let", "text") or self.peek(1).value != "(":
+            return None
+        end = self.behind(self.at + 1)
+        inside = self.tokens[self.at + 2 : end - 1]
+        is_applied = self.peek(end - self.at).value == "=" and all(
+            part.kind in ("let", "num") or part.value in (",", "-") for part in inside
+        )
+        if not is_applied or (token.kind == "let" and len(inside) > 1 and inside[1].value != ","):
+            return None
+        self.at += 1
+        return ("app", token.value, self.primary())
+
     def sets(self) -> Tree:
+        """A ratio or value, perhaps in unions, intersections and differences."""
         tree = self.ratio()
         while (token := self.peek()).kind == "cmd" and token.value in SETS:
             self.at += 1
@@ -104,6 +122,7 @@ class _Parser:
         return tree
 
     def ratio(self) -> Tree:
+        """One quantity, or several with colons between them."""
         terms, kind = [self.measured()], "ratio"
         while self.take(":"):
             kind = "clock" if re.fullmatch("0[0-9]", self.peek().value) else kind  # 10:05
@@ -111,17 +130,19 @@ class _Parser:
         return terms[0] if len(terms) == 1 else (kind, *terms)
 
     def measured(self) -> Tree:
+        """A value with its unit; two in a row are one quantity, such as 2 hours 30 minutes."""
         tree = self.sum()
         if self.take("\\pmod"):
             return ("mod", tree, self.argument())
         words: list[str] = []
         while True:
             token = self.peek()
-            if token.kind in ("text", "unit") and not self.separates():
+            if token.kind in ("text", "unit"):
                 self.at += 1
-                words.append(token.value)
+                if not words or words[-1] != token.value:  # \$5 \text{ dollars}
+                    words.append(token.value)
                 if self.take("^"):
-                    words.append(f"^{_integer(self.exponent())}")
+                    words.append(f"^{integer(self.exponent())}")
             elif words and token.value in ("/", "\\cdot") and self.peek(1).kind in ("text", "unit"):
                 self.at += 1
                 words.append(token.value)
@@ -131,270 +152,150 @@ class _Parser:
             return tree
         if tree[0] == "text":
             return ("text", " ".join([tree[1], *words]).casefold())
-        name = " ".join(words).casefold()
+        name = " ".join(words)
         if not can_be_unit(name):
             raise Unread(f"{name[:40]!r} is no unit")
-        return ("unit", tree, name)
-
-    def sum(self) -> Tree:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Explodes(f"more than {MAX_DEPTH} levels of brackets")
-        terms = []
-        while True:
-            sign = next((name for name in ("+", "-", "\\pm", "\\mp") if self.take(name)), "" if not terms else None)
-            if sign is None:
-                break
-            term = self.term()
-            kind = {"-": "neg", "\\pm": "pm", "\\mp": "mp"}.get(sign)
-            terms.append(term if kind is None else self.negated(kind, term))
-        self.depth -= 1
-        return terms[0] if len(terms) == 1 else ("add", *terms)
-
-    def negated(self, kind: str, term: Tree) -> Tree:
-        if kind == "neg" and term[0] in ("num", "dec"):
-            return (term[0], -term[1])
-        return (kind, term)
-
-    def term(self) -> Tree:
-        tree = self.signed()
-        for _ in range(MAX_FACTORS):
-            if self.take("*", "\\cdot", "\\times"):
-                tree = ("mul", tree, self.signed())
-            elif self.take("/", "\\div"):
-                tree = ("div", tree, self.signed())
-            elif self.starts_factor():
-                last, token = self.peek(-1), self.peek()
-                group_of_digits = token.value == "{" and self.peek(1).kind == "num"
-                if last.kind == "num" and (group_of_digits or (token.kind == "num" and not self.is_mixed(tree))):
-                    raise Unread("two numbers side by side")
-                factor = self.factor()
-                tree = self.joined(tree, factor, last)
-            else:
-                return tree
-        raise Explodes(f"more than {MAX_FACTORS} factors")
-
-    def is_mixed(self, tree: Tree) -> bool:
-        return _integer(tree) is not None and self.peek(1).value == "/" and self.peek(2).kind == "num"
-
-    def joined(self, tree: Tree, factor: Tree, last: Token) -> Tree:
-        """A whole number right before a proper fraction is a mixed number: `2\\frac{1}{2}` and `2 1/2` are 5/2."""
-        whole = _integer(tree)
-        if whole is not None and last.kind == "num":
-            if factor[0] in ("pct", "deg"):
-                return (factor[0], self.joined(tree, factor[1], last))
-            if factor[0] == "num" and self.take("/"):
-                factor = ("div", factor, self.factor())
-            if factor[0] == "div":
-                top, bottom = _integer(factor[1]), _integer(factor[2])
-                if top is not None and bottom is not None and 0 <= top < bottom:
-                    return ("num", whole + Fraction(top, bottom))
-        return ("mul", tree, factor)
-
-    def signed(self) -> Tree:
-        is_negative = False
-        while (sign := self.peek().value) in ("+", "-") and self.take(sign):
-            is_negative ^= sign == "-"
-        return self.negated("neg", self.factor()) if is_negative else self.factor()
-
-    def starts_factor(self) -> bool:
-        token = self.peek()
-        if token.kind in ("op", "cmd"):
-            return bool(token.value) and token.value not in ENDS and not (token.value == "|" and self.bars)
-        return token.kind in ("num", "let", "repeat") or (token.kind == "begin")
-
-    def factor(self) -> Tree:
-        tree = self.primary()
-        while True:
-            token = self.peek()
-            if token.kind not in ("op", "cmd"):
-                return tree
-            if self.take("^"):
-                if self.take("\\circ"):
-                    tree = ("deg", tree)
-                elif self.peek().value == "\\prime" or self.peek().value == "'":
-                    tree = ("sym", f"{tree!r}'")
-                    self.at += 1
-                else:
-                    tree = ("pow", tree, self.exponent())
-            elif self.take("_"):
-                tree = self.subscripted(tree)
-            elif self.take("!"):
-                if self.take("!"):
-                    raise Unread("a double factorial")
-                tree = ("fact", tree)
-            elif self.take("%", "\\%"):
-                tree = ("pct", tree)
-            elif self.take("'"):
-                tree = ("sym", f"{tree!r}'")
-            elif self.take("\\circ"):
-                tree = ("deg", tree)
-            else:
-                return tree
-
-    def subscripted(self, tree: Tree) -> Tree:
-        start = self.at
-        subscript = self.argument()
-        base = _integer(subscript)
-        if tree[0] in ("num", "dec") and base is not None:
-            return based(self.tokens[start - 2].value, base)
-        if tree[0] != "sym":
-            raise Unread("a subscript of something that is no name")
-        return ("sym", f"{tree[1]}_{subscript!r}")
-
-    def exponent(self) -> Tree:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Explodes(f"more than {MAX_DEPTH} levels of exponents")
-        is_negative = self.take("-")
-        tree = self.primary()
-        if self.take("^"):
-            tree = ("pow", tree, self.exponent())
-        self.depth -= 1
-        return self.negated("neg", tree) if is_negative else tree
-
-    def argument(self, one_digit: bool = False) -> Tree:
-        """What a LaTeX command takes: a group, or one token; of a number only its first digit if `one_digit`."""
-        token = self.peek()
-        if one_digit and token.kind == "num" and len(token.value) > 1 and token.value.isdigit():
-            self.tokens[self.at] = Token("num", token.value[1:])
-            return ("num", Fraction(token.value[0]))
-        return self.primary()
-
-    def primary(self) -> Tree:
-        token = self.peek()
-        self.at += 1
-        if token.kind == "num":
-            if len(token.value) > 1 and not token.value.isdigit():
-                return ("dec", Fraction(token.value))
-            return ("num", Fraction(token.value))
-        if token.kind == "let":
-            if token.value in "fgh" and self.peek().value == "(":
-                return ("app", token.value, self.primary())
-            return ("sym", token.value)
-        if token.kind == "repeat":
-            return ("num", repeating(token.value))
-        if token.kind in ("text", "unit"):
-            return ("text", token.value.casefold())
-        if token.kind == "begin":
-            return self.matrix(token.value)
-        if token.value == "{" or token.value in CLOSING:
-            return self.group() if token.value == "{" else self.bracketed(token.value)
-        if token.value == "|":
-            self.bars += 1
-            tree = ("abs", self.sum())
-            self.expect("|")
-            self.bars -= 1
-            return tree
-        if token.kind == "cmd":
-            return self.command(token.value)
-        raise Unread(f"{token.value[:20]!r} is out of place")
-
-    def group(self) -> Tree:
-        bars, self.bars = self.bars, 0
-        tree = self.items()
-        if self.take("\\choose"):
-            tree = ("fn", "\\binom", tree, self.items())
-        self.expect("}")
-        self.bars = bars
-        return ("set", *tree[1:]) if tree[0] == "list" else tree
+        quantity = ("unit", tree, name)
+        if self.peek().kind != "num":
+            return quantity
+        parts = [quantity, self.measured()]
+        if not _is_one_quantity(parts):
+            raise Unread("two quantities side by side")
+        return ("mixed", *parts)
 
     def bracketed(self, opening: str) -> Tree:
         bars, self.bars = self.bars, 0
-        empty = opening == "\\{" and self.take("\\}")
-        tree = ("list",) if empty else self.items()
-        if not empty and self.peek().value in ("|", ":") and opening == "\\{":
-            raise Symbolic("a set builder")
-        closing = "\\}" if empty else self.expect(*CLOSING[opening])
+        tree = self.builder() if opening in ("\\{", "{") and self.is_builder() else None
+        if tree is None:
+            empty = opening == "\\{" and self.peek().value == "\\}"
+            tree = ("list",) if empty else self.items()
+            if opening == "{" and self.take("\\choose"):
+                tree = ("fn", "\\binom", tree, self.items())
+        closing = self.expect(*(CLOSING[opening] if opening != "{" else "}"))
         self.bars = bars
-        if opening == "\\{":
+        if tree[0] == "those" or (opening == "{" and tree[0] != "list"):
+            return tree
+        if opening in ("\\{", "{"):
             return ("set", *(tree[1:] if tree[0] == "list" else (tree,)))
         if opening in ("\\lfloor", "\\lceil"):
             return ("fn", opening, tree)
         if tree[0] == "list":
-            return (
-                "tuple",
-                "(" if opening == "\\langle" else opening,
-                ")" if opening == "\\langle" else closing,
-                *tree[1:],
-            )
+            ends = ("(", ")") if opening == "\\langle" else (opening, closing)
+            return ("tuple", *ends, *tree[1:])
         if opening == "\\langle" or (opening == "(") != (closing == ")"):
             raise Unread("an interval with one end")
         return tree
 
-    def matrix(self, name: str) -> Tree:
-        if name not in MATRICES:
-            raise Symbolic(f"the environment {name[:20]}") if name in ("cases", "vmatrix") else Unread(name[:20])
+    def is_builder(self) -> bool:
+        r"""Whether a bracket that was just opened holds a bar or colon with a condition: `\{x \mid x > 2\}`."""
+        inside = self.tokens[self.at : self.behind(self.at - 1) - 1]
+        bars = [token.value for token in inside if token.value in ("|", ":", "\\mid")]
+        relations = [token for token in inside if token.value in RELATIONS]
+        return bool(relations) and bool(bars) and (bars.count("|") % 2 == 1 or "\\mid" in bars or ":" in bars)
+
+    def builder(self) -> Tree:
+        """The element and the condition of a set, up to its closing bracket."""
+        self.bars = 1  # the next bar ends the element, it opens no absolute value
+        members, relations = [self.sum()], []
+        if self.take("\\in"):
+            members, relations = [*members, self.sum()], ["in"]
+        self.bars = 0
+        self.expect("|", ":", "\\mid")
+        element = ("chain", tuple(members), tuple(relations)) if relations else members[0]
+        return ("those", element, self.items())
+
+    def environment(self, name: str) -> Tree:
+        start = self.at
+        self.at = self.end_of_environment()
+        inside = self.tokens[start : self.at - 1]
+        if name not in MATRICES | SYSTEMS:
+            raise Symbolic(f"the environment {name}") if name == "vmatrix" else Unread(name[:20])
         if name == "array":
-            self.expect("{")
-            while not self.take("}"):
-                if self.peek().kind == "op" and not self.peek().value:
-                    raise Unread("an array without an end")
-                self.at += 1
-        rows, row = [], []
-        while self.peek().kind != "end":
-            row.append(self.item())
-            if self.take("\\\\"):
-                rows.append(tuple(row))
-                row = []
-            elif not self.take("&") and self.peek().kind != "end":
-                raise Unread("a matrix without an end")
-        self.at += 1
-        rows += [tuple(row)] if row else []
-        if len({len(row) for row in rows}) != 1:
+            columns = _Answers(inside)
+            columns.expect("{")
+            inside = inside[columns.behind(0) :]
+        rows = [_split(row, "&") for row in _split(inside, "\\\\") if row]
+        if name in SYSTEMS:
+            return _system(rows)
+        matrix = [tuple(_parsed(cell) for cell in row) for row in rows]
+        if len({len(row) for row in matrix}) != 1:
             raise Unread("a matrix with rows of different lengths")
-        return ("matrix", *rows)
+        return ("matrix", *matrix)
 
-    def command(self, name: str) -> Tree:
-        if name == "\\frac":
-            top = self.argument(one_digit=True)
-            return ("div", top, self.argument(one_digit=True))
-        if name == "\\sqrt":
-            order: Tree = ("num", Fraction(2))
-            if self.take("["):
-                order = self.sum()
-                self.expect("]")
-            return ("root", self.argument(), order)
-        if name == "\\binom":
-            top = self.argument(one_digit=True)
-            return ("fn", name, top, self.argument(one_digit=True))
-        if name[1:] in FUNCTIONS:
-            return self.function(name)
-        if name in ("\\angle", "\\triangle", "\\overline", "\\bar", "\\measuredangle"):
-            return ("sym", f"{name}{self.term()!r}")
-        if name == "\\mathbb":
-            return ("sym", f"\\mathbb{self.argument()[1]}")
-        if name in ("\\emptyset", "\\infty"):
-            return ("set",) if name == "\\emptyset" else ("sym", "\\infty")
-        if name == "\\$":
-            tree = self.factor()
-            return ("unit", tree, "dollars")
-        if name in SYMBOLIC:
-            raise Symbolic(name)
-        if name in ENDS or name in ("\\ldots", "\\begin", "\\end", "\\forall", "\\exists") or len(name) < 3:
-            raise Unread(f"{name} is out of place")
-        return ("sym", name)
+    def end_of_environment(self) -> int:
+        """The index behind the \\end that belongs to the \\begin before; raises Unread without one."""
+        depth = 1
+        for index in range(self.at, len(self.tokens)):
+            depth += (self.tokens[index].kind == "begin") - (self.tokens[index].kind == "end")
+            if depth == 0:
+                return index + 1
+        raise Unread("an environment without an end")
 
-    def function(self, name: str) -> Tree:
-        """`\\sin^2 3x`, `\\log_2 8`, `\\sin(x)`: without brackets the argument runs to the next sign or function."""
-        power, base = None, None
-        while self.peek().value in ("^", "_"):
-            if self.take("^"):
-                power = self.exponent()
-            elif self.take("_"):
-                base = self.argument()
-        if self.peek().value in ("(", "{"):
-            tree = self.primary()
-            if self.take("^"):
-                power = ("deg",) if self.take("\\circ") else self.exponent()
-                if power == ("deg",):
-                    tree, power = ("deg", tree), None
+
+def _split(tokens: list[Token], sign: str) -> list[list[Token]]:
+    """The pieces of a list of tokens between the signs that stand in no bracket and no inner environment."""
+    pieces: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += (token.kind == "begin") - (token.kind == "end")
+        if depth == 0 and token.kind in ("op", "cmd") and token.value == sign:
+            pieces.append([])
         else:
-            tree = self.signed()
-            while self.starts_factor() and self.peek().value[1:] not in FUNCTIONS and self.peek().value != "(":
-                tree = ("mul", tree, self.factor())
-        if power == ("num", Fraction(-1)) and name[1:] in ("sin", "cos", "tan"):
-            name, power = "\\arc" + name[1:], None
-        items = tree[3:] if tree[0] == "tuple" else (tree,)
-        result = ("fn", name, *items) if base is None else ("fn", "\\log", *items, base)
-        return result if power is None else ("pow", result, power)
+            pieces[-1].append(token)
+    return pieces
+
+
+def _system(rows: list[list[list[Token]]]) -> Tree:
+    """Equations below each other as a list; values with their conditions as cases."""
+    rows = [[_trimmed(cell) for cell in row] for row in rows]
+    rows = [row for row in rows if any(row)]
+    if not rows:
+        raise Unread("a system of nothing")
+    is_aligned = all(len(row) == 1 or (row[1][:1] and row[1][0].value in RELATIONS) for row in rows)
+    if is_aligned:  # x &= 1
+        lines = [_parsed([token for cell in row for token in cell]) for row in rows]
+        return lines[0] if len(lines) == 1 else ("list", *lines)
+    if any(len(row) != 2 for row in rows):
+        raise Unread("cases without conditions")
+    return ("cases", *((_parsed(value), _condition(condition)) for value, condition in rows))
+
+
+def _condition(tokens: list[Token]) -> Tree:
+    if tokens and tokens[0].kind == "text" and (when := _WHEN.match(tokens[0].value)):
+        rest = tokens[0].value[when.end() :]
+        tokens = ([Token("text", rest)] if rest else []) + tokens[1:]
+    try:
+        return _parsed(tokens)
+    except Unread:
+        return ("text", " ".join(token.value for token in tokens).casefold())
+
+
+def _trimmed(tokens: list[Token]) -> list[Token]:
+    """A cell without a comma, semicolon or full stop behind it."""
+    while tokens and tokens[-1].kind == "op" and tokens[-1].value in (",", ";", "."):
+        tokens = tokens[:-1]
+    return tokens
+
+
+def _is_condition(tree: Tree) -> bool:
+    return tree[0] == "chain" and not INEQUALITIES.isdisjoint(tree[2])
+
+
+def _groups(items: list[Tree], separators: list[str], between: frozenset[str] | set[str]) -> list[Tree]:
+    """The items between these separators: one alone, or several as a list."""
+    groups: list[list[Tree]] = [[items[0]]]
+    for separator, item in zip(separators, items[1:], strict=True):
+        if separator in between:
+            groups.append([item])
+        else:
+            groups[-1].append(item)
+    return [group[0] if len(group) == 1 else ("list", *group) for group in groups]
+
+
+def _is_one_quantity(parts: list[Tree]) -> bool:
+    """Whether measures of one kind follow each other from large to small: 2 hours and 30 minutes."""
+    if any(part[0] not in ("unit", "mixed") for part in parts):
+        return False
+    units = [read_unit((part if part[0] == "unit" else part[1])[2]) for part in parts]
+    falling = all(left.scale > right.scale for left, right in pairwise(units))
+    return falling and units[0].dimension is not None and len({unit.dimension for unit in units}) == 1

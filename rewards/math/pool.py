@@ -122,7 +122,7 @@ class Pool:
         return slots
 
     def ask(self, request: dict[str, Any], seconds: float, algebra: bool = False) -> Outcome:
-        """The outcome of a request, which may need computer algebra.
+        """The outcome of a request, at the latest after `seconds`; computer algebra comes in where digits cannot tell.
 
         A worker that is lost is replaced once; then the outcome is "worker_lost".
         """
@@ -135,9 +135,7 @@ class Pool:
             for _ in range(2):
                 try:
                     worker = worker or Worker()
-                    if algebra:
-                        worker.load_algebra()
-                    outcome = worker.ask(request, seconds)
+                    outcome = _asked(worker, request, seconds, algebra)
                     break
                 except Lost:
                     worker = _closed(worker)
@@ -159,6 +157,18 @@ class Pool:
             taken += (self._idle.get(timeout=START_SECONDS) for _ in range(self.num_workers))
         for worker in taken:
             self._idle.put(_closed(worker))
+
+
+def _asked(worker: Worker, request: dict[str, Any], seconds: float, algebra: bool) -> Outcome:
+    """The outcome by digits and, if they cannot tell, by computer algebra in the time that they left."""
+    if not algebra:
+        start = time.monotonic()
+        outcome = worker.ask(request, seconds)
+        if outcome != "undecided":
+            return outcome
+        seconds = max(0.0, seconds - (time.monotonic() - start))
+    worker.load_algebra()
+    return worker.ask({**request, "algebra": True}, seconds)
 
 
 def _closed(worker: Worker | None) -> None:

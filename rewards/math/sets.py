@@ -5,25 +5,23 @@ Two sets are equal if they hold the same of all their endpoints and of the gaps 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from fractions import Fraction
 
+from rewards.math.expressions import Tree
+from rewards.math.inequalities import BOUND, REALS, NoSet, float_of, solution
 from rewards.math.judge import Judge
-from rewards.math.parse import Tree
-from rewards.math.text import Explodes
-from rewards.math.value import FLOATS, Evaluation, Undefined, variables
 
-_REALS = ("sym", "\\mathbbR")
+__all__ = ["BOUND", "NoSet", "same_set"]
+_INTEGERS = ("sym", "\\mathbbZ")
 _INFINITY = ("sym", "\\infty")
-_SMALLER = {"<": False, "<=": True}
-_LARGER = {">": False, ">=": True}
+_WITH_SETS = ("chain", "tuple", "set", "union", "inter", "minus", "list", "sym")
 CLOSE = 1e-9
 """Relative: endpoints closer than that are compared by the judge."""
-
-
-class NoSet(ValueError):
-    """A tree that is not a set of real numbers with constant endpoints."""
+MAX_INTEGERS = 1_000
+"""Of a set of all integers between two bounds."""
 
 
 @dataclass(slots=True)
@@ -37,9 +35,10 @@ class _Line:
 
     def add(self, tree: Tree) -> None:
         value = _position(tree)
-        if abs(value) == float("inf"):
+        if math.isinf(value):
             return
         for other, known in zip(self.values, self.trees, strict=True):
+            self.judge.steps.take(1)
             if abs(value - other) <= CLOSE * max(abs(value), abs(other)):
                 verdict = self.judge.equal(known, tree)
                 if verdict is False:
@@ -52,22 +51,26 @@ class _Line:
 
     def place(self, tree: Tree) -> int:
         value = _position(tree)
-        if abs(value) == float("inf"):
+        if math.isinf(value):
             return -1 if value < 0 else 2 * len(self.values) + 1
         distances = [abs(value - other) for other in self.values]
         return 2 * distances.index(min(distances)) + 1
 
+    def places(self) -> range:
+        return range(2 * len(self.values) + 1)
+
 
 def same_set(gold: Tree, answer: Tree, judge: Judge) -> bool | None:
     """Whether two trees are the same set of reals; False if either is no set, None if the judge cannot tell."""
-    if any(len(variables(tree)) > 1 for tree in (gold, answer)):
-        return False
     try:
+        (gold, name), (answer, other) = _solved(gold, judge), _solved(answer, judge)
+        if name and other and name != other and BOUND[1] not in (name, other) and ("(" in name) == ("(" in other):
+            return False  # x > 5 is not y > 5, and f(x) > 5 not g(x) > 5; but 0 < f(x) < 2 is 0 < y < 2
         line = _Line(judge)
         for tree in (gold, answer):
             for end in _ends(tree):
                 line.add(end)
-        same = all(_holds(gold, at, line) == _holds(answer, at, line) for at in range(2 * len(line.values) + 1))
+        same = all(_holds(gold, at, line) == _holds(answer, at, line) for at in line.places())
     except NoSet:
         return False
     return same if line.is_certain or not same else None
@@ -75,34 +78,72 @@ def same_set(gold: Tree, answer: Tree, judge: Judge) -> bool | None:
 
 def _position(tree: Tree) -> float:
     if tree == _INFINITY:
-        return float("inf")
-    if tree == ("neg", _INFINITY):
-        return float("-inf")
-    try:
-        value = Evaluation(arithmetic=FLOATS)(tree)
-    except (Undefined, Explodes, OverflowError, TypeError, ZeroDivisionError) as error:
-        raise NoSet(f"the endpoint: {error}") from error
-    if abs(value.imag) > 1e-12 * max(abs(value), 1.0):
-        raise NoSet("a complex endpoint")
-    return value.real
+        return math.inf
+    return -math.inf if tree == ("neg", _INFINITY) else float_of(tree)
 
 
-def _inequality(tree: Tree) -> Iterator[tuple[Any, Tree]]:
-    """The bounds on the one variable of `-2 <= x < 7`, each as `x < end`."""
-    if "=" in tree[2] or "~" in tree[2]:
-        raise NoSet("an equation")
-    names = [at for at, member in enumerate(tree[1]) if member[0] == "sym" and variables(member)]
-    if len(names) != 1 or any(variables(member) for at, member in enumerate(tree[1]) if at not in names):
-        raise NoSet("no inequality in one variable alone")
-    mirrored: dict[str, str] = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-    directions = {relation[0] for relation in tree[2]}
-    if len(directions) > 1 or abs(2 * names[0] - len(tree[1]) + 1) > 1 or len(tree[1]) > 3:
-        raise NoSet("a chain of inequalities without one variable in the middle")
-    for at, relation in enumerate(tree[2]):
-        if at == names[0]:
-            yield relation, tree[1][at + 1]
-        else:
-            yield mirrored.get(relation, relation), tree[1][at]
+def _solved(tree: Tree, judge: Judge) -> tuple[Tree, str | None]:
+    """The set in intervals and points, with each inequality solved, and the name of its variable."""
+    if tree[0] == "chain":
+        return solution(tree, judge)
+    if tree[0] not in ("union", "inter", "minus", "list"):
+        return tree, None
+    if tree[0] == "list" and not any(part[0] in _WITH_SETS for part in tree[1:]):
+        return ("set", *tree[1:]), None
+    parts, names = [], set[str]()
+    for part in tree[1:]:
+        if tree[0] == "list" and part[0] not in _WITH_SETS and parts:
+            part = _repeated(tree[1], part)  # x \ne 1, 2
+        solved, name = _solved(part, judge)
+        parts.append(solved)
+        names |= {name} - {None}  # type: ignore[operator]
+    if len(names) > 1:
+        raise NoSet("conditions on two variables")
+    kind, is_joined = tree[0], tree[0] == "list" and any(part[0] == "chain" for part in tree[1:])
+    if is_joined:
+        kind = _joined(parts, judge)
+    elif kind == "list":
+        kind = "union"
+    return _with_integers((kind, *parts), judge), next(iter(names), None)
+
+
+def _repeated(condition: Tree, value: Tree) -> Tree:
+    """The first condition of a list with another value: of `x \\ne 1, 2`, the second is x \\ne 2."""
+    if condition[0] != "chain" or condition[2] != ("!=",):
+        raise NoSet("a value among conditions")
+    return ("chain", (condition[1][0], value), ("!=",))
+
+
+def _joined(parts: list[Tree], judge: Judge) -> str:
+    """How a list of conditions is meant: all hold, as in `x > 2, x \\ne 3`, unless no number fulfils them all.
+
+    `x < 1, x > 3` and `x < 1 and x > 3` are written for a union, too.
+    """
+    if _INTEGERS in parts:
+        return "inter"
+    line = _Line(judge)
+    for part in parts:
+        for end in _ends(part):
+            line.add(end)
+    return "inter" if any(all(_holds(part, at, line) for part in parts) for at in line.places()) else "union"
+
+
+def _with_integers(tree: Tree, judge: Judge) -> Tree:
+    """The integers between two bounds as a set of numbers; other trees as they are."""
+    if tree[0] != "inter" or _INTEGERS not in tree[1:]:
+        return tree
+    others = ("inter", *(part for part in tree[1:] if part != _INTEGERS))
+    ends = [_position(end) for end in _ends(others)]
+    finite = [end for end in ends if not math.isinf(end)]
+    if not finite or max(finite) - min(finite) > MAX_INTEGERS:
+        raise NoSet("integers without bounds")
+    whole = [("num", Fraction(number)) for number in range(math.ceil(min(finite)), math.floor(max(finite)) + 1)]
+    line = _Line(judge)
+    for end in (*_ends(others), *whole):
+        line.add(end)
+    if _holds(others, 0, line) or _holds(others, 2 * len(line.values), line):
+        raise NoSet("integers without bounds")
+    return ("set", *(number for number in whole if _holds(others, line.place(number), line)))
 
 
 def _ends(tree: Tree) -> Iterator[Tree]:
@@ -110,17 +151,12 @@ def _ends(tree: Tree) -> Iterator[Tree]:
         if tree[1:3] != ("[", "]") and _position(tree[3]) >= _position(tree[4]):
             raise NoSet("a pair of numbers, or an interval without numbers")
         yield from tree[3:]
-    elif tree[0] == "chain":
-        if tree[2] == ("in",):
-            yield from _ends(tree[1][1])
-        else:
-            yield from (end for _, end in _inequality(tree))
-    elif tree[0] in ("union", "inter", "minus", "list"):
+    elif tree[0] in ("union", "inter", "minus"):
         for part in tree[1:]:
             yield from _ends(part)
     elif tree[0] == "set":
         yield from tree[1:]
-    elif tree != _REALS:
+    elif tree != REALS:
         raise NoSet(f"{tree[0]} is no set")
 
 
@@ -130,24 +166,10 @@ def _holds(tree: Tree, at: int, line: _Line) -> bool:
     if kind == "tuple":
         low, high = line.place(tree[3]), line.place(tree[4])
         return low < at < high or (at == low and tree[1] == "[") or (at == high and tree[2] == "]")
-    if kind == "chain":
-        if tree[2] == ("in",):
-            return _holds(tree[1][1], at, line)
-        return all(_fulfils(at, relation, line.place(end)) for relation, end in _inequality(tree))
-    if kind in ("union", "list"):
+    if kind == "union":
         return any(_holds(part, at, line) for part in tree[1:])
     if kind == "inter":
         return all(_holds(part, at, line) for part in tree[1:])
     if kind == "minus":
         return _holds(tree[1], at, line) and not _holds(tree[2], at, line)
-    return tree == _REALS or (kind == "set" and any(at == line.place(element) for element in tree[1:]))
-
-
-def _fulfils(at: int, relation: str, end: int) -> bool:
-    if relation in _SMALLER:
-        return at < end or (at == end and _SMALLER[relation])
-    if relation in _LARGER:
-        return at > end or (at == end and _LARGER[relation])
-    if relation == "!=":
-        return at != end
-    raise NoSet(f"the relation {relation}")
+    return tree == REALS or (kind == "set" and any(at == line.place(element) for element in tree[1:]))

@@ -6,20 +6,41 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards.math.chinese import NO_UNITS
+
 _TABLE = {
-    "length": "m metre meter 1, mm millimeter millimetre 1/1000, cm centimeter centimetre 1/100, "
-    "km kilometer kilometre 1000, in inch inche 127/5000, ft foot feet 381/1250, yd yard 1143/1250, mi mile 201168/125",
+    "length": "m metre meter 1, mm millimeter millimetre 1/1000, cm centimeter centimetre 1/100, dm decimeter "
+    "decimetre 1/10, km kilometer kilometre 1000, in inch inche 127/5000, ft foot feet 381/1250, yd yard 1143/1250, "
+    "mi mile 201168/125",
     "mass": "g gram gm 1, kg kilogram 1000, mg milligram 1/1000, lb pound 45359237/100000, oz ounce 45359237/1600000",
     "time": "s sec second 1, ms millisecond 1/1000, min minute 60, h hr hour 3600, day 86400, week 604800, month "
     "2629746, yr year 31556952",
     "volume": "l liter litre 1/1000, ml milliliter millilitre 1/1000000",
     "money": "dollar usd buck 1, cent 1/100",
-    "euros": "euro 1",
-    "pounds sterling": "sterling 1",
+    "euros": "euro eur 1",
+    "pounds sterling": "sterling gbp 1",
+    "yuan or yen": "yuan yen rmb cny jpy 1, jiao 1/10",
+    "rupees": "rupee inr rs 1",
     "angle": "degree deg 1",
+    "celsius": "celsius 1",
+    "temperature": "kelvin 1",
+    "fahrenheit": "fahrenheit 1",
     "speed": "mph 1397/3125, kmh kph 5/18",
+    "force": "newton 1, kn 1000",
+    "energy": "joule 1, kj 1000, kwh 3600000",
+    "power": "watt 1, kw 1000",
+    "voltage": "volt 1",
+    "current": "ampere amp 1",
+    "pressure": "pa pascal 1, kpa 1000, atm 101325",
+    "amount": "mol mole 1",
+    "frequency": "hz hertz 1",
 }
-SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+SCALES = {
+    "hundred": 100, "thousand": 10**3, "myriad": 10**4, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "dozen": 12,
+}  # fmt: skip
+_LETTERS = {"N": "newton", "J": "joule", "W": "watt", "V": "volt", "A": "amp", "K": "kelvin", "L": "l"}
+"""Units of one capital letter; the small ones m, g, s, h and l are in the table."""
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 _NAMES: dict[str, tuple[str, Fraction]] = {}
 for _kind, _line in _TABLE.items():
@@ -41,10 +62,19 @@ _NO_UNITS = frozenset(
 )
 """Words that say more of a number than what it counts."""
 MAX_WORDS = 5
+MAX_LETTERS = 30
 MAX_UNKNOWN = 2
 """Words that are no unit: "children tickets"."""
+_WORD = r"[^\W\d_]+"
 _EXPONENT = re.compile(r"\^\s*\{?\s*-?\d")
-_PIECE = re.compile(r"[A-Za-z]+|\^\s*\{?\s*(-?\d)|[/*.]|\\cdot")
+_PIECE = re.compile(rf"{_WORD}|\^\s*\{{?\s*(-?\d)|[/*.]|\\cdot")
+# A unit that is written without \text, at the end of an answer: "m/s^2", "km/h", "cm^3".
+_SYMBOL = r"(?:[kcdm]?m|k?g|mg|ms|m?[lL]|k?[NJWV]|k?Pa|kWh|[KAsh]|hr|min|mol|Hz|mi|ft|in|yd|lb|oz|sec)"
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_BARE = re.compile(
+    rf"(?P<number>.*[\d}})])(?P<space>[\s~]*)(?P<unit>{_SYMBOL}{_POWER}(?:\s*(?P<per>/|\\cdot|\*)\s*{_SYMBOL}{_POWER})*)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,21 +94,47 @@ def is_unit(word: str) -> bool:
     return (
         len(word) > 1
         and (word in _NAMES or word in SCALES or word in _POWERS or word == "per")
-        and word not in ("in", "min")
+        and word not in ("in", "min", "pa", "rs", "kn", "kw", "kj", "hz", "atm")
     )
+
+
+def with_bare_unit(text: str) -> tuple[str, bool] | None:
+    r"""The text with its unit in `\text`, and whether it might be a product of letters: `5 m/s` is 5 metres a second.
+
+    None if there is no such unit. Only a number may stand before it, without any variable. One letter right behind
+    the number, as in `5m`, is a variable.
+    """
+    found = _BARE.fullmatch(text)
+    if found is None:
+        return None
+    value = re.split(r"=|\\approx", found["number"])[-1]
+    if re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", value)):
+        return None
+    unit = found["unit"]
+    if not found["space"] and len(unit) == 1:
+        return None
+    is_product = not found["space"] and not found["per"] and len(unit.partition("^")[0].strip()) == 1
+    return rf"{found['number']}\text{{{re.sub('[{}]', '', unit)}}}", is_product
 
 
 def can_be_unit(text: str) -> bool:
     """Whether words behind a number only name what it counts: "42 apples", but not "42 is wrong" or "42 or 43"."""
-    words = re.findall("[a-z]+", text.casefold())
+    words = re.findall(_WORD, text)
     unknown = [word for word in words if not _is_known(word)]
-    if unknown and (len(unknown) > MAX_UNKNOWN or re.search(r"[^A-Za-z\s^{}*/.\\\d-]", text)):
+    if NO_UNITS.search(text) or any(len(word) > MAX_LETTERS for word in unknown):
         return False
-    return len(words) <= MAX_WORDS and _NO_UNITS.isdisjoint(words) and not re.search(r"\d", _EXPONENT.sub("", text))
+    if unknown and (len(unknown) > MAX_UNKNOWN or re.search(r"[^\w\s^{}*/.\\-]", text)):
+        return False
+    return (
+        len(words) <= MAX_WORDS
+        and _NO_UNITS.isdisjoint(map(str.casefold, words))
+        and not re.search(r"\d", _EXPONENT.sub("", text))
+    )
 
 
 def _is_known(word: str) -> bool:
-    return _singular(word) in _NAMES or _singular(word) in SCALES or word in _POWERS or word in ("per", "cdot", "of")
+    name = _singular(_LETTERS.get(word, word).casefold())
+    return name in _NAMES or name in SCALES or name in _POWERS or name in ("per", "cdot", "of")
 
 
 def read_unit(text: str) -> Unit:
@@ -86,7 +142,7 @@ def read_unit(text: str) -> Unit:
     powers: dict[str, int] = {}
     scale, sign, power, known, last = Fraction(1), 1, 1, True, ("", Fraction(1), 0)
     for match in _PIECE.finditer(text):
-        word = match.group().casefold()
+        word = _LETTERS.get(match.group(), match.group()).casefold()
         name = _singular(word)
         if match[1] or word in ("squared", "cubed"):
             extra = (int(match[1]) if match[1] else _POWERS[word]) - 1
@@ -103,7 +159,7 @@ def read_unit(text: str) -> Unit:
             last = (kind, size, sign)
             powers[kind] = powers.get(kind, 0) + sign * power
             scale, power = scale * size ** (sign * power), 1
-        elif word.isalpha():
+        elif word not in ("*", ".", "\\cdot"):
             known = False
     for kind, (base, exponent) in _BASE.items():
         if kind in powers:
@@ -113,6 +169,12 @@ def read_unit(text: str) -> Unit:
                 powers["time"] = powers.get("time", 0) - count
     dimension = tuple(sorted((kind, count) for kind, count in powers.items() if count))
     return Unit(dimension=dimension if known and dimension else None, scale=scale)
+
+
+def named_thing(text: str) -> str | None:
+    """What a unit that is no measure counts ("chickens" is "chicken"); None for measures such as cm."""
+    words = [word for word in re.findall(_WORD, text) if not _is_known(word)]
+    return " ".join(word.casefold().removesuffix("s") for word in words) or None
 
 
 def _singular(word: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from rewards.math.parse import Tree
+from rewards.math.expressions import Tree
 from rewards.math.text import Explodes
 
 MAX_BITS = 100_000
@@ -29,6 +29,23 @@ CONSTANTS = frozenset(("\\pi", "e", "i", "\\infty"))
 
 class Undefined(ValueError):
     """A value that does not exist, such as 1/0."""
+
+
+class TooLong(Exception):
+    """More steps than the caller's process should take; a worker, which can be killed, has to say."""
+
+
+@dataclass(slots=True)
+class Steps:
+    """What the comparison of two answers may still cost, in nodes of their trees. Example: `Steps(1000)`."""
+
+    left: float = math.inf
+
+    def take(self, count: int) -> None:
+        """Count some steps; raises TooLong when none are left."""
+        self.left -= count
+        if self.left < 0:
+            raise TooLong
 
 
 def walk(tree: Tree) -> Iterator[Tree]:
@@ -46,11 +63,25 @@ def variables(tree: Tree) -> set[str]:
     return {node[1] for node in walk(tree) if node[0] == "sym"} - CONSTANTS
 
 
+def substituted(tree: Tree, name: str, new: Tree) -> Tree:
+    """The tree with another tree in place of every symbol of that name."""
+    if tree == ("sym", name):
+        return new
+    return tuple(substituted(part, name, new) if isinstance(part, tuple) else part for part in tree)
+
+
+def folded(tree: Tree) -> Tree:
+    """The number that a tree exactly is; the tree itself if it has no such value. Raises Explodes and Undefined."""
+    value = exact(tree, {})
+    return tree if value is None else ("num", value)
+
+
 @dataclass(slots=True)
 class Work:
     """What exact arithmetic may still cost; one object can be shared by several calls. Example: `Work()`."""
 
     bits_left: int = MAX_WORK
+    steps: Steps = field(default_factory=Steps)
 
     def checked(self, number: Fraction) -> Fraction:
         """The number itself; raises Explodes if it, or all that came before, is too large."""
@@ -65,6 +96,7 @@ class Work:
 def exact(tree: Tree, values: Mapping[str, Fraction], work: Work | None = None) -> Fraction | None:
     """The value as a fraction, None if it has no such form; raises Explodes and Undefined."""
     kind, work = tree[0], work or Work()
+    work.steps.take(1)
     if kind in ("num", "dec"):
         return tree[1]
     if kind == "sym":
@@ -192,9 +224,11 @@ class Evaluation:
     """Whether even roots and logarithms of negative numbers are undefined."""
     largest: Any = 1.0
     smallest: Any = 1.0
+    steps: Steps = field(default_factory=Steps)
 
     def __call__(self, tree: Tree) -> Any:
         """The value of a scalar tree; raises Undefined, Explodes, OverflowError and, for other trees, TypeError."""
+        self.steps.take(1)
         value = self._value(tree)
         size = abs(value)
         if size * 0 != 0:
@@ -292,6 +326,8 @@ class Evaluation:
             top, bottom = parts
             return self._gamma(top + 1) / (self._gamma(bottom + 1) * self._gamma(top - bottom + 1))
         if name in ("\\max", "\\min"):
+            if any(part.imag != 0 for part in parts):
+                raise Undefined("the largest of complex numbers")
             return (max if name == "\\max" else min)(parts, key=lambda part: part.real)
         if name in ("\\lfloor", "\\lceil"):
             near = round(float(value.real))

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from rewards.base import Reward, RewardError, Sample, thought_is_open
 from rewards.extract import Extraction, extract, last_box
 from rewards.math.compare import Comparison, Percent, Units
-from rewards.math.decide import Outcome, decide
+from rewards.math.decide import Outcome, decide, is_readable
 from rewards.math.judge import Judge
 from rewards.math.pool import Pool
 from rewards.math.value import FLOATS
@@ -126,13 +126,15 @@ class MathVerifier:
         return outcomes
 
     def _ask(self, unsure: tuple[tuple[str, str], Outcome]) -> tuple[tuple[str, str], Outcome]:
-        pair, outcome = unsure
-        request = {"gold": pair[0], "answer": pair[1]}
+        (gold, answer), outcome = unsure
+        request = {"gold": gold, "answer": answer}
         request |= {"percent": self.comparison.percent, "units": self.comparison.units}
         verdict = self.pool.ask(request, self.timeout, algebra=outcome == "symbolic")
-        if verdict == "undecided":  # defined at too few points
-            verdict = self.pool.ask(request | {"algebra": True}, self.timeout, algebra=True)
-        return pair, verdict
+        if verdict == "worker_lost":
+            # Two workers died over this answer. If another can work out the gold alone, the answer killed them.
+            alone = self.pool.ask(request | {"answer": gold}, self.timeout)
+            verdict = "worker_lost" if alone == "worker_lost" else "guard" if is_readable(gold) else "gold_unparsable"
+        return (gold, answer), verdict
 
 
 def verify(gold: Any, answer: str, *, percent: Percent = "either", units: Units = "optional") -> Reward:

@@ -15,8 +15,9 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.math.compare import Comparison
-from rewards.math.decide import Outcome, decide, stated_sides
+from rewards.math.decide import Outcome, decide, is_readable, stated_sides
 from rewards.math.judge import Judge, TooFine
+from rewards.math.read import read
 from rewards.math.text import clean
 from rewards.math.value import Arithmetic
 
@@ -78,6 +79,8 @@ def judge(request: Mapping[str, Any]) -> Outcome:
             return outcome
     except (MemoryError, RecursionError):
         return "guard"
+    except Exception:  # of computer algebra on a text that nobody thought of
+        return "unparsable" if is_readable(request["gold"]) else "gold_unparsable"
     return "guard"
 
 
@@ -110,6 +113,8 @@ def _by_sides(gold: str, answer: str, comparison: Comparison) -> Outcome:
         outcome = decide(wanted, side, comparison)
         if outcome in ("symbolic", "undecided"):
             outcome = _by_algebra(wanted, side)
+        if outcome == "gold_unparsable" and not _is_symbolic(gold):
+            return "wrong"  # a gold that only we can read, against what only computer algebra can
         if outcome != "correct":
             return outcome
     return "correct"
@@ -130,6 +135,14 @@ def _by_algebra(gold: str, answer: str) -> Outcome:
     if not parsed[1]:
         return "unparsable"
     return "correct" if verify(*parsed, float_rounding=12, timeout_seconds=None) else "wrong"  # type: ignore[arg-type]
+
+
+def _is_symbolic(text: str) -> bool:
+    try:
+        read(text)
+    except ValueError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from rewards.math.compare import Comparison
 from rewards.math.decide import decide, stated_sides
-from rewards.math.judge import Judge, _points
+from rewards.math.judge import Judge, points
 from rewards.math.numerals import without_separators
 from rewards.math.read import read
 from rewards.math.text import clean
@@ -23,16 +23,16 @@ PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 def test_every_variable_takes_both_signs_odd_and_even_integers_and_all_sizes(count: int) -> None:
     names = "abcdhjkmn"[:count]
     for shift in range(20):
-        points = _points(read("+".join(names))[0], ("num", Fraction(shift)))
+        tried = list(points(read("+".join(names))[0], ("num", Fraction(shift))))
         for name in names:
-            values = [point[name] for point in points]
+            values = [point[name] for point in tried]
             whole = {value for value in values if value.denominator == 1}
             assert {value % 2 for value in whole if value > 0} == {value % 2 for value in whole if value < 0} == {0, 1}
             for sign in (1, -1):
                 for size in (0.3, 7, 50, 1000):
                     assert any(0.7 * size <= sign * value <= 1.6 * size for value in values), (name, sign, size)
         for other in names[1:3]:
-            pairs = [(point[names[0]], point[other]) for point in points]
+            pairs = [(point[names[0]], point[other]) for point in tried]
             assert len({(left > 0, right > 0) for left, right in pairs}) == 4
             whole_pairs = [pair for pair in pairs if {value.denominator for value in pair} == {1}]
             assert len({(left % 2, right % 2) for left, right in whole_pairs}) == 4

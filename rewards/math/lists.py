@@ -1,0 +1,190 @@
+"""Lists, sets, tuples, matrices and cases: what is compared in order, what in any order, and what is an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rewards.math.expressions import Tree
+from rewards.math.names import are_numbered, named_values
+from rewards.math.sets import same_set
+from rewards.math.units import named_thing, read_unit
+from rewards.math.value import substituted
+
+if TYPE_CHECKING:
+    from rewards.math.compare import Comparison
+
+COLLECTIONS = ("list", "set", "tuple", "matrix", "union", "inter", "minus")
+MAX_UNORDERED = 50
+"""Longer lists, unless of numbers, are compared in order: each pair takes a verdict of its own."""
+_INFINITE = (("sym", "\\infty"), ("neg", ("sym", "\\infty")))
+
+
+def merged(tree: Tree) -> Tree:
+    """A union of sets that list their members as one such set; other trees as they are."""
+    if tree[0] != "union":
+        return tree
+    parts = [merged(part) for part in tree[1:]]
+    if any(part[0] != "set" for part in parts):
+        return ("union", *parts)
+    return ("set", *(member for part in parts for member in part[1:]))
+
+
+def is_interval(tree: Tree) -> bool:
+    """Whether a pair in brackets can only be an interval: [1, 4], (1, 4] or (0, infinity), but not (1, 4)."""
+    is_pair = tree[0] == "tuple" and len(tree) == 5
+    return is_pair and (tree[1:3] != ("(", ")") or not {tree[3], tree[4]}.isdisjoint(_INFINITE))
+
+
+def same_collection(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
+    """Whether two answers are the same, one of them at least a collection."""
+    kinds = (gold[0], answer[0])
+    if "matrix" in kinds:
+        return _same_matrix(gold, answer, rules)
+    if kinds == ("tuple", "tuple"):
+        return gold[1:3] == answer[1:3] and same_in_order(gold[3:], answer[3:], rules)
+    if kinds in (("list", "tuple"), ("tuple", "list")):
+        bare, bracketed = (gold, answer) if kinds[0] == "list" else (answer, gold)
+        if is_interval(bracketed):
+            return same_set(gold, answer, rules.judge) if _holds_chains(bare) else False
+        named = named_values(bare)
+        values = bare[1:] if named is None else tuple(named.values())
+        if bracketed[1:3] in (("(", ")"), ("[", "]")) and not any(part[0] == "chain" for part in values):
+            return same_in_order(*((values, answer[3:]) if bare is gold else (gold[3:], values)), rules=rules)
+    if set(kinds) <= {"list", "set"}:
+        return _same_lists(gold, answer, rules)
+    if kinds[0] == "set" and len(gold) == 2 and kinds[1] not in COLLECTIONS:
+        return rules.equal(gold[1], answer)
+    if kinds[1] == "set" and len(answer) == 2 and kinds[0] not in COLLECTIONS:
+        return rules.equal(gold, answer[1])
+    if kinds[0] == kinds[1] and same_in_order(*_operands(gold, answer), rules=rules):
+        return True  # A \cup B
+    if not {"union", "inter", "minus"}.isdisjoint(kinds):
+        # One number against an intersection or difference of sets is the set of that number.
+        gold, answer = (tree if tree[0] in (*COLLECTIONS, "sym") else ("set", tree) for tree in (gold, answer))
+    return same_set(gold, answer, rules.judge)
+
+
+def _operands(gold: Tree, answer: Tree) -> tuple[Sequence[Tree], Sequence[Tree]]:
+    """The operands of two unions, intersections or differences, those of the former in one order."""
+    if gold[0] == "minus":
+        return gold[1:], answer[1:]
+    return sorted(gold[1:], key=repr), sorted(answer[1:], key=repr)
+
+
+def _same_matrix(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
+    if gold[0] == answer[0]:
+        if [len(row) for row in gold[1:]] != [len(row) for row in answer[1:]]:
+            return False
+        return same_in_order(sum(gold[1:], ()), sum(answer[1:], ()), rules)
+    matrix, other = (gold, answer) if gold[0] == "matrix" else (answer, gold)
+    if other[:3] != ("tuple", "(", ")") or any(len(row) != 1 for row in matrix[1:]):
+        return False
+    column = tuple(row[0] for row in matrix[1:])
+    return same_in_order(*((column, answer[3:]) if matrix is gold else (gold[3:], column)), rules=rules)
+
+
+def _same_lists(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
+    answer = _with_parameter(answer, _parameter(answer), _parameter(gold))
+    if gold[0] == answer[0] == "set":
+        return same_members(_distinct(gold[1:], rules), _distinct(answer[1:], rules), rules)
+    if all(part[0] == "tuple" for part in (*gold[1:], *answer[1:])):  # solutions, of which none counts twice
+        return same_members(_distinct(gold[1:], rules), _distinct(answer[1:], rules), rules)
+    values, others = named_values(gold), named_values(answer)
+    if (values is None) != (others is None) and not _holds_chains(gold if values is None else answer):
+        # x = 1, y = 2 and 1, 2
+        sides = [tuple(gold[1:] if values is None else values.values())]
+        sides.append(tuple(answer[1:] if others is None else others.values()))
+        compare = same_members if are_numbered(values or others or {}) else same_in_order
+        return compare(*sides, rules=rules)
+    if values and others and are_numbered(values) and are_numbered(others):
+        return same_members(tuple(values.values()), tuple(others.values()), rules)
+    if counted := _counted(gold, answer):
+        return same_in_order(*counted, rules=rules)
+    verdict = same_members(gold[1:], answer[1:], rules)
+    is_set = any(part[0] in ("chain", "tuple") for part in (*gold[1:], *answer[1:]))
+    return same_set(gold, answer, rules.judge) if verdict is False and is_set else verdict
+
+
+def _parameter(tree: Tree) -> str | None:
+    r"""The letter that stands for all integers in `x = k\pi, k \in Z`, or None."""
+    chains = [part for part in tree[1:] if part[0] == "chain" and part[2] == ("in",)]
+    return chains[0][1][0][1] if len(chains) == 1 and chains[0][1][0][0] == "sym" else None
+
+
+def _with_parameter(tree: Tree, name: str | None, new: str | None) -> Tree:
+    return tree if None in (name, new) or name == new else substituted(tree, str(name), ("sym", new))
+
+
+def _holds_chains(tree: Tree) -> bool:
+    return any(part[0] == "chain" for part in tree[1:])
+
+
+def _counted(gold: Tree, answer: Tree) -> tuple[Sequence[Tree], Sequence[Tree]] | None:
+    """Both sides in the order of the gold where 12 chickens and 18 rabbits are counted; None where nothing is."""
+    things = [[named_thing(part[2]) if part[0] == "unit" else None for part in tree[1:]] for tree in (gold, answer)]
+    counts = [None not in names and len(set(names)) == len(names) > 1 for names in things]
+    if not any(counts) or any(_is_measured(part) for part in (*gold[1:], *answer[1:])):
+        return None
+    if all(counts) and sorted(map(str, things[0])) == sorted(map(str, things[1])):
+        return gold[1:], [answer[1:][things[1].index(name)] for name in things[0]]
+    return gold[1:], answer[1:]
+
+
+def _is_measured(part: Tree) -> bool:
+    return part[0] == "unit" and read_unit(part[2]).dimension is not None
+
+
+def same_in_order(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison) -> bool | None:
+    """Whether two lists hold the same, each at its place."""
+    if len(gold) != len(answer):
+        return False
+    unknown = False
+    for pair in zip(gold, answer, strict=True):
+        verdict = rules.equal(*pair)
+        if verdict is False:
+            return False
+        unknown |= verdict is None
+    return None if unknown else True
+
+
+def same_members(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison) -> bool | None:
+    """Whether two lists hold the same in any order.
+
+    Equality is transitive, so that each element may take the first equal one that is left.
+    """
+    if len(gold) != len(answer):
+        return False
+    if len(gold) > MAX_UNORDERED and not all(part[0] == "num" for part in (*gold, *answer)):
+        return same_in_order(gold, answer, rules)
+    left, unknown = list(answer), False
+    for element in gold:
+        found: list[tuple[bool | None, int]] = []
+        for at, other in enumerate(left):
+            verdict = rules.equal(element, other)
+            if verdict is not False:
+                found.append((verdict, at))
+            if verdict:
+                break
+        if not found:
+            return False
+        verdict, at = found[-1]
+        unknown |= verdict is None
+        left.pop(at)
+    return None if unknown else True
+
+
+def _distinct(elements: Sequence[Tree], rules: Comparison) -> list[Tree]:
+    kept: list[Tree] = []
+    for element in elements:
+        if not any(rules.equal(element, other) for other in kept):
+            kept.append(element)
+    return kept
+
+
+def same_cases(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
+    """Whether two formulas in pieces have the same values under the same conditions, in any order."""
+    if gold[0] != answer[0] or len(gold) != len(answer):
+        return False
+    pairs = [tuple(("tuple", "(", ")", *row) for row in tree[1:]) for tree in (gold, answer)]
+    return same_members(*pairs, rules=rules)

@@ -1,0 +1,54 @@
+"""What an answer may call its value: x, f(x), |AB|, V_1 : V_2, P(X = 2), a ratio or a quotient of names."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from rewards.math.expressions import Tree
+from rewards.math.value import variables
+
+_ROOT = re.compile(r"([xyzt]|\\alpha|\\lambda)_([0-9]{1,2})")
+
+
+def is_name(tree: Tree) -> bool:
+    """Whether a tree names something that can have a value: x, f(x), |AB|, tan x, angle ABC, (x, y), AO/CO, "Area"."""
+    kind, parts = tree[0], tree[1:]
+    if kind == "tuple":
+        return all(part[0] == "sym" for part in tree[3:])
+    if kind == "pow":  # the inverse function, or the square of a sine
+        return is_name(parts[0]) and (parts[1] == ("num", Fraction(-1)) or parts[0][0] == "fn")
+    if kind == "fn":
+        return all(is_name(part) or _is_multiple(part) for part in tree[2:])
+    if kind in ("abs", "mul", "div", "ratio", "fact", "inter", "union", "minus"):
+        return all(map(is_name, parts))
+    return kind in ("sym", "app", "text")
+
+
+def _is_multiple(tree: Tree) -> bool:
+    """Whether a tree is twice an angle, or the like."""
+    return tree[0] == "mul" and tree[1][0] == "num" and is_name(tree[2])
+
+
+def named_values(tree: Tree) -> dict[Tree, Tree] | None:
+    """The values of a list of equations, each with a name of its own on the left; None if it is no such list."""
+    if tree[0] != "list" or any(part[0] != "chain" or part[2] != ("=",) for part in tree[1:]):
+        return None
+    values = {part[1][0]: part[1][1] for part in tree[1:] if states_value(*part[1])}
+    return values if len(values) == len(tree) - 1 else None
+
+
+def states_value(name: Tree, value: Tree) -> bool:
+    """Whether an equation states the value of a name: x = 2 does, 2x = 4 and x = x^2 are equations to be solved."""
+    if not is_name(name):
+        return False
+    is_derivative = name[0] == "div" and all(part[0] == "mul" and part[1] == ("sym", "d") for part in name[1:])
+    return is_derivative or name[0] in ("text", "app") or variables(name).isdisjoint(variables(value))
+
+
+def are_numbered(names: dict[Tree, Tree]) -> bool:
+    """Whether the names only number the solutions of one equation, which have no order: x_1, x_2."""
+    found = [_ROOT.fullmatch(name[1]) if name[0] == "sym" else None for name in names]
+    numbers = [int(match[2]) for match in found if match]
+    is_one = len({match[1] for match in found if match}) == 1
+    return len(numbers) == len(names) > 1 and is_one and sorted(numbers) == list(range(1, len(numbers) + 1))

@@ -50,10 +50,12 @@ def translated(text: str) -> str:
 
 
 def _unit(words: str) -> str:
-    size = next((size for size in sorted(_SIZES, key=len, reverse=True) if words.startswith(size)), "")
-    rest = words.removeprefix(size)
-    english = "/".join(_measure(part) for part in rest.split("/"))
-    return rf"\text{{{_SIZES.get(size, '')} {english}}}" if size or english else ""
+    # 千米 is a kilometre and no thousand metres, so that a size is looked for only in what is no measure as a whole.
+    english = "/".join(map(_measure, words.split("/")))
+    if english == words:
+        size = next((size for size in sorted(_SIZES, key=len, reverse=True) if words.startswith(size)), "")
+        english = f"{_SIZES.get(size, '')} {_measure(words.removeprefix(size))}".strip()
+    return rf"\text{{ {english}}}" if english else ""
 
 
 def _measure(words: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether an answer says the same as the gold answer; this file sends each kind of answer to the file that compares it.
+"""Says whether an answer means the same as the gold answer: each kind of answer goes to the file that compares it.
 
 Every verdict is True, False, or None where the judge of values could not tell.
 """
@@ -13,7 +13,6 @@ from typing import Literal
 from rewards.math.expressions import Tree
 from rewards.math.judge import Judge
 from rewards.math.lists import COLLECTIONS, merged, same_cases, same_collection, same_members
-from rewards.math.matrix import multiplied
 from rewards.math.quantities import same_quantity, same_ratio, same_residue
 from rewards.math.relations import same_relation
 from rewards.math.value import Steps, walk
@@ -68,8 +67,8 @@ class Comparison:
 
 
 def plain(tree: Tree) -> Tree:
-    """The tree with plus-minus signs as two values, and with matrices and unions worked out."""
-    return merged(multiplied(_both_signs(tree)))
+    """The tree with plus-minus signs as two values, and with unions of listed members as one list of members."""
+    return merged(_both_signs(tree))
 
 
 def _is_number_set(tree: Tree) -> bool:

@@ -1,4 +1,4 @@
-"""The verdict on one answer as far as one judge can give it; the same steps run in the caller and in a worker."""
+"""Gives the verdict on one answer as far as one judge can tell; the same steps run in the caller and in a worker."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Outcome = Literal[
 ]
 """The last two are no verdicts: a worker with more digits or time, or with computer algebra, has to say."""
 MAX_SYMBOLIC_NUMBER = 9_999
-"""Bounds of sums and products above it are not handed to computer algebra."""
+"""Sums, products and integrals with a larger number in them are not handed to computer algebra."""
 MAX_STEPS = 20_000
-"""Of a comparison in the caller's process, which nobody can kill: about 0.1 s. What takes more goes to a worker."""
+"""A comparison that takes more steps, which is about 0.1 s, goes to a worker: the caller's process cannot be killed."""
 
 
 def decide(gold: str, answer: str, comparison: Comparison) -> Outcome:
@@ -51,6 +51,8 @@ def is_readable(gold: str) -> bool:
 
 
 def _decided(gold: str, answer: str, comparison: Comparison) -> Outcome:
+    # The gold comes first: if it cannot be read, nothing can be said of any answer. Once it is read, every answer gets
+    # a verdict, whatever it is.
     symbolic = False
     try:
         golds = _defined(gold, is_gold=True)
@@ -98,6 +100,7 @@ def _is_name(text: str) -> bool:
 
 
 def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Comparison) -> Outcome:
+    """The verdict on the readings of both texts; one pair that agrees is enough."""
     verdicts: list[bool | None] = []
     try:
         for gold in golds:
@@ -114,19 +117,19 @@ def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Co
 
 @lru_cache(maxsize=8_192)
 def _defined(text: str, is_gold: bool = False) -> tuple[Tree, ...]:
-    """The readings of a text; raises Undefined for a division by zero in it."""
+    """The readings of a text; raises Undefined for a division by zero in it, and what `read` raises."""
     readings, work = read(text, is_gold), Work()
     for node in (node for tree in readings for node in walk(tree)):
         if node[0] in ("div", "pow"):
             try:
                 exact(node, {}, work)
             except Explodes:
-                continue  # it may equal the other side as it is written
+                continue  # 2^(10^9) may still equal the other side as it is written
     return readings
 
 
 def _explodes(tree: Tree) -> bool:
-    """Whether a gold answer itself is what cannot be worked out."""
+    """Whether a gold answer itself is too large to be worked out."""
     work = Work()
     for node in walk(tree):
         try:
@@ -146,6 +149,7 @@ def _same_text(gold: str, answer: str) -> bool:
 
 def _is_heavy_symbolic(text: str) -> bool:
     """Whether computer algebra could be kept busy for ever: large bounds, towers, factorials, deep nesting."""
-    numbers = (int(number) for number in re.findall(r"\d+", text))
+    has_bounds = re.search(r"\\(?:sum|prod|int|oint|iint|lim)(?![A-Za-z])", text)
+    numbers = [int(number) for number in re.findall(r"\d+", text)] if has_bounds else []
     tower = re.search(r"\^\s*\{[^{}]*\^|\^\s*[^{}\s]\s*\^|!\s*!|\d\s*[eE]\s*[-+]?\d", text)
     return tower is not None or max(numbers, default=0) > MAX_SYMBOLIC_NUMBER or text.count("{") > 100

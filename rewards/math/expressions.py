@@ -17,11 +17,11 @@ from rewards.math.tokens import FUNCTIONS, Token
 Tree = tuple[Any, ...]
 MAX_DEPTH = 40
 MAX_FACTORS = 100
-"""Of one product: its tree is as deep as it has factors."""
+"""A product may have so many factors; its tree is as deep."""
 
 
 class Symbolic(Unread):
-    """Mathematics that only a computer algebra system reads: integrals, sums, limits."""
+    """Mathematics that only a computer algebra system works out: integrals, sums, limits, products of matrices."""
 
 
 def integer(tree: Tree) -> int | None:
@@ -42,6 +42,7 @@ class Expressions:
 
     def __init__(self, tokens: list[Token]) -> None:
         """Start at the first token."""
+        # `bars` counts open absolute values: inside one, the next | closes it and begins no factor.
         self.tokens, self.at, self.depth, self.bars = tokens, 0, 0, 0
 
     def items(self) -> Tree:
@@ -124,6 +125,7 @@ class Expressions:
             elif self.take("/", "\\div"):
                 tree = ("div", tree, self.signed())
             elif self.starts_factor():
+                # 41 42 is not a product, and neither is 4{2}; but 2 1/2 is a mixed number.
                 last, token = self.peek(-1), self.peek()
                 group_of_digits = token.value == "{" and self.peek(1).kind == "num"
                 if last.kind == "num" and (group_of_digits or (token.kind == "num" and not self.is_mixed(tree))):

@@ -15,7 +15,7 @@ from rewards.math.text import Explodes
 from rewards.math.value import FLOATS, Evaluation, Undefined, exact, folded, substituted, variables, walk
 
 BOUND = ("sym", "bound")
-"""The variable of a set with a condition, whatever it is called there."""
+"""The variable of a set with a condition: what it is called there does not matter."""
 REALS = ("sym", "\\mathbbR")
 _INFINITY = ("sym", "\\infty")
 _EVERYTHING = ("tuple", "(", ")", ("neg", _INFINITY), _INFINITY)
@@ -69,7 +69,7 @@ def _has_name(tree: Tree) -> bool:
 
 
 def _solved(left: Tree, relation: str, right: Tree, judge: Judge) -> Tree:
-    """The values that fulfil one relation."""
+    """The set of the values that fulfil one relation."""
     if not _has_name(left):
         left, relation, right = right, _TURNED.get(relation, relation), left
     if not _has_name(left):
@@ -79,6 +79,7 @@ def _solved(left: Tree, relation: str, right: Tree, judge: Judge) -> Tree:
         raise NoSet("two names")
     if left[0] == "sym" and not _has_name(right):
         return _bounded(relation, right)
+    # Of f(x), P(A) or a + b nobody can say for which x they are in a range, so the range is theirs.
     if len(names) != 1 or any(node[0] == "app" for node in walk(left)):
         return _bounded(relation, right)
     name = next(iter(names))
@@ -102,6 +103,8 @@ def _bounded(relation: str, end: Tree) -> Tree:
 def _of_absolute_value(inside: Tree, relation: str, end: Tree, judge: Judge) -> Tree:
     """|u| < 3 is -3 < u and u < 3; |u| > 3 is u < -3 or u > 3."""
     opposite = ("neg", end)
+    if relation in ("=", "!=") and float_of(end) < 0:
+        return ("set",) if relation == "=" else _EVERYTHING
     if relation == "!=":
         return ("inter", _solved(inside, "!=", end, judge), _solved(inside, "!=", opposite, judge))
     kind = "inter" if relation[0] == "<" else "union"
@@ -112,10 +115,13 @@ def _of_absolute_value(inside: Tree, relation: str, end: Tree, judge: Judge) -> 
 def _of_polynomial(tree: Tree, name: str, relation: str, judge: Judge) -> Tree:
     """The values for which a x^2 + b x + c stands in the relation to 0."""
     at = {number: substituted(tree, name, ("num", Fraction(number))) for number in (-1, 0, 1)}
-    half, c = ("num", Fraction(1, 2)), folded(at[0])
-    both = ("add", at[1], at[-1])
-    a = folded(("add", ("mul", half, both), ("neg", c)))
-    b = folded(("mul", half, ("add", at[1], ("neg", at[-1]))))
+    half, both = ("num", Fraction(1, 2)), ("add", at[1], at[-1])
+    try:
+        c = folded(at[0])
+        a = folded(("add", ("mul", half, both), ("neg", c)))
+        b = folded(("mul", half, ("add", at[1], ("neg", at[-1]))))
+    except (Undefined, Explodes) as error:
+        raise NoSet(f"a value of the formula: {error}") from error
     x = ("sym", name)
     # Three values make a parabola; that the formula is this parabola everywhere is for the judge to say.
     parabola = ("add", ("mul", a, ("mul", x, x)), ("mul", b, x), c)

@@ -1,8 +1,10 @@
-"""Whether two expressions are equal, or two equations the same, by exact fractions first and by many digits after.
+"""Says whether two expressions have the same value, or two equations the same solutions.
 
-At random points two different formulas agree with probability near 0 (Schwartz 1980, Zippel 1979). The points derive
-from the two texts, so that a verdict is the same each time. Every variable takes both signs, odd and even integers and
-sizes from 0.3 to 1000, so that a formula in pieces shows its pieces. What is not covered: pieces beyond these sizes.
+Two formulas are compared by their values at random points, where different ones agree with a probability near 0
+(Schwartz 1980, Zippel 1979): by exact fractions where both have some, else by floats, else by many digits. The points
+derive from the two formulas, so that a verdict is the same each time. Every variable takes both signs, odd and even
+integers and sizes from 0.3 to 1000, so that a formula in pieces, such as |x + 3|, shows its pieces. What is not
+covered: pieces beyond these sizes.
 """
 
 from __future__ import annotations
@@ -19,18 +21,17 @@ from rewards.math.text import Explodes
 from rewards.math.value import Arithmetic, Evaluation, Steps, Undefined, Work, exact, variables, walk
 
 CLOSE = Fraction(1, 10**9)
-"""Relative error up to which a decimal stands for a value that no decimal can be."""
+"""A decimal with at most this relative error stands for a value that no decimal can be, such as 1/3 or pi."""
 FLOAT_GAP = 1e-6
-"""Relative to the largest number met on the way: floats that differ by more are different values."""
+"""Floats that differ by more than this share of the largest number met on the way are different values."""
 MAX_SPREAD = 1e12
-"""Of the sizes met at a point; beyond it floats may differ by rounding alone."""
+"""Where the largest and the smallest number met at a point lie further apart, floats may differ by rounding alone."""
 MIN_POINTS = 2
+"""Two formulas must be defined, and agree, at so many points at least."""
 SIZES = (Fraction(3, 10), Fraction(7), Fraction(50), Fraction(1000))
-"""About these, with both signs, every variable is tried."""
+"""Every variable is tried near each of these sizes, with both signs."""
 NUM_WIDE = 60
-"""Further points, from 1/64 to 10^10, for formulas that are defined at too few of the first."""
-
-
+"""So many further points, from 1/64 to 10^10, serve formulas that are defined at too few of the first."""
 STEPS_OF_A_START = 10
 """What it costs to look for the variables of two formulas and to choose points, in nodes of a tree."""
 
@@ -48,8 +49,9 @@ class Judge:
 
     arithmetic: Arithmetic
     digits: int = 0
-    """Decimal digits of the arithmetic; 0 means floats."""
+    """The decimal digits of the arithmetic; 0 means floats."""
     steps: Steps = field(default_factory=Steps)
+    """What one comparison may still cost; the caller's process sets a limit, a worker sets none."""
 
     def equal(self, left: Tree, right: Tree) -> bool | None:
         """Whether two expressions have the same value wherever both have one; raises Explodes and Undefined."""
@@ -63,13 +65,18 @@ class Judge:
             return False
         if (verdict := self._exactly(left, right)) is not None:
             return verdict or self._is_close(left, right)
+        # \log without a base is the natural logarithm in some books and the decimal one in others: either may be meant.
         if any(node[:2] == ("fn", "\\log") and len(node) == 3 for tree in trees for node in walk(tree)):
             verdicts = [self._numerically(left, right, log_base) for log_base in (0, 10)]
             return True if True in verdicts else None if None in verdicts else False
         return self._numerically(left, right, 0)
 
     def ratio(self, left: Tree, right: Tree) -> int | None:
-        """Sign of the constant c in left = c right; 0 if there is none, None if floats cannot tell."""
+        """The sign of the constant c in left = c right; 0 if there is no such c, None if floats cannot tell.
+
+        Two equations with 0 on one side have the same solutions if the other sides differ by a factor. Of two
+        inequalities, a negative factor turns the sign round.
+        """
         self.steps.take(STEPS_OF_A_START)
         ratios: list[Fraction | None] = []
         work = Work(steps=self.steps)
@@ -78,10 +85,10 @@ class Judge:
                 pair = exact(left, values, work), exact(right, values, work)
             except (Undefined, Explodes):
                 continue
-            if None in pair:
+            if None in pair:  # one of them has no exact value: many digits must do
                 ratios = []
                 break
-            if (pair[0] == 0) != (pair[1] == 0):
+            if (pair[0] == 0) != (pair[1] == 0):  # a solution of one that is none of the other
                 return 0
             if pair[1]:
                 ratios.append(pair[0] / pair[1])  # type: ignore[operator]
@@ -91,6 +98,7 @@ class Judge:
         return self._numeric_ratio(left, right)
 
     def _exactly(self, left: Tree, right: Tree) -> bool | None:
+        """The verdict of exact fractions; None where an expression has no exact value, such as a root."""
         seen, work = 0, Work(steps=self.steps)
         for values in points(left, right):
             try:
@@ -111,9 +119,9 @@ class Judge:
         return True if seen >= MIN_POINTS else None
 
     def _is_close(self, left: Tree, right: Tree) -> bool:
-        """A decimal of ten right digits may stand for 1/3 or pi; two decimals are compared exactly."""
+        """Whether one side is a decimal of ten right digits that stands for the other, such as 1/3 or pi."""
         decimals = [_is_decimal(left), _is_decimal(right)]
-        if sum(decimals) != 1:
+        if sum(decimals) != 1:  # two decimals are compared exactly
             return False
         decimal, other = (left, right) if decimals[0] else (right, left)
         read, value = exact(decimal, {}), exact(other, {})
@@ -130,12 +138,14 @@ class Judge:
         return read is not None and value != 0 and abs(read - value) <= CLOSE * abs(value)
 
     def _numerically(self, left: Tree, right: Tree, log_base: int) -> bool | None:
+        """The verdict of floats, which can only say False, or of many digits."""
         names = variables(left) | variables(right)
         if not names and self._is_close(left, right):
             return True
         is_real = bool(names) and not any(node == ("sym", "i") for tree in (left, right) for node in walk(tree))
         needed = MIN_POINTS if names else 1
         agreeing = self._agreeing(left, right, points(left, right), log_base, is_real)
+        # Floats that clearly differ are a proof; floats that agree are none: sqrt(2) + 10^-40 agrees with sqrt(2).
         if agreeing is None or not self.digits:
             return False if agreeing is None else None
         if agreeing < needed and names:
@@ -150,7 +160,7 @@ class Judge:
     def _agreeing(
         self, left: Tree, right: Tree, tried: Iterable[dict[str, Fraction]], log_base: int, is_real: bool
     ) -> int | None:
-        """The number of points at which both have one value, None if they differ at one; raises TooFine."""
+        """The number of points at which both have the same value; None if they differ at one. Raises TooFine."""
         agreeing, too_fine, needed = 0, None, 1
         for values in tried:
             needed = MIN_POINTS if values else 1
@@ -181,7 +191,7 @@ class Judge:
     def _pair(
         self, left: Tree, right: Tree, values: Mapping[str, Fraction], log_base: int, is_real: bool
     ) -> tuple[Any, Any]:
-        """Gap between the two values, and the gap up to which they may be equal."""
+        """The gap between the two values, and the gap up to which they may be equal."""
         numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
         evaluation = Evaluation(
             arithmetic=self.arithmetic, values=numbers, log_base=log_base, is_real=is_real, steps=self.steps
@@ -194,11 +204,13 @@ class Judge:
         return gap, evaluation.largest * self.arithmetic.number(Fraction(1, 10 ** (self.digits * 3 // 4))).real
 
     def _check_spread(self, evaluation: Evaluation) -> None:
+        """Raise TooFine where a small number may have been lost in the rounding of a large one."""
         spread = 10 ** (self.digits // 4) if self.digits else MAX_SPREAD
         if evaluation.largest / evaluation.smallest > spread:
             raise TooFine(f"sizes that differ by more than 10^{self.digits // 4 or 12}")
 
     def _numeric_ratio(self, left: Tree, right: Tree) -> int | None:
+        """The same as `ratio`, with numbers in place of fractions."""
         ratios, too_fine = [], None
         for values in chain(points(left, right), _wide_points(left, right) if self.digits else ()):
             numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
@@ -241,7 +253,7 @@ def _without(number: int, factor: int) -> int:
 
 
 def points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
-    """Values for the variables: small ones, all sizes with both signs, and odd and even integers.
+    """Yields values for the variables: small ones, all sizes with both signs, and odd and even integers.
 
     They come one by one, because the first tells most different formulas apart.
     """
@@ -254,14 +266,17 @@ def points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
     flips = [[_flips(at, pattern, len(patterns)) for at in range(len(names))] for pattern in patterns]
     for _ in range(3):
         yield {name: _near(rng, Fraction(1)) for name in names}
+    # All patterns of signs near 1: |x| is x for positive x only, |xy| is xy where the signs agree.
     for row in flips[1:]:
         yield {
             name: -_near(rng, Fraction(1)) if flip else _near(rng, Fraction(1))
             for name, flip in zip(names, row, strict=True)
         }
+    # All sizes: max(x, 100) is 100 up to there, and x beyond.
     columns = [rng.sample([sign * size for sign in (1, -1) for size in SIZES], 2 * len(SIZES)) for _ in names]
     for row in zip(*columns, strict=True):
         yield {name: _near(rng, size) for name, size in zip(names, row, strict=True)}
+    # Integers, odd and even: (-1)^n is 1 for even n only.
     for sign, start, end, chosen in ((1, 1, 3, flips), (1, 5, 30, flips[1:3]), (-1, 1, 3, flips[1:])):
         for row in chosen:
             yield {
@@ -271,6 +286,7 @@ def points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
 
 
 def _wide_points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
+    """Yields values of many sizes: ln(x - 10^9) is defined for large x only."""
     names = sorted(variables(left) | variables(right))
     rng = random.Random(repr((right, left)))
     for at in range(NUM_WIDE):
@@ -281,11 +297,12 @@ def _wide_points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
 
 
 def _flips(at: int, pattern: int, num_patterns: int) -> bool:
-    """Whether variable `at` changes its sign or parity: over all patterns, any two meet in all four ways."""
+    """Whether variable `at` changes its sign or parity in a pattern; any two variables meet in all four ways."""
     return bool((1 + at % (num_patterns - 1) & pattern).bit_count() % 2)
 
 
 def _near(rng: random.Random, size: Fraction) -> Fraction:
-    """About `size`; odd over 2048: with odd denominators as exponents, (-1)^x would have real values."""
+    """A random number near `size`."""
+    # An odd number over 2048: with an odd denominator as an exponent, (-1)^x would have a real value.
     number = int(abs(size) * 2**10 * Fraction(rng.randint(750, 1500), 1000))
     return Fraction(2 * number + 1, 2**11) * (1 if size > 0 else -1)

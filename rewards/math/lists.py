@@ -1,22 +1,26 @@
-"""Lists, sets, tuples, matrices and cases: what is compared in order, what in any order, and what is an interval."""
+"""Compares lists, sets, tuples, matrices and cases: some in order, some in any order, some as sets of numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rewards.math.expressions import Tree
+from rewards.math.inequalities import NoSet, float_of
 from rewards.math.names import are_numbered, named_values
-from rewards.math.sets import same_set
+from rewards.math.sets import CLOSE, same_set
 from rewards.math.units import named_thing, read_unit
-from rewards.math.value import substituted
+from rewards.math.value import substituted, variables
 
 if TYPE_CHECKING:
     from rewards.math.compare import Comparison
 
 COLLECTIONS = ("list", "set", "tuple", "matrix", "union", "inter", "minus")
-MAX_UNORDERED = 50
-"""Longer lists, unless of numbers, are compared in order: each pair takes a verdict of its own."""
+MAX_PAIRS = 50
+"""Longer lists that do not hold constants alone are compared in order: each pair takes a verdict of its own."""
+FEW = 5
+"""Members of a list that is not worth sorting."""
 _INFINITE = (("sym", "\\infty"), ("neg", ("sym", "\\infty")))
 
 
@@ -41,10 +45,12 @@ def same_collection(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     kinds = (gold[0], answer[0])
     if "matrix" in kinds:
         return _same_matrix(gold, answer, rules)
+    # (1, 2) may be a point or an open interval; written alike, both are the same either way.
     if kinds == ("tuple", "tuple"):
         return gold[1:3] == answer[1:3] and same_in_order(gold[3:], answer[3:], rules)
     if kinds in (("list", "tuple"), ("tuple", "list")):
         bare, bracketed = (gold, answer) if kinds[0] == "list" else (answer, gold)
+        # A list may leave the brackets of a point out, but [1, 4] holds more than 1 and 4.
         if is_interval(bracketed):
             return same_set(gold, answer, rules.judge) if _holds_chains(bare) else False
         named = named_values(bare)
@@ -155,7 +161,9 @@ def same_members(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison
     """
     if len(gold) != len(answer):
         return False
-    if len(gold) > MAX_UNORDERED and not all(part[0] == "num" for part in (*gold, *answer)):
+    if len(gold) > FEW and (ordered := _sorted(gold)) and (others := _sorted(answer)):
+        return same_in_order(ordered, others, rules)
+    if len(gold) > MAX_PAIRS and not all(part[0] == "num" for part in (*gold, *answer)):
         return same_in_order(gold, answer, rules)
     left, unknown = list(answer), False
     for element in gold:
@@ -174,7 +182,23 @@ def same_members(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison
     return None if unknown else True
 
 
+def _sorted(members: Sequence[Tree]) -> list[Tree] | None:
+    """Constants from the smallest to the largest, so that each has one partner only; None if two are close together."""
+    if any(variables(member) or member[0] in ("pct", "deg") for member in members):
+        return None
+    try:
+        pairs = sorted(((float_of(member), at) for at, member in enumerate(members)))
+    except NoSet:
+        return None
+    values = [value for value, _ in pairs]
+    if any(right - left <= CLOSE * max(abs(left), abs(right)) for left, right in pairwise(values)):
+        return None
+    return [members[at] for _, at in pairs]
+
+
 def _distinct(elements: Sequence[Tree], rules: Comparison) -> list[Tree]:
+    if len(elements) > FEW and _sorted(elements):
+        return list(elements)  # constants of which no two are close
     kept: list[Tree] = []
     for element in elements:
         if not any(rules.equal(element, other) for other in kept):

@@ -1,4 +1,4 @@
-"""What an answer may call its value: x, f(x), |AB|, V_1 : V_2, P(X = 2), a ratio or a quotient of names."""
+"""Recognises what an answer may call its value: x, f(x), |AB|, P(X = 2), a ratio or a quotient such as V_1 : V_2."""
 
 from __future__ import annotations
 

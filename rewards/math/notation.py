@@ -39,3 +39,5 @@ ANSWERS = frozenset(
     )
 )  # fmt: skip
 """Kinds of trees that are not one value."""
+ARITHMETIC = frozenset(("add", "mul", "neg", "div", "pow", "root", "fn", "abs", "fact"))
+"""Kinds of trees that are worked out."""

@@ -13,10 +13,22 @@ import re
 from itertools import pairwise
 
 from rewards.math.expressions import Expressions, Symbolic, Tree, integer
-from rewards.math.notation import AND, CLOSING, INEQUALITIES, MATRICES, OR, RELATIONS, SEPARATORS, SETS, SYSTEMS
+from rewards.math.notation import (
+    AND,
+    ARITHMETIC,
+    CLOSING,
+    INEQUALITIES,
+    MATRICES,
+    OR,
+    RELATIONS,
+    SEPARATORS,
+    SETS,
+    SYSTEMS,
+)
 from rewards.math.text import Unread
 from rewards.math.tokens import Token, tokenize
 from rewards.math.units import can_be_unit, read_unit
+from rewards.math.value import walk
 
 __all__ = ["Symbolic", "Tree", "parse"]
 _DOUBT = "not?|never|cannot|wrong|incorrect|false|impossible|unlikely|maybe|perhaps|possibly|probably|if|unless|either"
@@ -27,7 +39,12 @@ _WHEN = re.compile(r"(?:if|when|for|where|as)\b\s*", re.IGNORECASE)
 
 def parse(text: str) -> Tree:
     """The tree of a cleaned text; raises Explodes, Symbolic and Unread."""
-    return _parsed(tokenize(text))
+    tree = _parsed(tokenize(text))
+    for node in walk(tree):
+        # Computer algebra multiplies matrices as well as we could, and can be killed while it does.
+        if node[0] in ARITHMETIC and any(child[0] == "matrix" for child in node[1:] if isinstance(child, tuple)):
+            raise Symbolic("arithmetic with matrices")
+    return tree
 
 
 def _parsed(tokens: list[Token]) -> Tree:
@@ -50,11 +67,13 @@ class _Answers(Expressions):
             items.append(self.item())
         if not separators:
             return items[0]
+        # Statements are joined by a sign of logic that matters; values and conditions are told apart below.
         logic = next((sign for sign in separators if sign.startswith("\\")), None)
         if logic and any(item[0] == "sym" and len(item[1]) == 1 for item in items):
             return ("logic", logic, *items)  # of statements p and q, not of values
         if any(separator in OR for separator in separators) and any(map(_is_condition, items)):
             return ("union", *_groups(items, separators, OR))
+        # In 1,2;3,4 the semicolons stand between pairs.
         if {",", ";"} <= set(separators):
             groups = _groups(items, separators, {";"})
             if len({len(group) for group in groups}) == 1 and groups[0][0] == "list":

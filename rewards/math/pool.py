@@ -1,7 +1,9 @@
 """Worker processes that give verdicts and can be killed: the caller holds the deadline of every request.
 
-They are started when first needed, by exec and never by a bare fork, and shared by all threads. No signal handler, no
-event loop and no executor of the caller is touched. A worker ends when its pipe closes, however the caller ends.
+Computer algebra can hang for hours on a short text, and no timeout inside its own process stops it for sure. So it runs
+in a process of its own, which is killed when the time is up. Workers are started when first needed, by exec and never
+by a bare fork, and are shared by all threads. No signal handler, no event loop and no executor of the caller is
+touched. A worker ends when its pipe closes, however the caller ends.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ START_SECONDS = 60.0
 """Importing takes 0.2 s on an idle machine; on a busy one it must not count against a verdict."""
 MAX_REQUESTS = 1_000
 MAX_MEMORY_MB = 300
+"""A worker that has answered more or grown larger is replaced, because the caches of sympy only grow."""
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rewards.math.worker import main; main()"
 _OUT_OF_TIME = (-signal.SIGALRM, -signal.SIGXCPU)
 
@@ -78,7 +81,7 @@ class Worker:
 
     @property
     def is_worn(self) -> bool:
-        """Whether it has done or grown enough to be replaced: sympy's caches only grow."""
+        """Whether it has answered or grown enough to be replaced."""
         return self.num_requests >= MAX_REQUESTS or self.memory_mb > MAX_MEMORY_MB
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One value each: numbers with units, per cent and degrees; ratios; residues."""
+"""Compares quantities: numbers with units, per cent and degrees; ratios; residues."""
 
 from __future__ import annotations
 

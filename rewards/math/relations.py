@@ -1,4 +1,4 @@
-"""Equations, inequalities and sets with a condition: whether two of them, or one and a value, say the same."""
+"""Compares equations, inequalities and sets with a condition, with each other and with values."""
 
 from __future__ import annotations
 

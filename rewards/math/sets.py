@@ -1,6 +1,8 @@
-"""Sets of real numbers: intervals, points, inequalities, unions, intersections and differences of them.
+"""Compares sets of real numbers: intervals, points, inequalities, unions, intersections and differences of them.
 
-Two sets are equal if they hold the same of all their endpoints and of the gaps between these.
+A set that is made of intervals and points can change only at its endpoints. So two sets are equal if they agree on
+each endpoint of either and on each gap between two neighbours: [0, 2] and [0, 1] with [1, 2] agree at 0, 1 and 2, and
+on the four gaps around these.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ _INTEGERS = ("sym", "\\mathbbZ")
 _INFINITY = ("sym", "\\infty")
 _WITH_SETS = ("chain", "tuple", "set", "union", "inter", "minus", "list", "sym")
 CLOSE = 1e-9
-"""Relative: endpoints closer than that are compared by the judge."""
+"""Endpoints with a relative distance below this are compared by the judge, all others by their floats."""
 MAX_INTEGERS = 1_000
-"""Of a set of all integers between two bounds."""
+"""A set of all integers between two bounds may have so many."""
 
 
 @dataclass(slots=True)
 class _Line:
-    """The endpoints of two sets in order. A place is 2 i + 1 for endpoint i, and even for the gaps between."""
+    """The endpoints of two sets in order.
+
+    Endpoint i is place 2 i + 1, and the gaps before and behind it are places 2 i and 2 i + 2.
+    """
 
     judge: Judge
     values: list[float] = field(default_factory=list)

@@ -47,6 +47,7 @@ _PRICES = (
     (re.compile(rf"(-?)({_AMOUNT})\s*({_CURRENCY})"), (2, 3)),
 )
 _ORDINAL = r"\\text\s*\{\s*(?:st|nd|rd|th)\s*\}"
+# The order matters: a pattern may rely on what those before it have written.
 _COMMANDS = (
     (re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"(?<=\d)\s*(?:,\s*\\!|\{\s*,\s*\})\s*(?=\d{3}(?!\d))"), ""),

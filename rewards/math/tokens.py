@@ -1,4 +1,4 @@
-r"""Splits the text of an answer into tokens, and tells words from products of letters."""
+"""Splits the text of an answer into tokens, and tells words from products of letters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What an expression is worth: exactly as a fraction, or numerically at any precision.
+"""Works out what an expression is worth: exactly as a fraction, or numerically at any precision.
 
-An `Arithmetic` supplies the numbers: cmath's in the caller's process, mpmath's in a worker. Sizes are checked before
-each operation, so that no text can make a value explode. What is not covered: functions of a complex variable off
-their principal branch; inside expressions with variables, even roots and logarithms of negative numbers are undefined.
+An `Arithmetic` supplies the numbers: those of cmath in the caller's process, those of mpmath in a worker. Sizes are
+checked before each operation, so that no text can make a value explode. What is not covered: functions of a complex
+variable off their principal branch. Inside expressions with variables, even roots and logarithms of negative numbers
+are undefined.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from rewards.math.expressions import Tree
 from rewards.math.text import Explodes
 
 MAX_BITS = 100_000
-"""Of an exact integer: about 30,000 digits."""
+"""An exact integer may have so many bits, which is about 30,000 digits."""
 MAX_WORK = 2 * MAX_BITS
-"""Bits of all the large intermediate results of one text: greatest common divisors take quadratic time."""
+"""All large intermediate results of one text together may have so many bits: to reduce fractions takes long."""
 MAX_LOG = 100_000.0
-"""Natural logarithm of the largest power that is worked out."""
+"""A power is worked out if its natural logarithm is no larger."""
 MAX_FACTORIAL = 3_000
 CONSTANTS = frozenset(("\\pi", "e", "i", "\\infty"))
 
@@ -59,7 +60,7 @@ def walk(tree: Tree) -> Iterator[Tree]:
 
 
 def variables(tree: Tree) -> set[str]:
-    """Names of the symbols that can take any value."""
+    """The names of the symbols that can take any value."""
     return {node[1] for node in walk(tree) if node[0] == "sym"} - CONSTANTS
 
 
@@ -130,6 +131,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
         return None
     power = int(exponent)
     size = max(base.numerator.bit_length(), base.denominator.bit_length())
+    # The size of the result is known before it is worked out, so that 9^(9^9) costs nothing.
     if size > 1 and abs(exponent) * size > MAX_BITS:
         raise Explodes(f"a power of more than {MAX_BITS} bits")
     if not base and exponent < 0:
@@ -209,7 +211,7 @@ class Arithmetic:
     pi: Any
     i: Any
     noise: Any
-    """Rounding error of a sum, relative to its largest term."""
+    """The rounding error of a sum, relative to its largest term."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -219,7 +221,7 @@ class Evaluation:
     arithmetic: Arithmetic
     values: Mapping[str, Any] = field(default_factory=dict)
     log_base: int = 0
-    """Of a `\\log` without a base; 0 means e."""
+    """The base of a `\\log` without one; 0 means e."""
     is_real: bool = False
     """Whether even roots and logarithms of negative numbers are undefined."""
     largest: Any = 1.0
@@ -246,7 +248,7 @@ class Evaluation:
         if kind == "fn":
             return self._function(tree[1], [self(child) for child in tree[2:]])
         if kind == "app":
-            # Any function will do, as long as equal arguments give equal values.
+            # An unknown f stands for any function: f(x + 1) and f(1 + x) must agree, f(x + 1) and f(x) + 1 must not.
             seed = sum(map(ord, tree[1]))
             return self.arithmetic.functions["\\sin"](self(tree[2]) * seed) + number(Fraction(seed, 7))
         parts = [self(child) for child in tree[1:]]
@@ -296,6 +298,7 @@ class Evaluation:
             raise Explodes("a power beyond e^100000")
         is_whole = exponent.imag == 0 and exponent.real == round(float(exponent.real))
         if base.imag == 0 and base.real < 0 and exponent.imag == 0 and not is_whole:
+            # (-8)^(1/3) is -2 in school, where cmath would take the complex root.
             odd = Fraction(float(exponent.real)).limit_denominator(99)
             if odd.denominator % 2 and abs(float(odd) - float(exponent.real)) < 1e-15:
                 sign = -1 if odd.numerator % 2 else 1

@@ -1,4 +1,4 @@
-r"""The answer is mathematics: the reward that compares it with a gold answer, symbol by symbol if need be.
+r"""Rewards an answer that equals the gold answer as mathematics, however either of them is written.
 
     rewards.load("math")([Sample("1/2 + 1/2", r"\boxed{1}", meta={"answer": "1"})])
 
@@ -26,7 +26,7 @@ from rewards.math.pool import Pool
 from rewards.math.value import FLOATS
 
 LOGGED = 200
-"""Characters of an answer that go into the logs."""
+"""So many characters of an answer go into the logs."""
 _UNSURE = ("undecided", "symbolic")
 _MASKED = ("gold_unparsable", "worker_lost")
 

@@ -22,9 +22,9 @@ from rewards.math.text import clean
 from rewards.math.value import Arithmetic
 
 DIGITS = (60, 400, 2_000)
-"""Tried in turn, where an expression mixes sizes too far apart for fewer."""
+"""Decimal digits that are tried in turn: more of them where an expression mixes sizes too far apart for fewer."""
 MEMORY = 2 << 30
-"""Bytes of address space."""
+"""A worker may use so many bytes of address space."""
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     requests, verdicts = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)  # what a library prints is no verdict
+    os.dup2(nowhere, 1)  # what a library prints must not be taken for a verdict
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who closes the pipe
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -43,6 +43,7 @@ def main() -> None:
         request = json.loads(line)
         # Should the caller die meanwhile, nobody else would end a verdict that never comes.
         signal.alarm(int(request["seconds"]) + 2)
+        # A verdict may also use only so much processor time, in case the alarm is lost.
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime + request["seconds"]) + 2
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

@@ -293,21 +293,6 @@ def test_unknown_sources_and_endless_sizes_are_refused(config: Config) -> None:
         read_rows(config(source="gsm8k", eval_size=2000))
 
 
-@pytest.mark.parametrize(
-    ("text", "boxed"),
-    [
-        (r"so $\boxed{2}$ or $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\fbox{ 7 }", "7"),
-        (r"the answer is $\boxed 5$.", "5"),
-        (r"\boxed{3} then \boxed{4", "3"),
-        ("nothing", None),
-    ],
-)
-def test_last_boxed(text: str, boxed: str | None) -> None:
-    assert last_boxed(text) == boxed
-
-
 def test_last_boxed_equals_the_published_answers_of_math500(shared: Path) -> None:
     with gzip.open(shared / "math500" / "test.jsonl.gz", "rt") as lines:
         rows = [json.loads(line) for line in lines]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.extract import Answer, extract, extract_answer, last_box, thought_end
+from rewards.extract import Answer, extract, extract_answer, last_box, last_boxed, thought_end
 
 BOX = r"\boxed{7}"
 
@@ -75,6 +75,13 @@ def test_strict(completion: str, text: str | None, place: str | None) -> None:
         ("My answer to this question is 7 cm.", "7 cm", "phrase"),
         ("The answer is 6? No, the answer is 7.", "7", "phrase"),
         ("ANSWER = 7", "7", "phrase"),
+        ("Answer\uff1a7", "7", "phrase"),
+        ("\u7b54\u6848\u662f7\u3002", "7", "phrase"),
+        ("\u56e0\u6b64\uff0c\u7b54\u6848\u4e3a\uff1a$7$\u5143\u3002", "7", "phrase"),
+        ("\u6700\u7ec8\u7b54\u6848\uff1a7\u62168", "7\u62168", "phrase"),
+        ("**\u7b54\u6848**\uff1a7", "7", "phrase"),
+        ("\u89e3\u6cd5\u5982\u4e0b\n\u7b54\uff1a7\u5143", "7\u5143", "phrase"),
+        ("\u7b54\u6848\u4e0d\u77e5\u9053", None, None),
         ("so\n7", "7", "line"),
         ("so\n  $7$ \n", "7", "line"),
         ("so\n$1,234.50", "$1,234.50", "line"),
@@ -98,6 +105,58 @@ def test_a_prompt_that_opened_a_thought() -> None:
     assert thought_end("a</think>b", thinking=True) == 9
     assert thought_end("ab") == 0
     assert extract_answer("<answer>7</answer>", thinking=True) is None
+
+
+@pytest.mark.parametrize(
+    ("completion", "text", "place"),
+    [
+        ("so it is $9$.", "9", "last"),
+        (r"Then we get \frac{10}{9}", r"\frac{10}{9}", "last"),
+        (r"we get x = 2\pi.", r"x = 2\pi", "last"),
+        (r"hence \(x^2+1\), as claimed", "x^2+1", "last"),
+        (r"first $1$, then \[ \frac{1}{2} \]", r"\frac{1}{2}", "last"),
+        ("it costs $5 and $7", "$7", "last"),
+        ("so it is 1,234.50 dollars", "1,234.50", "last"),
+        ("the chance is about 50%", "50%", "last"),
+        ("which makes -3/4.", "-3/4", "last"),
+        ("16 - 3 = 13", "16 - 3 = 13", "last"),
+        ("so **9**.", "9", "last"),
+        ("It is $9$, which took 2 steps", "2", "last"),  # the weakest of the three: nothing says what the answer is
+        (r"\boxed{7} and then 8", "7", "boxed"),
+        ("<answer>7</answer> and then 8", "7", "answer"),
+        ("The answer is 7. I checked it 2 times.", "7", "phrase"),
+        ("in 2 steps\n7", "7", "line"),
+        ("<think>it is 7", None, None),
+        ("<think>it is 7</think>", None, None),
+        ("nothing at all", None, None),
+        ("let x be", None, None),
+    ],
+)
+def test_last(completion: str, text: str | None, place: str | None) -> None:
+    answer = extract(completion, extraction="last")
+    assert (answer and answer.text, answer and answer.place) == (text, place)
+    assert extract(completion) is None or place in ("answer", "boxed")
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        (r"so $\boxed{2}$ or $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"\boxed{a \boxed{b}}", r"a \boxed{b}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\fbox{ 7 }", "7"),
+        (r"the answer is $\boxed 5$.", "5"),
+        (r"\boxed{3} then \boxed{4", "3"),
+        (r"\boxed{3} then \boxed 5", "5"),
+        (r"\boxed 5 then \boxed{3}", "3"),
+        (r"\\boxed 5", None),
+        ("nothing", None),
+    ],
+)
+def test_what_a_solution_boxes_last(text: str, boxed: str | None) -> None:
+    assert last_boxed(text) == boxed
+    span = last_box(text)
+    assert span is None or boxed == "5" or text[slice(*span)].strip() == boxed
 
 
 @pytest.mark.parametrize(
@@ -137,10 +196,10 @@ def test_a_prompt_that_opened_a_thought() -> None:
 def test_200_kilobytes_take_linear_time(text: str) -> None:
     def seconds(length: int) -> float:
         times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            extract((text * length)[:length], extraction="lenient")
-            times.append(time.perf_counter() - start)
+        for _ in range(5):
+            start = time.process_time()  # a busy machine adds nothing to it
+            extract((text * length)[:length], extraction="last")
+            times.append(time.process_time() - start)
         return min(times)
 
     # Ten times the text may take ten times the time; quadratic time would be a hundred times.
@@ -149,7 +208,7 @@ def test_200_kilobytes_take_linear_time(text: str) -> None:
 
 @given(st.text(alphabet="\\{}boxed<>/answerthink#$7 \n.:*()[]", max_size=200), st.booleans())
 def test_any_text_is_read(text: str, thinking: bool) -> None:
-    for extraction in ("strict", "lenient"):
+    for extraction in ("strict", "lenient", "last"):
         answer = extract(text, thinking, extraction)
         assert answer is None or text[answer.start :].startswith(answer.text)
 

@@ -187,7 +187,7 @@ def test_gold_text(gold: Any, text: str | None) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"extraction": "loose"}, "extraction='loose'; it is one of strict, lenient"),
+        ({"extraction": "loose"}, "extraction='loose'; it is one of strict, lenient, last"),
         ({"percent": True}, "percent=True; it is one of either, value, ignore"),
         ({"units": "strip"}, "units='strip'; it is one of optional, required, ignore"),
         ({"timeout": 0}, "timeout=0; give seconds"),

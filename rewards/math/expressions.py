@@ -315,7 +315,7 @@ class Expressions:
             if not re.fullmatch("[A-Z]", letter):
                 raise Unread("a double letter that is none")
             self.at += 3 if self.peek().value == "{" else 1
-            return ("sym", f"\\mathbb{letter}")
+            return self.name(f"\\mathbb{letter}")
         if name in ("\\emptyset", "\\infty"):
             return ("set",) if name == "\\emptyset" else ("sym", "\\infty")
         if name == "\\$":

@@ -32,6 +32,8 @@ def solution(chain: Tree, judge: Judge) -> tuple[Tree, str | None]:
     members, relations = chain[1], chain[2]
     if relations == ("in",):
         return members[1], _name(members[:1])
+    if relations == ("notin",):
+        return ("minus", REALS, members[1]), _name(members[:1])
     if not INEQUALITIES.issuperset(relations) and relations != ("=",):
         raise NoSet("a relation that no range of values fulfils")
     if len({relation[0] for relation in relations} - {"!"}) > 1:

@@ -21,11 +21,14 @@ MAX_PAIRS = 50
 """Longer lists that do not hold constants alone are compared in order: each pair takes a verdict of its own."""
 FEW = 5
 """Members of a list that is not worth sorting."""
+_OTHERWISE = (("text", "otherwise"), ("text", "else"))
 _INFINITE = (("sym", "\\infty"), ("neg", ("sym", "\\infty")))
 
 
 def merged(tree: Tree) -> Tree:
-    """A union of sets that list their members as one such set; other trees as they are."""
+    """A union of sets that list their members as one such set, and R - {1} as a difference; other trees as they are."""
+    if tree[0] == "add" and len(tree) == 3 and tree[2][0] == "neg" and tree[2][1][0] == "set":
+        return ("minus", tree[1], tree[2][1])
     if tree[0] != "union":
         return tree
     parts = [merged(part) for part in tree[1:]]
@@ -96,6 +99,8 @@ def _same_lists(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         return same_members(_distinct(gold[1:], rules), _distinct(answer[1:], rules), rules)
     if all(part[0] == "tuple" for part in (*gold[1:], *answer[1:])):  # solutions, of which none counts twice
         return same_members(_distinct(gold[1:], rules), _distinct(answer[1:], rules), rules)
+    if counted := _counted(gold, answer):
+        return same_in_order(*counted, rules=rules)
     values, others = named_values(gold), named_values(answer)
     if (values is None) != (others is None) and not _holds_chains(gold if values is None else answer):
         # x = 1, y = 2 and 1, 2
@@ -105,8 +110,6 @@ def _same_lists(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         return compare(*sides, rules=rules)
     if values and others and are_numbered(values) and are_numbered(others):
         return same_members(tuple(values.values()), tuple(others.values()), rules)
-    if counted := _counted(gold, answer):
-        return same_in_order(*counted, rules=rules)
     verdict = same_members(gold[1:], answer[1:], rules)
     is_set = any(part[0] in ("chain", "tuple") for part in (*gold[1:], *answer[1:]))
     return same_set(gold, answer, rules.judge) if verdict is False and is_set else verdict
@@ -128,13 +131,20 @@ def _holds_chains(tree: Tree) -> bool:
 
 def _counted(gold: Tree, answer: Tree) -> tuple[Sequence[Tree], Sequence[Tree]] | None:
     """Both sides in the order of the gold where 12 chickens and 18 rabbits are counted; None where nothing is."""
-    things = [[named_thing(part[2]) if part[0] == "unit" else None for part in tree[1:]] for tree in (gold, answer)]
+    things = [[_thing(part) for part in tree[1:]] for tree in (gold, answer)]
     counts = [None not in names and len(set(names)) == len(names) > 1 for names in things]
     if not any(counts) or any(_is_measured(part) for part in (*gold[1:], *answer[1:])):
         return None
     if all(counts) and sorted(map(str, things[0])) == sorted(map(str, things[1])):
         return gold[1:], [answer[1:][things[1].index(name)] for name in things[0]]
     return gold[1:], answer[1:]
+
+
+def _thing(part: Tree) -> str | None:
+    """What a part of a list counts: chickens in `12 chickens` and in `chickens: 12`; None if it does not say."""
+    if part[0] == "chain" and part[2] == ("=",) and part[1][0][0] == "text":
+        return named_thing(part[1][0][1])
+    return named_thing(part[2]) if part[0] == "unit" else None
 
 
 def _is_measured(part: Tree) -> bool:
@@ -210,5 +220,14 @@ def same_cases(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     """Whether two formulas in pieces have the same values under the same conditions, in any order."""
     if gold[0] != answer[0] or len(gold) != len(answer):
         return False
+    rests = [[row for row in tree[1:] if row[1] in _OTHERWISE] for tree in (gold, answer)]
+    if len(rests[0]) + len(rests[1]) == 1:  # "otherwise" on one side is the row that is left on the other
+        rest, rows, others = (rests[0], gold, answer) if rests[0] else (rests[1], answer, gold)
+        left = [row for row in others[1:] if not any(rules.equal(row[1], row_[1]) for row_ in rows[1:])]
+        if len(left) != 1 or not rules.equal(rest[0][0], left[0][0]):
+            return False
+        gold, answer = (
+            (tree[0], *(row for row in tree[1:] if row not in (rest[0], left[0]))) for tree in (gold, answer)
+        )
     pairs = [tuple(("tuple", "(", ")", *row) for row in tree[1:]) for tree in (gold, answer)]
     return same_members(*pairs, rules=rules)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from rewards.math.expressions import Tree
 from rewards.math.value import variables
 
+_ANGLES = frozenset(("\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc"))
 _ROOT = re.compile(r"([xyzt]|\\alpha|\\lambda)_([0-9]{1,2})")
 
 
@@ -16,18 +17,26 @@ def is_name(tree: Tree) -> bool:
     kind, parts = tree[0], tree[1:]
     if kind == "tuple":
         return all(part[0] == "sym" for part in tree[3:])
-    if kind == "pow":  # the inverse function, or the square of a sine
-        return is_name(parts[0]) and (parts[1] == ("num", Fraction(-1)) or parts[0][0] == "fn")
+    if kind == "pow":  # the inverse function, the square of a sine, a variance
+        return is_name(parts[0]) and (
+            parts[1] == ("num", Fraction(-1)) or parts[0][0] == "fn" or parts[0][1] in ("\\sigma", "\\chi")
+        )
     if kind == "fn":
-        return all(is_name(part) or _is_multiple(part) for part in tree[2:])
+        return all(is_name(part) or (tree[1] in _ANGLES and variables(part)) or _is_choice(part) for part in tree[2:])
+    if kind == "abs" and len(variables(tree)) > 1:
+        return True
+    if kind == "mul" and parts[1][0] == "pow":  # the square of a side, AB^2
+        return parts[1][2] == ("num", Fraction(2)) and all(
+            part[0] == "sym" and part[1].isupper() for part in (parts[0], parts[1][1])
+        )
     if kind in ("abs", "mul", "div", "ratio", "fact", "inter", "union", "minus"):
         return all(map(is_name, parts))
     return kind in ("sym", "app", "text")
 
 
-def _is_multiple(tree: Tree) -> bool:
-    """Whether a tree is twice an angle, or the like."""
-    return tree[0] == "mul" and tree[1][0] == "num" and is_name(tree[2])
+def _is_choice(tree: Tree) -> bool:
+    """Whether a tree is a set of names, of which the largest or smallest may be meant."""
+    return tree[0] == "set" and all(map(is_name, tree[1:]))
 
 
 def named_values(tree: Tree) -> dict[Tree, Tree] | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 RELATIONS = {
     "=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\ne": "!=", "\\approx": "~",
-    "\\in": "in", "\\sim": "~", "\\simeq": "~", "\\equiv": "mod", "\\to": "->", "\\rightarrow": "->", "\\mapsto": "->",
+    "\\in": "in", "\\notin": "notin",
+    "\\sim": "~", "\\simeq": "~", "\\equiv": "mod", "\\to": "->", "\\rightarrow": "->", "\\mapsto": "->",
 }  # fmt: skip
 """Relations, by token."""
-INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!="))
+INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!=", "notin"))
 """Relations that a range of values fulfils."""
 SETS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus", "\\backslash": "minus"}
 """Operations on sets, by LaTeX command."""

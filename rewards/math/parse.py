@@ -97,6 +97,8 @@ class _Answers(Expressions):
             return ("sym", "\\ldots")
         if label := self.label():
             return ("chain", (label, self.item()), ("=",))
+        if point := self.point():
+            return point
         members, relations = [self.applied() or self.sets()], []
         while (token := self.peek()).kind in ("op", "cmd") and token.value in RELATIONS:
             self.at += 1
@@ -117,6 +119,26 @@ class _Answers(Expressions):
         self.at += 2 if self.peek(1).value == ":" else 1
         return ("text", says[1].casefold())
 
+    def point(self) -> Tree | None:
+        """A named point such as `A(1, 2)`, or the equation of a named line such as `l: y = 2x`; None for all else."""
+        name = self.peek()
+        if name.kind != "let":
+            return None
+        if name.value in "lLC" and self.peek(1).value == ":":
+            rest = [token.value for token in self.tokens[self.at + 2 :]]
+            letters = [value for value in rest if len(value) == 1 and value.isalpha()]
+            if "=" in rest and ":" not in rest and len(set(letters)) > 1:
+                self.at += 2
+                return self.item()
+        if not name.value.isupper() or self.peek(1).value != "(":
+            return None
+        end = self.behind(self.at + 1)
+        inside = _split(self.tokens[self.at + 2 : end - 1], ",")
+        if len(inside) < 2 or self.is_condition(self.at + 2, end - 1) or self.peek(end - self.at).value == "=":
+            return None
+        self.at += 1
+        return ("chain", (("sym", name.value), self.sets()), ("=",))
+
     def applied(self) -> Tree | None:
         """The left side of `P(2) = 5`, `Var(X) = 2`: a letter or a word before a bracket and a relation; else None."""
         token = self.peek()
@@ -127,6 +149,10 @@ class _Answers(Expressions):
         is_applied = self.peek(end - self.at).value == "=" and all(
             part.kind in ("let", "num") or part.value in (",", "-") for part in inside
         )
+        if token.value in "EDPV" and self.peek(end - self.at).value == "=":  # an expectation, a probability
+            name = ("sym", self.written(self.at, end))
+            self.at = end
+            return name
         if not is_applied or (token.kind == "let" and len(inside) > 1 and inside[1].value != ","):
             return None
         self.at += 1
@@ -280,6 +306,8 @@ def _system(rows: list[list[list[Token]]]) -> Tree:
 
 
 def _condition(tokens: list[Token]) -> Tree:
+    while tokens and tokens[0].value == ",":  # what is left of "for" and "where"
+        tokens = tokens[1:]
     if tokens and tokens[0].kind == "text" and (when := _WHEN.match(tokens[0].value)):
         rest = tokens[0].value[when.end() :]
         tokens = ([Token("text", rest)] if rest else []) + tokens[1:]

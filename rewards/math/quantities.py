@@ -97,9 +97,10 @@ def _measure(tree: Tree) -> tuple[Tree, Unit]:
     if tree[0] != "unit":
         return tree, _PLAIN
     unit = read_unit(tree[2])
+    value = tree[1] if unit.count == 1 else ("mul", tree[1], ("num", unit.count))
     if unit.dimension == (("angle", 1),):
-        return ("deg", tree[1]), _PLAIN
-    return tree[1], unit
+        return ("deg", value), _PLAIN
+    return value, unit
 
 
 def _scaled(tree: Tree, unit: Unit, other: Unit) -> Tree:

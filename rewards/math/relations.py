@@ -10,7 +10,7 @@ from rewards.math.lists import same_in_order
 from rewards.math.names import is_name, named_values, states_value
 from rewards.math.notation import ANSWERS
 from rewards.math.numerals import worth
-from rewards.math.sets import BOUND, same_set
+from rewards.math.sets import BOUND, conditions_of, same_set
 from rewards.math.value import substituted, variables, walk
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def same_relation(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     if "those" in (gold[0], answer[0]):
         if gold[0] == answer[0] and gold[1][0] not in ("sym", "chain"):
             return same_those(gold, answer, rules)
-        return rules.equal(_conditions(gold), _conditions(answer))
+        gold, answer = conditions_of(gold), conditions_of(answer)
+        return rules.equal(gold, answer) or same_set(gold, answer, rules.judge)
     if gold[0] == answer[0]:
         return _same_chains(gold, answer, rules)
     chain, other = (gold, answer) if gold[0] == "chain" else (answer, gold)
@@ -64,22 +65,6 @@ def same_those(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         answer = substituted(answer, others[0], ("sym", names[0]))
     element = rules.equal(gold[1], answer[1])
     return element and rules.equal(gold[2], answer[2])
-
-
-def _conditions(tree: Tree) -> Tree:
-    r"""The conditions of a set: \{x \in R \mid x > 2\} is x > 2 for a name of its own; other trees as they are."""
-    if tree[0] != "those":
-        return tree
-    _, element, condition = tree
-    conditions = list(condition[1:]) if condition[0] == "list" else [condition]
-    name = element
-    if element[0] == "chain":
-        name = element[1][0]
-        if element[1][1] != ("sym", "\\mathbbR"):
-            conditions.append(element)
-    if name[0] == "sym":
-        conditions = [substituted(one, name[1], BOUND) for one in conditions]
-    return conditions[0] if len(conditions) == 1 else ("list", *conditions)
 
 
 def value_of(chain: Tree, rules: Comparison, is_decimal: bool = False) -> Tree | None:
@@ -147,8 +132,11 @@ def _same_equations(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
             return rules.equal(right, _with_name(other_right, other_left[2], left[2]))
         if left == other_left or "app" in (left[0], other_left[0]):
             return rules.equal(right, other_right)
-        if left[0] == other_left[0] == "tuple" and sorted(map(repr, left)) != sorted(map(repr, other_left)):
-            return False
+        if left[0] == other_left[0] == right[0] == other_right[0] == "tuple":
+            values = dict(zip(other_left[3:], other_right[3:], strict=False))
+            if values.keys() != set(left[3:]) or len(right) != len(other_right):
+                return False
+            return same_in_order(right[3:], [values[name] for name in left[3:]], rules)  # (a, b) and (b, a)
     if left[0] == other_left[0] == "ratio" and len(left) == len(other_left) == 3:
         left, other_left = ("div", *left[1:]), ("div", *other_left[1:])
         right, other_right = _quotient(right), _quotient(other_right)

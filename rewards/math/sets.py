@@ -15,9 +15,13 @@ from fractions import Fraction
 from rewards.math.expressions import Tree
 from rewards.math.inequalities import BOUND, REALS, NoSet, float_of, solution
 from rewards.math.judge import Judge
+from rewards.math.value import substituted
 
-__all__ = ["BOUND", "NoSet", "same_set"]
-_INTEGERS = ("sym", "\\mathbbZ")
+__all__ = ["BOUND", "NoSet", "conditions_of", "same_set"]
+_INTEGERS, _NATURALS = ("sym", "\\mathbbZ"), ("sym", "\\mathbbN")
+_WHOLE = {  # how the sets of numbers are also written
+    ("sym", "R"): REALS, ("sym", "Z"): _INTEGERS, ("sym", "N"): _NATURALS,
+}  # fmt: skip
 _INFINITY = ("sym", "\\infty")
 _WITH_SETS = ("chain", "tuple", "set", "union", "inter", "minus", "list", "sym")
 CLOSE = 1e-9
@@ -81,6 +85,22 @@ def same_set(gold: Tree, answer: Tree, judge: Judge) -> bool | None:
     return same if line.is_certain or not same else None
 
 
+def conditions_of(tree: Tree) -> Tree:
+    r"""The conditions of a set: \{x \in R \mid x > 2\} is x > 2 for a name of its own; other trees as they are."""
+    if tree[0] != "those":
+        return tree
+    _, element, condition = tree
+    conditions = list(condition[1:]) if condition[0] == "list" else [condition]
+    name = element
+    if element[0] == "chain":
+        name = element[1][0]
+        if element[1][1] not in (REALS, ("sym", "R")):
+            conditions.append(element)
+    if name[0] == "sym":
+        conditions = [substituted(one, name[1], BOUND) for one in conditions]
+    return conditions[0] if len(conditions) == 1 else ("list", *conditions)
+
+
 def _position(tree: Tree) -> float:
     if tree == _INFINITY:
         return math.inf
@@ -89,8 +109,13 @@ def _position(tree: Tree) -> float:
 
 def _solved(tree: Tree, judge: Judge) -> tuple[Tree, str | None]:
     """The set in intervals and points, with each inequality solved, and the name of its variable."""
+    tree = conditions_of(tree)
     if tree[0] == "chain":
-        return solution(tree, judge)
+        found, name = solution(tree, judge)
+        found = _WHOLE.get(found, found)
+        if found == _NATURALS:  # 0 counts as one, as in ISO 80000-2
+            found = ("inter", _INTEGERS, ("tuple", "[", ")", ("num", Fraction(0)), _INFINITY))
+        return found, name
     if tree[0] not in ("union", "inter", "minus", "list"):
         return tree, None
     if tree[0] == "list" and not any(part[0] in _WITH_SETS for part in tree[1:]):
@@ -124,7 +149,7 @@ def _joined(parts: list[Tree], judge: Judge) -> str:
 
     `x < 1, x > 3` and `x < 1 and x > 3` are written for a union, too.
     """
-    if _INTEGERS in parts:
+    if any(part == _INTEGERS or _INTEGERS in part for part in parts):
         return "inter"
     line = _Line(judge)
     for part in parts:
@@ -135,6 +160,8 @@ def _joined(parts: list[Tree], judge: Judge) -> str:
 
 def _with_integers(tree: Tree, judge: Judge) -> Tree:
     """The integers between two bounds as a set of numbers; other trees as they are."""
+    if tree[0] == "inter":  # integers and positive, and below 4: one intersection
+        tree = ("inter", *(leaf for part in tree[1:] for leaf in (part[1:] if part[0] == "inter" else (part,))))
     if tree[0] != "inter" or _INTEGERS not in tree[1:]:
         return tree
     others = ("inter", *(part for part in tree[1:] if part != _INTEGERS))

@@ -32,7 +32,9 @@ _NESTED = re.compile(r"\\text\s*\{([^{}]*)\\text\s*\{([^{}]*)\}([^{}]*)\}")
 _FORMULA_IN_TEXT = re.compile(r"\\text\s*\{\s*\$([^$]*)\$\s*\}")
 # Text with digits is an answer that was set in text as a whole: \text{12 chickens and 18 rabbits}.
 _NUMBER_IN_TEXT = re.compile(r"\\text\s*\{((?=[^{}]*\d)(?![^{}]*_)[^{}]*)\}(?!\s*_)")
-_NO_TEXT = re.compile(r"\\text\s*+\{\s*+([ei]|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|ln|log|lcm|gcd|max|min)\s*+\}")
+_NO_TEXT = re.compile(
+    r"\\text\s*+\{\s*+([ei]|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|ln|log|lcm|gcd|(?:max|min)(?=\s*\}\s*[({\\_]))\s*+\}"
+)
 _MONEY = {
     "\\$": "dollars", "US\\$": "dollars", "USD": "dollars", "\\euro": "euros", "\\texteuro": "euros", "EUR": "euros",
     "\\pounds": "sterling", "\\textsterling": "sterling", "GBP": "sterling", "\\yen": "yuan", "\\textyen": "yuan",
@@ -67,6 +69,12 @@ _COMMANDS = (
     (re.compile(r"\\(?:ldots|cdots|dots|dotsc)(?![A-Za-z])|\.\.\.+"), r"\\ldots "),
     (re.compile(r"\\degree(?:s)?(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
     (re.compile(r"\^\s*\\circ\s*(?:\\text\s*\{\s*([CF])\s*\}|\b([CF])\b)"), lambda found: _temperature(found)),
+    (re.compile(r"(?<=[\d}])\s*(k?)\\Omega(?![A-Za-z])"), r"\\text{\1ohm}"),
+    (re.compile(r"\\mu\s*(?:\\text\s*\{\s*([a-zA-Z])\s*\}|([mgsLFAVC])\b)"), r"\\text{micro\1\2}"),
+    (
+        re.compile(r"(?<=\d)\s*\(\s*(?:\\text\s*\{\s*([A-Za-z^\d ]{1,12}|[^\W\d_]{1,2})\s*\}|([ckmd]m|kg))\s*\)$"),
+        r"\\text{\1\2}",
+    ),
     (re.compile(r"\\(?:bmod|mod)(?![A-Za-z])|\\pmod\s*(?=\{)"), r"\\pmod"),
     (re.compile(r"\^\s*\{((?:\s*(?:\\prime|'))+)\s*\}|\^\s*(\\prime|')"), lambda found: _primes(found)),
     (re.compile(r"\*\*"), "^"),
@@ -147,7 +155,7 @@ def _priced(text: str) -> str:
         return text
     text = _FORMULA_IN_TEXT.sub(r" \1 ", _UPRIGHT.sub(r"\\text", text))
     text = re.sub(r"(?<!\\)\$(?!\s)([^$]+)(?<![\s\\])\$(?!\d)", r"\1", text)  # a formula, such as $5$ miles
-    text = re.sub(r"(?<!\\)\$(?=\s*-?[\d.])", r"\\$", text)
+    text = re.sub(r"(?<!\\)\$(?=\s*-?[\d.])|\\text\s*\{\s*\\?\$\s*\}", r"\\$", text)
     for pattern, (amount, sign) in _PRICES:
         text = pattern.sub(lambda found, a=amount, s=sign: rf"{found[1]}{found[a]}\text{{{_MONEY[found[s]]}}}", text)
     return text
@@ -164,6 +172,7 @@ def _plain_style(text: str) -> str:
     for _ in range(3):
         before = text
         text = _NESTED.sub(r"\\text{\1\2\3}", text)
+        text = re.sub(r"\\text\s*\{\s*\{([^{}]*)\}\s*\}", r"\\text{\1}", text)
         text = re.sub(r"\\text\s*\{((?:[^{}]|\^\s*\{\s*-?\d\s*\})*)\}", _without_braces, text)
         if text == before:
             break

@@ -25,7 +25,7 @@ _TOKEN = re.compile(
 _JOINING = re.compile(r"(.*?)[\s,]*\b(and/or|and|or)\s*", re.IGNORECASE | re.DOTALL)
 _LABELLED = re.compile(r"\\text\s*\{[^{}]*(?::|\b(?:is|are|or|and|either|both))\s*\}\s*[-+]?[\\\d(]")
 """A text before a value, which is no part of it: \\text{Alice: } 12."""
-_TO_DROP = ("either", "both", "respectively", "only")
+_TO_DROP = ("either", "both", "respectively", "only", "the")
 """Texts that say nothing of the value."""
 
 
@@ -118,7 +118,7 @@ def _word(word: str) -> list[Token]:
         return [Token("cmd", "\\" + word)]
     if word in ("and", "or"):
         return [Token("op", word)]
-    if word in ("either", "both"):
+    if word in ("either", "both", "the"):
         return []
     if is_unit(word):
         return [Token("unit", word)]

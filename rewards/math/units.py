@@ -69,12 +69,15 @@ _WORD = r"[^\W\d_]+"
 _EXPONENT = re.compile(r"\^\s*\{?\s*-?\d")
 _PIECE = re.compile(rf"{_WORD}|\^\s*\{{?\s*(-?\d)|[/*.]|\\cdot")
 # A unit that is written without \text, at the end of an answer: "m/s^2", "km/h", "cm^3".
-_SYMBOL = r"(?:[kcdm]?m|k?g|mg|ms|m?[lL]|k?[NJWV]|k?Pa|kWh|[KAsh]|hr|min|mol|Hz|mi|ft|in|yd|lb|oz|sec)"
-_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
-_BARE = re.compile(
-    rf"(?P<number>.*[\d}})])(?P<space>[\s~]*)(?P<unit>{_SYMBOL}{_POWER}(?:\s*(?P<per>/|\\cdot|\*)\s*{_SYMBOL}{_POWER})*)",
-    re.DOTALL,
+_SYMBOL = (
+    r"(?:[kcdm]?m|k?g|mg|ms|m?[lL]|k?[NJWV]|k?Pa|kWh|[KAsh]|hr|min|mol|Hz|mi|ft|in|yd|lb|oz|sec|rad|[kMG]?eV|k?cal)"
 )
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_SIGN = rf"(?:\s*(?P<per>/|\\cdot|\*)\s*|\s+(?={_SYMBOL}\s*\^\s*\{{?\s*-))"
+_BARE = re.compile(
+    rf"(?P<number>.*[\d}})])(?P<space>[\s~]*)(?P<unit>{_SYMBOL}{_POWER}(?:{_SIGN}{_SYMBOL}{_POWER})*)", re.DOTALL
+)
+_QUOTIENT = re.compile(rf"\\frac\s*\{{\s*({_SYMBOL}{_POWER})\s*\}}\s*\{{\s*({_SYMBOL}{_POWER})\s*\}}$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ class Unit:
 
     dimension: tuple[tuple[str, int], ...] | None
     scale: Fraction
+    count: Fraction = Fraction(1)
+    """The 1,000,000 of "million dollars"."""
 
 
 def is_unit(word: str) -> bool:
@@ -104,7 +109,10 @@ def with_bare_unit(text: str) -> tuple[str, bool] | None:
     None if there is no such unit. Only a number may stand before it, without any variable. One letter right behind
     the number, as in `5m`, is a variable.
     """
-    found = _BARE.fullmatch(text)
+    if "," in text and not re.search(r"[(\[{]", text):
+        pieces = [with_bare_unit(piece.strip()) for piece in text.split(",")]
+        return (", ".join(piece[0] for piece in pieces if piece), False) if all(pieces) else None
+    found = _BARE.fullmatch(_QUOTIENT.sub(r" \1/\2", text))
     if found is None:
         return None
     value = re.split(r"=|\\approx", found["number"])[-1]
@@ -120,6 +128,8 @@ def with_bare_unit(text: str) -> tuple[str, bool] | None:
 def can_be_unit(text: str) -> bool:
     """Whether words behind a number only name what it counts: "42 apples", but not "42 is wrong" or "42 or 43"."""
     words = re.findall(_WORD, text)
+    if not words:
+        return False
     unknown = [word for word in words if not _is_known(word)]
     if NO_UNITS.search(text) or any(len(word) > MAX_LETTERS for word in unknown):
         return False
@@ -140,7 +150,7 @@ def _is_known(word: str) -> bool:
 def read_unit(text: str) -> Unit:
     """Read "cm^2", "square feet", "miles per hour" or "students"."""
     powers: dict[str, int] = {}
-    scale, sign, power, known, last = Fraction(1), 1, 1, True, ("", Fraction(1), 0)
+    scale, sign, power, known, last, number = Fraction(1), 1, 1, True, ("", Fraction(1), 0), Fraction(1)
     for match in _PIECE.finditer(text):
         word = _LETTERS.get(match.group(), match.group()).casefold()
         name = _singular(word)
@@ -153,7 +163,7 @@ def read_unit(text: str) -> Unit:
         elif word in ("/", "per"):
             sign = -1
         elif name in SCALES:
-            scale *= SCALES[name]
+            number *= SCALES[name]
         elif name in _NAMES:
             kind, size = _NAMES[name]
             last = (kind, size, sign)
@@ -168,7 +178,7 @@ def read_unit(text: str) -> Unit:
             if kind == "speed":
                 powers["time"] = powers.get("time", 0) - count
     dimension = tuple(sorted((kind, count) for kind, count in powers.items() if count))
-    return Unit(dimension=dimension if known and dimension else None, scale=scale)
+    return Unit(dimension=dimension if known and dimension else None, scale=scale, count=number)
 
 
 def named_thing(text: str) -> str | None:

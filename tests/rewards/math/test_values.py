@@ -229,7 +229,7 @@ def test_ratios_of_expressions(left: str, right: str, sign: int) -> None:
 )
 def test_units(text: str, dimension: dict[str, int] | None, scale: Fraction) -> None:
     unit = read_unit(text)
-    assert (unit.dimension and dict(unit.dimension), unit.scale) == (dimension, scale)
+    assert (unit.dimension and dict(unit.dimension), unit.scale * unit.count) == (dimension, scale)
 
 
 def test_what_can_be_a_unit() -> None:

@@ -7,7 +7,7 @@ judges starts no trainer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch import distributed
@@ -16,6 +16,7 @@ from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
 from rlkit.config import RewardConfig, RunConfig, TrainingRun
 from rlkit.engine.base import Engine
+from rlkit.interrupt import leaving_at_once
 from rlkit.parity import gate
 from rlkit.parts import Parts
 from rlkit.rollout.judging import RewardFn
@@ -91,6 +92,8 @@ def started(cfg: TrainingRun, run: Run) -> Iterator[Parts]:
     if cfg.cluster.kind == "ray":
         number, ranks = cfg.engine.num_engines, cfg.trainer.num_ranks
         run.console.line(f"starting {number} engine(s) and {ranks} trainer rank(s) on Ray")
-    with parts(cfg, run.initial(), run.gate_sequences(), run.console.bar) as joined:
-        run.restore(joined)
+    with ExitStack() as stack:
+        with leaving_at_once():
+            joined = stack.enter_context(parts(cfg, run.initial(), run.gate_sequences(), run.console.bar))
+            run.restore(joined)
         yield joined

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
-from rewards import RewardError
-from rlkit.checks import suggestion
-from rlkit.cli.run import find_recipe, recipe_names
-from rlkit.errors import UserError
+from rlkit.interrupt import INTERRUPTED, end_silently, raise_again
 
 USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
        rlkit reward test|score|verify-dataset ... [--help]
@@ -22,34 +19,36 @@ USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
   --cfg job   print the configuration and what follows from it; start nothing
   --help      of a recipe: its groups of settings"""
 COMMANDS = ("run", "reward", "checkpoint")
+HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a recipe, or looks at a reward or a checkpoint; the rest of the line belongs to that."""
+    if argv is None:  # a program of its own: from here on, while it imports as well, Ctrl-C ends it without a traceback
+        end_silently()
+    # Imported here and not above, because an interrupted import is what the line before is for.
+    from rewards import RewardError
+    from rlkit.cli.run import find_recipe
+    from rlkit.errors import UserError
+
     words = list(sys.argv[1:] if argv is None else argv)
     forget_current_folder()
-    command, rest = (words[0], words[1:]) if words else ("--help", [])
     try:
-        if command in ("-h", "--help") or (command == "run" and rest[:1] in (["-h"], ["--help"])):
+        if not words or words[0] in HELP or (words[0] == "run" and words[1:2] and words[1] in HELP):
             print(_usage())
-        elif command == "run" and rest:
-            find_recipe(rest[0]).main(rest[1:])
-        elif command in COMMANDS and command != "run":
-            _look(command, rest)
-        elif command == "run":
-            _refuse(f"'rlkit run' needs a recipe\n\n{_usage()}")
+        elif words[0] == "run" and len(words) > 1:
+            find_recipe(words[1]).main(words[2:])
         else:
-            near = suggestion(command, COMMANDS)
-            _refuse(f"{' '.join(words)!r} is not a command{near}\n\n{_usage()}")
+            _look(words)
+        sys.stdout.flush()
     except (UserError, RewardError) as error:
-        _refuse(str(error))
-
-
-def _look(command: str, words: Sequence[str]) -> None:
-    try:
-        import_module(f"rlkit.cli.{command}").main(words)
-    except ValueError as error:
-        _refuse(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # whoever read the output has seen enough; what Python still holds back goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def forget_current_folder() -> None:
@@ -64,10 +63,25 @@ def forget_current_folder() -> None:
     sys.path[:] = [*others, *moved]
 
 
+def _look(words: Sequence[str]) -> None:
+    """Runs a command that has a module of its own; raises UserError with the usage for what is no command."""
+    from rlkit.checks import suggestion
+    from rlkit.errors import UserError
+
+    command = words[0]
+    if command == "run":
+        raise UserError(f"'rlkit run' needs a recipe\n\n{_usage()}")
+    if command not in COMMANDS:
+        raise UserError(f"{' '.join(words)!r} is not a command{suggestion(command, COMMANDS)}\n\n{_usage()}")
+    module = import_module(f"rlkit.cli.{command}")
+    raise_again()
+    try:
+        module.main(words[1:])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _usage() -> str:
+    from rlkit.cli.run import recipe_names
+
     return USAGE.format(recipes=", ".join(recipe_names()))
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

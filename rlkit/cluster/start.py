@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from rewards.own_files import own_modules
 from rlkit.cluster.actors import EngineActor, TrainerActor
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
 from rlkit.config import RunConfig, TrainingRun
+from rlkit.interrupt import end_process
 from rlkit.watch.progress import Progress
 
 # Idle threads of one actor must sleep, not spin: engine and trainer take turns on the same cores.
@@ -34,8 +36,15 @@ def on_ray(cfg: RunConfig, checkpoint: Path) -> Iterator[None]:
     _init_ray(cfg, sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")))
     try:
         yield
-    finally:
+    except KeyboardInterrupt:
+        # Ray's own end waits for actors that are at work, and has crashed on the way. The reaper ends all that Ray has
+        # started; and at the exit of this process, too, Ray must find nothing left to do.
+        atexit.register(end_process)
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def start_engines(cfg: RunConfig, checkpoint: Path, progress: Progress) -> RemoteEngines:

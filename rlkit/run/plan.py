@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from rlkit.config import TrainingRun
@@ -16,6 +17,7 @@ from rlkit.run.inputs import check_same
 from rlkit.run.lock import check_free
 from rlkit.run.machine import check_machine
 from rlkit.run.prepare import Task, prepare
+from rlkit.watch.stream import Lasting
 
 BYTES = {"fp32": 4, "bf16": 2}
 GIB = 2**30
@@ -37,11 +39,13 @@ def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
         check_free(cfg.output_dir)
         check_same(cfg)
         newest_checkpoint(cfg.output_dir / CHECKPOINTS)
-    print(to_yaml(cfg))
+    screen = Lasting(sys.stdout)
+    print(to_yaml(cfg), file=screen)
     width = max(len(label) for label, _ in derived(cfg, task))
     for label, value in derived(cfg, task):
-        print(f"{label:<{width}}  {value}")
-    print("\nnothing was started" + ("" if task is None else "; the data, the model and the reward are in order"))
+        print(f"{label:<{width}}  {value}", file=screen)
+    end = "" if task is None else "; the data, the model and the reward are in order"
+    print(f"\nnothing was started{end}", file=screen, flush=True)
     return None
 
 

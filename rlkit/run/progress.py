@@ -11,6 +11,7 @@ from rewards import RewardError
 from rlkit.config import TrainingRun
 from rlkit.data.tokenizer import copy_tokenizer
 from rlkit.evaluate import evaluate
+from rlkit.interrupt import GO_ON, INTERRUPTED, raise_again
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
 from rlkit.parts import Parts
@@ -60,6 +61,7 @@ class Run:
         )
 
     def __enter__(self) -> Run:
+        raise_again()
         return self
 
     def __exit__(
@@ -80,8 +82,8 @@ class Run:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         if isinstance(error, KeyboardInterrupt):
-            print("interrupted; with resume=auto the same command goes on from the newest checkpoint", file=sys.stderr)
-            raise SystemExit(130) from None
+            print(GO_ON, file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
 
     def initial(self) -> Path:
         """The checkpoint that all parts load first; a new model is made on the first call."""

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 from tqdm import tqdm
 
 from rlkit.watch.metrics import LOAD, REASON, write_atomic
+from rlkit.watch.stream import Lasting
 
 MAX_REASONS = 6
 """Verdicts that a row names, the most frequent first; the rest are summed up as "other"."""
@@ -51,7 +52,7 @@ class Console:
     def __init__(
         self, folder: Path | None = None, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream = sys.stdout if stream is None else stream
+        self._stream: Any = Lasting(sys.stdout if stream is None else stream)  # tqdm writes to it as well
         self._clock = clock
         self._terminal = self._stream.isatty()
         self._path = None if folder is None else folder / WARNINGS_FILE
@@ -65,7 +66,7 @@ class Console:
 
     def line(self, text: str) -> None:
         """Print a line, above the bar if one is live."""
-        encoding = self._stream.encoding or "utf-8"
+        encoding = self._stream.encoding
         safe = visible(text).encode(encoding, errors="backslashreplace").decode(encoding)
         if self._terminal:
             tqdm.write(safe, file=self._stream)

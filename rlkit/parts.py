@@ -11,6 +11,10 @@ from rlkit.rollout.judging import RewardFn
 from rlkit.train.base import Trainer
 
 
+class PartDiedError(RuntimeError):
+    """A process that a part runs in has ended: killed from outside, for want of memory, or by a crash in C code."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What samples, what learns and what judges, joined for a run that trains."""

@@ -10,6 +10,7 @@ import ray
 from torch import Tensor
 
 from rlkit.algo import NO_MTP, Loss, MtpTerm, shard
+from rlkit.cluster.deaths import deaths_named
 from rlkit.cluster.transfer import RemoteWeights
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
@@ -31,7 +32,7 @@ class RemoteEngines:
         shares = [prompts[i : i + per_engine] for i in range(0, len(prompts), per_engine)]
         running = [a.generate.remote(share, n, sampling) for a, share in zip(self._actors, shares, strict=False)]
         received = 0
-        with self._progress("sampling", len(prompts) * n, "rollouts") as bar:
+        with self._progress("sampling", len(prompts) * n, "rollouts") as bar, deaths_named():
             while running:
                 ready: list[Any] = ray.wait(running, timeout=POLL_S)[0]  # streams, which its types leave out
                 bar.set(max(received, 0 if ready else self.finished()))
@@ -45,24 +46,24 @@ class RemoteEngines:
 
     def finished(self) -> int:
         """Count the rollouts that the running `generate` has finished, on all engines."""
-        return sum(ray.get([actor.finished.remote() for actor in self._actors]))
+        return sum(_answers([actor.finished.remote() for actor in self._actors]))
 
     def drafts(self) -> tuple[int, int]:
         """Count the tokens proposed and accepted in the last `generate`, on all engines."""
-        proposed, accepted = zip(*ray.get([actor.drafts.remote() for actor in self._actors]), strict=True)
+        proposed, accepted = zip(*_answers([actor.drafts.remote() for actor in self._actors]), strict=True)
         return sum(proposed), sum(accepted)
 
     def load(self, weights: Weights, version: int) -> None:
         """Replace the weights of every engine."""
-        ray.get([actor.load.remote(weights, version) for actor in self._actors])
+        _answers([actor.load.remote(weights, version) for actor in self._actors])
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Ask the first engine for log-probs; the gate asks each of them (`replicas`)."""
-        return ray.get(self._actors[0].logprobs.remote(sequences))
+        return _answers([self._actors[0].logprobs.remote(sequences)])[0]
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Ask the first engine for block outputs."""
-        return ray.get(self._actors[0].trace.remote(tokens))
+        return _answers([self._actors[0].trace.remote(tokens)])[0]
 
     def replicas(self) -> Sequence[RemoteEngines]:
         """Every engine alone, as the gate asks them."""
@@ -117,6 +118,11 @@ class RemoteTrainer:
 
     def _all(self, asked: Sequence[ray.ObjectRef]) -> list[Any]:
         """Wait for answers; what went wrong while the ranks started is raised first, where it says more."""
-        answers = ray.get([*self._starting, *asked])[len(self._starting) :]
+        answers = _answers([*self._starting, *asked])[len(self._starting) :]
         self._starting = []
         return answers
+
+
+def _answers(asked: Sequence[ray.ObjectRef]) -> list[Any]:
+    with deaths_named():
+        return ray.get(list(asked))

@@ -18,6 +18,7 @@ from ray.job_config import JobConfig
 
 from rewards.own_files import own_modules
 from rlkit.cluster.actors import EngineActor, TrainerActor
+from rlkit.cluster.deaths import forget_parts, name_part
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
 from rlkit.config import RunConfig, TrainingRun
 from rlkit.interrupt import end_process
@@ -34,17 +35,19 @@ def on_ray(cfg: RunConfig, checkpoint: Path) -> Iterator[None]:
         yield
         return
     _init_ray(cfg, sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")))
+    interrupted = False
     try:
         yield
     except KeyboardInterrupt:
         # Ray's own end waits for actors that are at work, and has crashed on the way. The reaper ends all that Ray has
         # started; and at the exit of this process, too, Ray must find nothing left to do.
+        interrupted = True
         atexit.register(end_process)
         raise
-    except BaseException:
-        ray.shutdown()
-        raise
-    ray.shutdown()
+    finally:
+        forget_parts()
+        if not interrupted:
+            ray.shutdown()
 
 
 def start_engines(cfg: RunConfig, checkpoint: Path, progress: Progress) -> RemoteEngines:
@@ -53,6 +56,8 @@ def start_engines(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Remot
     # A second thread answers how far sampling is while the first one samples.
     new = remote(EngineActor).options(max_concurrency=2, **_resources(cfg))
     actors = [new.remote(cfg.engine, checkpoint, cfg.model.kind) for _ in range(cfg.engine.num_engines)]
+    for number, actor in enumerate(actors):
+        name_part(actor, f"engine {number + 1} of {len(actors)}")
     return RemoteEngines(actors, progress)
 
 
@@ -61,6 +66,8 @@ def start_trainer(cfg: TrainingRun, checkpoint: Path) -> RemoteTrainer:
     remote: Any = ray.remote
     new = remote(TrainerActor).options(**_resources(cfg))
     ranks = [new.remote(rank) for rank in range(cfg.trainer.num_ranks)]
+    for rank, actor in enumerate(ranks):
+        name_part(actor, f"trainer rank {rank} of {len(ranks)}")
     store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
     loading = (cfg.trainer, checkpoint, cfg.model.kind, cfg.needs_reference, cfg.seed, store)
     return RemoteTrainer(ranks, [actor.start.remote(*loading) for actor in ranks])

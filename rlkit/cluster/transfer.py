@@ -9,6 +9,7 @@ import ray
 import torch
 from torch import Tensor
 
+from rlkit.cluster.deaths import deaths_named
 from rlkit.types import Weights
 
 BUCKET_BYTES = 2**28
@@ -39,7 +40,9 @@ class RemoteWeights:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Give every tensor under its checkpoint name."""
         for bucket in self.buckets:
-            yield from ray.get(bucket)
+            with deaths_named():
+                named = ray.get(bucket)
+            yield from named
 
 
 def publish(weights: Weights) -> RemoteWeights:

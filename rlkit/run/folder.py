@@ -48,8 +48,8 @@ class Position:
 START = Position(stage="", step=0, weight_version=0)
 
 
-def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: int) -> None:
-    """Writes `folder/<stage>-<step>`, then drops all but the newest `keep`.
+def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: int) -> Path:
+    """Writes and returns `folder/<stage>-<step>`, then drops all but the newest `keep`.
 
     Everything goes to a temporary folder first; the rename makes it a checkpoint, so a kill leaves the older one. The
     fingerprints of its files are written with it, so that a torn file is found before a trainer reads it.
@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: in
         shutil.rmtree(leftover)
     final = folder / f"{position.stage}-{position.step:06d}"
     if final.exists():
-        return  # written by an earlier life of this run, from the same state
+        return final  # written by an earlier life of this run, from the same state
     unfinished = final.with_suffix(".tmp")
     unfinished.mkdir(parents=True)
     trainer.save(unfinished)
@@ -70,6 +70,7 @@ def save_checkpoint(folder: Path, position: Position, trainer: Trainer, keep: in
     for old, _ in _complete(folder)[:-keep]:
         # First out of sight: a kill while deleting must not leave half a checkpoint under its name.
         shutil.rmtree(old.rename(old.with_suffix(".tmp")))
+    return final
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, Position] | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from rewards import RewardError
 from rlkit.config import TrainingRun
@@ -14,7 +17,7 @@ from rlkit.evaluate import evaluate
 from rlkit.interrupt import GO_ON, INTERRUPTED, raise_again
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
-from rlkit.parts import Parts
+from rlkit.parts import PartDiedError, Parts
 from rlkit.rollout.judging import NoVerdictError
 from rlkit.run.folder import CHECKPOINTS, START, newest_checkpoint, save_checkpoint
 from rlkit.run.inputs import check_same, write_inputs
@@ -30,6 +33,8 @@ ADAPTER = "adapter"
 """Folder of LoRA's matrices, inside that of the model, where they are merged in."""
 SAY_ALL = (RewardError, NoVerdictError, ParityError)
 """Errors of a run whose message names what failed and what to do; where they arose in rlkit helps nobody."""
+FULL_BYTES = 2**20
+"""A disk with less than this free is full: whatever error a run ended with, this is why."""
 QUIET_LINES = 20
 """Lines that a stage prints whose steps sample nothing and take no time; metrics.jsonl has every step."""
 
@@ -52,6 +57,7 @@ class Run:
             self._lock.release()
             raise
         self.position = self.restored[1] if self.restored else START
+        self._newest = self.restored[0] if self.restored else None
         self.console = Console(self.folder)
         self.metrics = Metrics(
             self.folder,
@@ -67,23 +73,37 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files and write the report, whatever happened.
+        """Closes the files and writes the report, whatever happened.
 
         An error whose message says all there is to do, and Ctrl-C, end the program with it and without a traceback.
         """
-        self.metrics.close()
-        self.console.close()
-        path = write_report(self.folder, f"rlkit: {self.cfg.recipe}")
-        self.console.line(f"report: {path}")
+        full = isinstance(error, Exception) and shutil.disk_usage(self.folder).free < FULL_BYTES
+        with suppress(OSError) if full else nullcontext():  # the first error is the one to tell
+            self.metrics.close()
+            self.console.close()
+            self.console.line(f"report: {write_report(self.folder, f'rlkit: {self.cfg.recipe}')}")
         self._lock.release()
-        if isinstance(error, SAY_ALL):
-            for note in getattr(error.__cause__, "__notes__", ()):
-                print(note, file=sys.stderr)
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
         if isinstance(error, KeyboardInterrupt):
             print(GO_ON, file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
+        if full:
+            self._leave(f"the disk of output_dir={self.folder} is full; {self._kept()}, when there is room again")
+        if isinstance(error, PartDiedError):
+            self._leave(f"{error}; {self._kept()}")
+        if isinstance(error, SAY_ALL):
+            for note in getattr(error.__cause__, "__notes__", ()):
+                print(note, file=sys.stderr)
+            self._leave(str(error))
+
+    def _leave(self, message: str) -> NoReturn:
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+    def _kept(self) -> str:
+        """Says what a run that ends here leaves behind, and how it goes on."""
+        if not self._newest:
+            return "no checkpoint was due yet; the same command begins again"
+        return f"{self._newest} and metrics.jsonl are kept; with resume=auto the same command goes on from there"
 
     def initial(self) -> Path:
         """The checkpoint that all parts load first; a new model is made on the first call."""
@@ -140,7 +160,8 @@ class Run:
             self.evaluate(f"{named(stage)} step {step}", step, parts)
         every = self.cfg.checkpoint.every
         if step == total or (every and step % every == 0):
-            save_checkpoint(self.folder / CHECKPOINTS, self.position, parts.trainer, self.cfg.checkpoint.keep)
+            checkpoints, keep = self.folder / CHECKPOINTS, self.cfg.checkpoint.keep
+            self._newest = save_checkpoint(checkpoints, self.position, parts.trainer, keep)
 
     def evaluate(self, name: str, step: int, parts: Parts) -> None:
         """Measure held-out accuracy once: an evaluation that the folder already has is not repeated."""

@@ -163,8 +163,21 @@ class Limit:
     """How far two models may be apart, in nats, and where the numbers come from."""
 
     largest: float
-    mean: float
-    words: str
+    mean: float = math.inf
+    measured: bool = True
+    """False where the tolerance is all that was asked for."""
+
+    def __str__(self) -> str:
+        """The limit that a reader should see: the mean's where the largest gap is free, as in bf16."""
+        return self.on_mean() if self.largest == math.inf and self.measured else self.on_largest()
+
+    def on_largest(self) -> str:
+        """The limit of the largest gap in words."""
+        return f"{self.largest:.1e}, {LARGEST:g} x what rounding changes" if self.measured else f"{self.largest:g}"
+
+    def on_mean(self) -> str:
+        """The limit of the mean gap in words."""
+        return f"{self.mean:.1e} on average, {MEAN:g} x what rounding changes"
 
 
 class Noise:
@@ -185,10 +198,11 @@ class Noise:
         changes = torch.stack(kept)
         mean = MEAN * float(changes.mean())
         if not self.exact:
-            mean = max(tolerance, mean)
-            return Limit(largest=math.inf, mean=mean, words=f"{mean:.1e} on average, {MEAN:g} x what rounding changes")
-        largest = max(tolerance, LARGEST * float(changes.max()))
-        return Limit(largest=largest, mean=mean, words=f"{largest:.1e}, {LARGEST:g} x what rounding changes")
+            return Limit(largest=math.inf, mean=max(tolerance, mean))
+        largest = LARGEST * float(changes.max())
+        if largest <= tolerance:
+            return Limit(largest=tolerance, measured=False)
+        return Limit(largest=largest, mean=mean)
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Trace one sequence with every number rounded anew."""
@@ -215,22 +229,17 @@ def check_parity(engine: Traced, trainer: Traced, sequences: Sequences, toleranc
 def compare(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: float, noise: Noise | None) -> Agreement:
     """Compare as the head of this file says; ParityError if the two disagree. Without `noise` the tolerance decides."""
     gaps = _gaps(engine.logprobs(sequences), trainer.logprobs(sequences))
-    limit = Limit(largest=tolerance, mean=math.inf, words=f"{tolerance:g}")
-    if not torch.cat(gaps).isfinite().all():
-        limit = Limit(largest=-math.inf, mean=math.inf, words="finite")
-    elif torch.cat(gaps).max() > tolerance:
+    limit, finite = Limit(largest=tolerance, measured=False), bool(torch.cat(gaps).isfinite().all())
+    if finite and torch.cat(gaps).max() > tolerance:
         if noise is None or noise.exact:
-            gaps = [
-                gaps_T[: _first_tie(trainer, noise, tokens)] if gaps_T.max() > tolerance else gaps_T
-                for tokens, gaps_T in zip(sequences, gaps, strict=True)
-            ]
+            gaps = _up_to_ties(gaps, trainer, sequences, tolerance, noise)
         if noise is not None and any((gaps_T > tolerance).any() for gaps_T in gaps):
             limit = noise.limit(tolerance, [len(gaps_T) for gaps_T in gaps])
     kept = torch.cat(gaps)
     # Where every sequence starts with a tie and differs, nothing is left that could vouch for the weights.
-    if not len(kept) or kept.max() > limit.largest or kept.mean() > limit.mean:
+    if not finite or not len(kept) or kept.max() > limit.largest or kept.mean() > limit.mean:
         raise ParityError(_explain(engine, trainer, sequences, gaps, limit, noise))
-    return Agreement(gap=float(kept.max()), mean=float(kept.mean()), limit=f"limit {limit.words}")
+    return Agreement(gap=float(kept.max()), mean=float(kept.mean()), limit=f"limit {limit}")
 
 
 def _gaps(ours: list[list[float]], theirs: list[list[float]]) -> list[Tensor]:
@@ -240,19 +249,24 @@ def _gaps(ours: list[list[float]], theirs: list[list[float]]) -> list[Tensor]:
     return [gaps_T.nan_to_num(nan=math.inf, posinf=math.inf) for gaps_T in gaps]
 
 
-def _first_tie(trainer: Traced, noise: Noise | None, tokens: Sequence[int]) -> int:
-    """Find the first token whose choice of experts, in any layer, rounding could turn; the length if there is none.
+def _up_to_ties(
+    gaps: Sequence[Tensor], trainer: Traced, sequences: Sequences, tolerance: float, noise: Noise | None
+) -> list[Tensor]:
+    """Cut sequences with a gap above the tolerance where, in any layer, rounding could first turn a choice of experts.
 
-    How little a margin must be follows from what rounding does to the margins themselves, where that is known.
+    How small a margin that takes follows from what rounding does to the margins themselves, where that is known.
     """
-    margins_LT = _margins(trainer.trace(tokens))
-    if margins_LT is None:
-        return len(tokens)
-    turned = TIE
-    if noise is not None and (noisy_LT := _margins(noise.trace(tokens))) is not None:
-        turned = TURNS * float((noisy_LT - margins_LT).abs().median())
-    is_tie_T = margins_LT.amin(0) < turned
-    return int(is_tie_T.int().argmax()) if is_tie_T.any() else len(tokens)
+    kept = list(gaps)
+    for i, tokens in enumerate(sequences):
+        if kept[i].max() > tolerance:
+            margins_LT, turned = _margins(trainer.trace(tokens)), TIE
+            if margins_LT is None:
+                return kept
+            if noise is not None and (noisy_LT := _margins(noise.trace(tokens))) is not None:
+                turned = TURNS * float((noisy_LT - margins_LT).abs().median())
+            ties = (margins_LT.amin(0) < turned).nonzero()
+            kept[i] = kept[i][: int(ties[0]) if len(ties) else len(tokens)]
+    return kept
 
 
 def _margins(traced: Mapping[str, Tensor]) -> Tensor | None:
@@ -271,13 +285,16 @@ def _explain(
 ) -> str:
     """Say how far the two are apart, on which token it shows most, and in which block it starts."""
     kept = torch.cat(list(gaps))
+    row = max(range(len(gaps)), key=lambda i: float(gaps[i].max()) if len(gaps[i]) else -1.0)
+    place = int(gaps[row].argmax()) + 1 if len(kept) else 0
     if not len(kept):
-        row, place, found, wanted = 0, 0, "inf nats", "compared on at least one token that comes before any tie"
+        found, wanted = "inf nats", "compared on at least one token that comes before any tie"
+    elif not kept.isfinite().all():
+        found, wanted = "inf nats", "finite"
+    elif kept.max() > limit.largest:
+        found, wanted = f"{kept.max():.3g} nats", f"at most {limit.on_largest()}"
     else:
-        row = max(range(len(gaps)), key=lambda i: float(gaps[i].max()) if len(gaps[i]) else -1.0)
-        place, largest, mean = int(gaps[row].argmax()) + 1, float(kept.max()), float(kept.mean())
-        found = f"{largest:.3g} nats" if largest > limit.largest else f"{mean:.3g} nats on average"
-        wanted = limit.words if limit.words == "finite" else f"at most {limit.words}"
+        found, wanted = f"{kept.mean():.3g} nats on average", f"at most {limit.on_mean()}"
     tokens = sequences[row]
     noisy = {} if noise is None else noise.trace(tokens)
     block = _first_difference(engine.trace(tokens), trainer.trace(tokens), noisy)
@@ -292,15 +309,16 @@ def _explain(
 def _first_difference(engine: Mapping[str, Tensor], trainer: Mapping[str, Tensor], noisy: Mapping[str, Tensor]) -> str:
     """Name the first block, in order of execution, whose output differs: later ones have their input changed already.
 
-    A block differs when its error is above `BLOCK` and above what rounding explains, `LARGEST` times.
+    A block differs when its error is above `BLOCK` and above `LARGEST` times what rounding did up to there.
     """
+    rounding = 0.0
     for name, output_TD in engine.items():
         if name in trainer and not name.endswith(GATE):
-            rounding = _block_error(noisy[name], trainer[name]) if name in noisy else 0.0
+            rounding = max(rounding, _block_error(noisy[name], trainer[name]) if name in noisy else 0.0)
             error = _block_error(output_TD, trainer[name])
             if not error <= max(BLOCK, LARGEST * rounding):
                 return f"{name} (relative error {error:.2g})"
-    return "lm_head (every block's output agrees)"
+    return "lm_head (every block's output agrees, up to rounding)"
 
 
 def _block_error(ours_TD: Tensor, theirs_TD: Tensor) -> float:

@@ -208,6 +208,8 @@ def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool
     begin = thought_end(completion, thinking)
     if begin is None:
         return None
+    # Models show how a function is called, or what it prints, in a block after the program. So the last block is a poor
+    # guess, and the tests say what the right one must have.
     answer = extract_answer(completion, thinking)
     text = completion[begin:] if answer is None else answer
     code = choose(blocks_of(text, is_whole=answer is not None), _is_meant(tests))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 _LABEL = re.compile(r"[\s{.]*([\w+#.-]*)")
 _PYTHON = re.compile(r"i?py(?:thon)?[0-9.]*|[\w-]+\.py")
-_READS = re.compile(r"\b(?:input\b\s?[(,)]|stdin\b|open\(0\b|fileinput\b|os\.read\(0\b)")
+_READS = re.compile(r"\b(?:input\b\s?[(,)]|stdin\b(?!\s*=)|open\(0\b|fileinput\b|os\.read\(0\b)")
 _COMMENT = re.compile(r"#[^\n]*")
 MARGIN = 4
 """A fence that stands this much further right than the one that opened the block is mostly part of a docstring."""
@@ -123,7 +123,7 @@ def _fence(line: str) -> _Fence | None:
 
 
 def _closing_follows(fences: Sequence[_Fence | None]) -> list[bool]:
-    """For each line whether a later one ends the block that is open there, if one is.
+    """Returns for each line whether a later one ends the block that is open there, if one is.
 
     Up to the next fence with a label, which begins a block, those without one begin and end blocks by turns. So if
     their number is odd the first of them ends what is open.

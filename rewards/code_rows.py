@@ -30,7 +30,7 @@ from sandbox.judge.plan import bound_names
 
 _CASE_COLUMNS = ("public_tests", "private_tests", "generated_tests", "public_test_cases", "private_test_cases")
 _OUR_COLUMNS = ("tests", "test_cases", "test")
-_DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(ms|milli)?")
+_DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(ms|milli)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,8 @@ class Sandbox:
         if self._remote is not None:
             with self._turns:
                 return self._remote.run(code, stdin, limits or self.limits)
+        # A job may end because its fork server was killed, by somebody who wanted memory, say. That says nothing about
+        # the program, so it gets another try, and only then is there no result.
         result = None
         for _ in range(2):
             worker = self._take()

@@ -1,7 +1,10 @@
-"""What runs inside the sandbox when a judge calls functions: run the code, then answer one message after another.
+"""What runs inside the sandbox when a judge calls functions: it runs the code, and then answers message after message.
 
-Standard library only, and small: every fork of the fork server holds it. It decides nothing. A candidate that patches
-it, or writes to its pipe, can only change what value it returns.
+It uses the standard library only and is small, because every fork of the fork server holds it. It decides nothing: a
+candidate that patches it, or writes to its pipe, can only change what value it returns.
+
+A candidate's session gets calls. The session of a tester gets whole tests, in which the candidate's functions are
+proxies: what they are called with goes out to the judge, which puts the call to the candidate and sends the answer in.
 
 Requests are `(operation, ...)` and answers are tuples too, both in the form of `sandbox.wire`:
 
@@ -28,9 +31,9 @@ from typing import Any, NoReturn
 from sandbox import wire
 
 NAME = "solution"
-"""Not `__main__`: as when a judge imports the file, code under `if __name__ == "__main__"` is not asked for."""
+"""What the module is called: not `__main__`, so that what a program does when it is run as a script is left out."""
 RECURSION_LIMIT = 50_000
-"""As LiveCodeBench sets it: a function that recurs once for each element of its input is an ordinary solution."""
+"""LiveCodeBench sets it to this, for a function that recurs once for each element of its input is nothing unusual."""
 STARS = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
     "functools", "operator", "io", "sys", "json", "typing",
@@ -55,11 +58,11 @@ def load_assumed() -> None:
 
 
 class CandidateError(Exception):
-    """In a tester: the candidate raised an exception that is not a builtin one."""
+    """Stands in a tester for an exception of the candidate that is not a builtin one."""
 
 
 class Refused(BaseException):
-    """In a tester: the test has to stop, and this is the answer. A test's own `except Exception` does not catch it."""
+    """Stops a test, with the answer that the tester gives; the test's own `except Exception` does not catch it."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -151,14 +154,14 @@ class Proxies:
     """The candidate's functions as a test sees them: each passes arguments and results on, as data."""
 
     def __init__(self, read: Read, write: Write) -> None:
-        """Nothing has been asked yet."""
+        """Keep the way to the judge; nothing has been asked yet."""
         self._read, self._write = read, write
         self._has_asked = False
         self._raised: list[Exception] = []
         self.refused: Refused | None = None
 
     def function(self, name: str) -> Callable[..., Any]:
-        """The candidate's function of that name."""
+        """Return a proxy of the candidate's function of that name."""
 
         def candidate(*args: Any, **kwargs: Any) -> Any:
             return self._ask(name, args, kwargs)

@@ -62,6 +62,7 @@ class MemoryGroup:
         """Bound the jobs to `size` bytes, swap included."""
         if size == self._limit:
             return
+        # Pages that the fork server has touched are counted in this group already, whoever uses them.
         total = size + self._base
         if self.version == 2:
             self._write("memory.max", total)

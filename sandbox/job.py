@@ -27,6 +27,8 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_
 
 def sealed(text: str) -> int:
     """Returns a descriptor from which `text` can be read, as UTF-8, and to which nobody can write."""
+    # A file in memory without a name. Unlike a pipe it needs nobody who writes while the program reads, and the program
+    # can seek in it; the seals keep it as it is, though the program holds a descriptor of it.
     fd = os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     left = memoryview(text.encode("utf-8", "surrogatepass"))
     while left:
@@ -124,6 +126,8 @@ class Running:
 
     def _attend(self) -> set[int]:
         """Look once at everything, for as long as nothing happens; return the descriptors that are ready."""
+        # All that can happen shows on a descriptor of this poll: output, the end of the job, which the fork server says
+        # on its control socket, an answer on a session's channel. Only the deadline and the cgroup's counter do not.
         left = min(self.deadline - time.monotonic(), LOOK_SECONDS)
         ready = {fd for fd, _ in self._poll.poll(max(0.0, math.ceil(left * 1000)))}
         if not ready and self.verdict is None and self.worker.memory_kills() > self._kills_before:

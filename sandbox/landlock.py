@@ -35,6 +35,8 @@ def restrict(read: Iterable[str], write: Iterable[str], version: int) -> None:
 
     Version 4 also takes away TCP, version 6 signals to processes outside and their abstract sockets. Raises OSError.
     """
+    # A kernel refuses rights that it does not know, and a struct with more than it knows. So what is asked for, and how
+    # much of the struct is given, has to fit its version.
     rights = ALL_FILES[min(version, 5)]
     network, scopes = (0b11 if version >= 4 else 0), (0b11 if version >= 6 else 0)
     attributes = struct.pack("=QQQ", rights, network, scopes)[: 8 if version < 4 else 16 if version < 6 else 24]

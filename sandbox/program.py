@@ -107,6 +107,7 @@ def _leave(status: int) -> NoReturn:
         atexit._run_exitfuncs()
     except BaseException:
         status = status or 1
+    # What the program left open is written before the streams: it may hold one of them, and print when it goes.
     _end_objects()
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:

@@ -90,6 +90,8 @@ def program(arch: str = kernel.ARCH) -> bytes:
     if arch not in AUDIT_ARCH:
         raise OSError(errno.ENOSYS, f"no system call table for {arch}, only for {', '.join(AUDIT_ARCH)}")
     column = list(AUDIT_ARCH).index(arch)
+    # The number of a call means something else for programs of another architecture, which the same kernel may run (32
+    # bits beside 64, and x32, which sets a bit in the number). So these are ended before any number is looked at.
     steps = [_step(_LOAD, _ARCH), _step(_JUMP_IF, AUDIT_ARCH[arch], 1, 0), _step(_RETURN, _KILL), _step(_LOAD, _NUMBER)]
     if arch == "x86_64":
         steps += [_step(_JUMP_BITS, X32_BIT, 0, 1), _step(_RETURN, _KILL)]
@@ -99,6 +101,7 @@ def program(arch: str = kernel.ARCH) -> bytes:
     steps.append(_deny(CLONE3[column], errno.ENOSYS))
     steps.append(_only(CLONE[column], _argument(0), _step(_JUMP_BITS, NEW_NAMESPACE, 0, 1)))
     steps += [_only(numbers[column], _argument(0), _step(_JUMP_IF, 0, 1, 0)) for numbers in OWN_PROCESS_ONLY.values()]
+    # The type of a socket has flags in its upper bits; only the lower four say what kind it is.
     kind = (_argument(1), _step(_AND, 0xF), _step(_JUMP_IF, STREAM, 2, 0), _step(_JUMP_IF, SEQPACKET, 1, 0))
     steps.append(_only(SOCKETPAIR[column], *kind))
     steps.append(_only(IOCTL[column], _argument(1), _step(_JUMP_IF, TIOCSTI, 0, 1)))

@@ -1,4 +1,4 @@
-"""How values cross between the judge and a sandboxed process: tagged JSON of exact builtin types.
+"""Writes and reads the values that cross between the judge and a sandboxed process, as JSON with tags for types.
 
 Nothing that arrives can run code or lie about itself: `loads` makes only None, bool, int, float, complex, str, bytes,
 Ellipsis, list, tuple, dict, set and frozenset, whatever was sent. No pickle, no repr, no eval.
@@ -16,12 +16,13 @@ from typing import Any
 MAX_DEPTH = 200
 """How many containers may be inside each other; this also stops at a list that contains itself."""
 MAX_BYTES = 4 << 20
-"""The size of one message, unless whoever sends or awaits it names another."""
+"""How long a message may be, unless whoever sends or awaits it names another size."""
 ANSWER_BYTES = 64 << 20
 """The most that a program may answer with; a session's own limit, which follows what is expected, is mostly smaller."""
 MAX_VALUES = 1 << 19
-"""In a message of MAX_BYTES; a longer one may have another for every two bytes, the least that a value takes. It is a
-limit of its own because a list that holds another twice, which does the same, is small in memory and huge as JSON."""
+"""How many values may be in a message of MAX_BYTES; a longer one may have another for every two bytes, which is the
+least that one takes. Without this limit a list that holds another twice, which does the same, and so on, would be small
+in memory and take for ever to write."""
 MAX_INT_BITS = 1 << 20
 """The judge compares and sometimes divides integers; with this many bits that takes half a second at most."""
 MAX_EQUAL_HASHES = 64
@@ -145,6 +146,8 @@ def _decode(tree: Any, depth: int) -> Any:
         raise WireError("an integer too long")
     if not isinstance(tree, dict):
         return tree
+    # Whatever is sent, one of these cases makes the value, and each makes only values of builtin types. Elements of
+    # sets and keys go through `unique`: a set of numbers that all have the same hash takes minutes to build.
     [(tag, data)] = tree.items()
     match tag, data:
         case "t", list():

@@ -81,6 +81,7 @@ class Worker:
         if self.plan.level in ("landlock", "none"):
             self.scratch = tempfile.mkdtemp(prefix="sandbox-")
             os.chmod(self.scratch, 0o711)
+        # Over a socket of this kind messages arrive whole, each by itself, and descriptors can be sent with them.
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command, user = [*container, paths.executable(), *FLAGS, str(ZYGOTE), str(theirs.fileno())], None
         if container:

@@ -159,6 +159,8 @@ class Server:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.walls.prepare(job)
             source = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
+            # Now every descriptor gets the number at which a program expects it, and all others are closed. The report
+            # is the last way to the fork server; it goes out of the way, and is closed before the code starts.
             report = os.dup2(report, LAST_UNUSED, inheritable=False)
             for target, fd in enumerate(fds[1:]):
                 os.dup2(fd, target)

@@ -178,6 +178,9 @@ def _inputs(
     tests: list[ast.expr], entry_point: str, module: list[ast.stmt], bound: frozenset[str]
 ) -> list[ast.stmt] | None:
     """Returns the statements that build the candidate's arguments, or None if the tests have to build them."""
+    # Names in the arguments, and then the names in the statements that give those a value, and so on. What they build
+    # must need a class or function of the candidate: else the tester can build it beside what the test expects, which
+    # the candidate must not see.
     nodes = [node for test in tests for node in ast.walk(test) if isinstance(node, ast.Call)]
     calls = [node for node in nodes if is_candidate(node, entry_point)]
     values = [value for call in calls for value in [*call.args, *(keyword.value for keyword in call.keywords)]]

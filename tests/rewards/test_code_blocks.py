@@ -96,6 +96,8 @@ DEMOS = {
     "of a body": (HUMANEVAL, "def f(n):\n    return n", "f(3)"),
     "of input()": (PROGRAM, READS, "print(solve(3))"),
     "of input in iter()": (PROGRAM, "for line in iter(input, ''):\n    print(line)", "solve(3)"),
+    "of a main that is given another stdin": (
+        PROGRAM, "def main():\n    print(input())\nmain()", "import io, sys\nsys.stdin = io.StringIO('3')\nmain()"),
     "of sys.stdin": (PROGRAM, "import sys\nprint(sys.stdin.read())", "solve(3)  # not input()"),
     "of open(0)": (PROGRAM, "print(open(0).read())", "solve(3)"),
     "of /dev/stdin": (PROGRAM, "print(open('/dev/stdin').read())", "solve(3)"),

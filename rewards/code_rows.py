@@ -1,7 +1,7 @@
 """Reads the tests in a row of a dataset, whichever of the usual forms they have.
 
     HumanEval               prompt, entry_point, test (source with `check(candidate)`)
-    MBPP                    test_list, test_setup_code or test_imports, challenge_test_list
+    MBPP                    test_list, test_imports, test_setup_code, challenge_test_list
     APPS, TACO              input_output: {"inputs": [...], "outputs": [...]}, and "fn_name" for functions
     CodeContests            public_tests, private_tests, generated_tests: {"input": [...], "output": [...]}
     LiveCodeBench           public_test_cases, private_test_cases: [{"input", "output", "testtype"}], metadata.func_name
@@ -84,10 +84,10 @@ def read_tests(row: Mapping[str, Any]) -> Stdio | Calls | Asserts | None:
         return Asserts(
             entry_point=row["entry_point"], asserts=[*_helpers(prompt, row["entry_point"]), row["test"]], prompt=prompt
         )
-    if row.get("test_list"):
-        setup = row.get("test_imports") or [row.get("test_setup_code") or ""]
-        tests = [*setup, *row["test_list"], *(row.get("challenge_test_list") or [])]
-        return Asserts(entry_point=row.get("entry_point") or _tested_name(row["test_list"], setup), asserts=tests)
+    if lines := _value(row, "test_list"):
+        setup = [*(_value(row, "test_imports") or ()), row.get("test_setup_code") or ""]
+        tests = [text for text in (*setup, *lines, *(_value(row, "challenge_test_list") or ())) if text]
+        return Asserts(entry_point=row.get("entry_point") or _tested_name(lines, setup), asserts=tests)
     metadata = _value(row, "metadata")
     about = metadata if isinstance(metadata, Mapping) else {}
     name = row.get("fn_name") or about.get("func_name") or ""

@@ -78,6 +78,14 @@ CASES = [{"stdin": "1\n", "stdout": "2\n"}]
             Asserts(entry_point="sum", asserts=["import math", "assert sum(1, 2) == 3"]),
         ),
         (
+            {
+                "test_list": '["same(f(1), 2)"]',
+                "test_imports": ["import math"],
+                "test_setup_code": "def same(a, b): assert a == b",
+            },
+            Asserts(entry_point="f", asserts=["import math", "def same(a, b): assert a == b", "same(f(1), 2)"]),
+        ),
+        (
             {"prompt": "import math\ndef g(x):\n    return x\ndef f(x):\n    pass\n", "entry_point": "f", "test": "T"},
             Asserts(
                 entry_point="f",
@@ -104,6 +112,7 @@ def test_the_usual_columns_are_read(row: dict[str, Any], tests: object) -> None:
         ({"tests": [{"input": "1"}]}, "column 'tests' has a case with only input"),
         ({"inputs": ["1"], "outputs": []}, "shorter"),
         ({"test_list": ["assert ("]}, "column 'test_list' is no Python"),
+        ({"test_list": "assert f(1)"}, "column 'test_list' is no JSON"),
         ({"test_list": ["assert 1 == 1"]}, "calls no function"),
     ],
 )

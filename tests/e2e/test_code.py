@@ -14,6 +14,7 @@ from rlkit.cli import main as cli
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.loop import grpo_step
+from rlkit.parity import Agreement
 from rlkit.scoring.pool import build_reward
 from rlkit.types import Group, Prompt, Rollout, Sampling
 from rlkit.watch import read_evaluations, read_metrics
@@ -77,7 +78,7 @@ def test_right_programs_are_strengthened_and_wrong_ones_weakened(rows: dict[int,
             engine=Scripted(completions),  # type: ignore[arg-type]
             trainer=CountingTrainer(log),
             reward=judge,
-            gate=lambda: 0.0,
+            gate=lambda: Agreement(gap=0.0, mean=0.0, limit=""),
         )
         stats = grpo_step(1, prompts, parts, replace(CFG, prompts_per_step=3), max_tokens=64, seed=0).numbers
     reasons = {name: count for name, count in stats.items() if name.startswith("reason/")}

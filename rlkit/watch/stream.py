@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from select import POLLERR, POLLHUP, poll
 from typing import TextIO
-
-GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
-"""The reader of a pipe has left, the terminal was closed, the descriptor was closed: none of them comes back."""
 
 
 class Lasting:
@@ -49,17 +45,14 @@ class Lasting:
 
 @contextmanager
 def outlived(stream: TextIO) -> Iterator[None]:
-    """Goes on after an error of writing to a stream.
+    """Goes on after an error of writing to a stream: its reader has left, its terminal or its disk is no more.
 
-    Where its reader has left for good, the descriptor is turned to /dev/null: libraries print there too, and Python
-    itself flushes it at the end. Standard output and standard error are often the same pipe (`2>&1 |`), so each of
-    them that has no reader is turned.
+    The descriptor is turned to /dev/null then, because libraries print there too and Python itself flushes it at the
+    end. Standard output and standard error are often the same pipe (`2>&1 |`), so each that has no reader is turned.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in GONE:
-            return
+    except OSError:
         broken = [number for number in (1, 2) if _has_no_reader(number)]
         with suppress(OSError):
             broken.append(stream.fileno())

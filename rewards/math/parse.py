@@ -299,6 +299,8 @@ def _system(rows: list[list[list[Token]]]) -> Tree:
     is_aligned = all(len(row) == 1 or (row[1][:1] and row[1][0].value in RELATIONS) for row in rows)
     if is_aligned:  # x &= 1
         lines = [_parsed([token for cell in row for token in cell]) for row in rows]
+        if all(line[0] == "list" and len(line) == 3 and line[2][0] == "chain" != line[1][0] for line in lines):
+            return ("cases", *(line[1:] for line in lines))  # 1, n = 1 without a second column
         return lines[0] if len(lines) == 1 else ("list", *lines)
     if any(len(row) != 2 for row in rows):
         raise Unread("cases without conditions")

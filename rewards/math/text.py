@@ -56,6 +56,7 @@ _COMMANDS = (
     (re.compile(r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))"), ""),
     (re.compile(r"\\(?:phantom|hspace|vspace|label|tag)\s*\*?\{[^{}]*\}"), " "),
     (re.compile(r"\\q?quad|\\(?:thinspace|enspace|space)(?![A-Za-z])|(?<!\\)\\[,;:! ]|~|\\\\\s*$"), " "),
+    (re.compile(r"\{\s*\}(?=\s*\^)"), ""),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:l|r)?vert(?![A-Za-z])"), "|"),
@@ -87,6 +88,8 @@ _COMMANDS = (
     (re.compile(rf"(?<=\d)\s*(?:\^\s*\{{\s*{_ORDINAL}\s*\}}|\^?\s*{_ORDINAL})"), " "),
     (re.compile(r"(?<=\d)(?:\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)\b)"), " "),
     (re.compile(r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}"), r"\\text{\1/\2}"),
+    # k\pi (k \in Z): a condition in brackets behind a value
+    (re.compile(r"(?<=[\da-z)}\]])\s*\(([^()]*(?:\\(?:in|le|ge|ne)(?![A-Za-z])|[<>])[^()]*)\)$"), r", \1"),
     (re.compile(r"(?<=[\d)}\]])(or|and)(?=[A-Z(\d\\]|[a-z]\s*[=(<>])"), r" \1 "),
 )
 _SYSTEM = re.compile(

@@ -92,7 +92,7 @@ def _mutated(text: str, rng: random.Random, known: list[str]) -> str:
 def faults(
     count: int, verifier: MathVerifier, seed: int = 0, report: Callable[[int, Counter[str]], None] | None = None
 ) -> list[str]:
-    """What went wrong with `count` texts, in words; an empty list is what must come."""
+    """Returns what went wrong with `count` texts, in words; an empty list is what must come."""
     rng, reasons, found = random.Random(seed + 1), Counter[str](), []
     for at, text in enumerate(texts(count, seed), start=1):
         gold, answer = rng.choice(GOLDS), rng.choice(GOLDS)

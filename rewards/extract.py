@@ -47,11 +47,11 @@ class Answer:
     text: str
     place: Literal["answer", "boxed", "hashes", "phrase", "line", "last"]
     start: int
-    """Index of the first character of `text` in the completion."""
+    """The index of the first character of `text` in the completion."""
 
 
 def thought_end(completion: str, thinking: bool = False) -> int | None:
-    """Index after the last `</think>`; None if the completion ends inside a thought.
+    """Returns the index after the last `</think>`; None if the completion ends inside a thought.
 
     `thinking` says that the prompt ended inside one.
     """
@@ -62,7 +62,7 @@ def thought_end(completion: str, thinking: bool = False) -> int | None:
 
 
 def extract_answer(completion: str, thinking: bool = False) -> str | None:
-    """The text of the last complete `<answer>...</answer>` after the last `</think>`; None if there is none.
+    """Returns the text of the last complete `<answer>...</answer>` after the last `</think>`; None if there is none.
 
     What follows an unclosed `<think>` is a thought, not an answer. `thinking` says that the prompt ended inside one.
     """
@@ -72,7 +72,7 @@ def extract_answer(completion: str, thinking: bool = False) -> str | None:
 
 
 def extract(completion: str, thinking: bool = False, extraction: Extraction = "strict") -> Answer | None:
-    r"""The answer after the last `</think>`: last complete `<answer>`, else last balanced `\boxed`, else last `####`.
+    r"""Returns the answer after the last `</think>`: the last `<answer>`, else the last `\boxed`, else the last `####`.
 
     A box or `####` inside the `<answer>` is opened, too. "lenient" adds closing phrases ("The answer is 7.") and a
     last line that is nothing but a number or a formula. "last" adds to these the last formula or number of the text,
@@ -122,7 +122,7 @@ def last_box(text: str) -> tuple[int, int] | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What a worked solution boxes last: the content of `\boxed{...}` or `\fbox{...}`, or the 5 of `\boxed 5`."""
+    r"""Returns what a solution boxes last: the content of `\boxed{...}` or `\fbox{...}`, or the 5 of `\boxed 5`."""
     box = last_box(text)
     bare = next(reversed(list(_BARE_BOX.finditer(text))), None)
     if bare and (box is None or bare.start() > box[1]):
@@ -164,7 +164,7 @@ def _line(text: str, begin: int) -> tuple[int, int] | None:
 
 
 def _last_value(text: str, begin: int) -> tuple[int, int] | None:
-    """The last formula between dollars, or the last run of numbers, signs and commands, that has a number in it."""
+    """Returns the place of the last formula between dollars, or of the last run of signs with a number in it."""
     found = None
     for match in _VALUE.finditer(text, begin):
         if match.lastindex or re.search(r"[0-9]|\\[A-Za-z]", match.group()):

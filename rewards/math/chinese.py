@@ -37,7 +37,7 @@ _WHOLE = re.compile(rf"[{HAN}\s,.:;!?(){{}}]+")
 
 
 def translated(text: str) -> str:
-    r"""The text with Chinese words as LaTeX and English; what has no translation becomes `\text{...}`."""
+    r"""Returns the text with Chinese words as LaTeX and English; what has no translation becomes `\text{...}`."""
     if not re.search(f"[{HAN}]", text):
         return text
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
@@ -60,7 +60,7 @@ def _unit(words: str) -> str:
 
 
 def _measure(words: str) -> str:
-    """One measure in English: 平方厘米 is cm^2; words that only name what is counted stay as they are."""
+    """Returns one measure in English: 平方厘米 is cm^2; words that only name what is counted stay as they are."""
     if words in _UNITS:
         return _UNITS[words]
     for prefix, power in (("平方", "^2"), ("立方", "^3")):

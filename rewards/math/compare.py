@@ -23,7 +23,7 @@ Units = Literal["optional", "required", "ignore"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The rules of one verifier.
+    """Holds the rules of one verifier, and compares by them.
 
     Example: `Comparison(judge=Judge(arithmetic=FLOATS), percent="either", units="optional")`
     """
@@ -35,11 +35,11 @@ class Comparison:
     """Two different units are never equal unless ignored; "optional" lets either side leave its unit out."""
 
     def limited(self, steps: int) -> Comparison:
-        """The same rules with a judge that gives up after so many steps; it raises TooLong then."""
+        """Returns the same rules with a judge that gives up after so many steps; it raises TooLong then."""
         return replace(self, judge=replace(self.judge, steps=Steps(steps)))
 
     def equal(self, gold: Tree, answer: Tree) -> bool | None:
-        """Whether the answer says what the gold says; raises Explodes, Undefined and TooLong."""
+        """Returns whether the answer says what the gold says; raises Explodes, Undefined and TooLong."""
         self.judge.steps.take(1)
         if gold == answer:
             return True
@@ -67,7 +67,7 @@ class Comparison:
 
 
 def plain(tree: Tree) -> Tree:
-    """The tree with plus-minus signs as two values, and with unions of listed members as one list of members."""
+    """Returns the tree with plus-minus signs as two values, and with unions of listed members as one such list."""
     return merged(_both_signs(tree))
 
 
@@ -76,7 +76,7 @@ def _is_number_set(tree: Tree) -> bool:
 
 
 def _spelled(tree: Tree) -> str | None:
-    r"""The letters of a text or of a name: `\text{(B)}`, `(B)` and `B` are spelled alike."""
+    r"""Returns the letters of a text or of a name: `\text{(B)}`, `(B)` and `B` are spelled alike."""
     if tree[0] == "text":
         return re.sub(r"[\s().:\"'-]+", " ", tree[1].casefold()).strip().removeprefix("the ")
     if tree[0] == "sym" and len(tree[1]) == 1:
@@ -87,7 +87,7 @@ def _spelled(tree: Tree) -> str | None:
 
 
 def _both_signs(tree: Tree) -> Tree:
-    """A tree with plus-minus signs becomes the list of its two readings; upper and lower signs go together."""
+    """Returns the two readings of a tree with plus-minus signs as a list; upper and lower signs go together."""
     if not any(node[0] in ("pm", "mp") for node in walk(tree)):
         return tree
     if tree[0] in ("list", "set"):

@@ -41,7 +41,7 @@ def decide(gold: str, answer: str, comparison: Comparison) -> Outcome:
 
 
 def is_readable(gold: str) -> bool:
-    """Whether a gold answer can be read, and its parts be worked out or handed to computer algebra."""
+    """Returns whether a gold answer can be read, and its parts be worked out or handed to computer algebra."""
     try:
         return not any(map(_explodes, _defined(gold, is_gold=True)))
     except Symbolic:
@@ -78,7 +78,7 @@ def _decided(gold: str, answer: str, comparison: Comparison) -> Outcome:
 
 
 def stated_sides(text: str) -> list[str]:
-    r"""The sides of an equation that state its value: `x = \sum_{k=1}^3 k = 6` has two, since a name states none."""
+    r"""Returns the sides of an equation that state its value: `x = \sum_{k=1}^3 k = 6` has two, for x is a name."""
     text = clean(text)
     sides, depth, start = [], 0, 0
     for match in re.finditer(r"\\approx(?![A-Za-z])|\\[{}]|\\.|[<>:!]=|[(){}\[\]=]", text):
@@ -100,7 +100,7 @@ def _is_name(text: str) -> bool:
 
 
 def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Comparison) -> Outcome:
-    """The verdict on the readings of both texts; one pair that agrees is enough."""
+    """Returns the verdict on the readings of both texts; one pair that agrees is enough."""
     verdicts: list[bool | None] = []
     try:
         for gold in golds:
@@ -117,7 +117,7 @@ def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Co
 
 @lru_cache(maxsize=8_192)
 def _defined(text: str, is_gold: bool = False) -> tuple[Tree, ...]:
-    """The readings of a text; raises Undefined for a division by zero in it, and what `read` raises."""
+    """Returns the readings of a text; raises Undefined for a division by zero in it, and what `read` raises."""
     readings, work = read(text, is_gold), Work()
     for node in (node for tree in readings for node in walk(tree)):
         if node[0] in ("div", "pow"):
@@ -129,7 +129,7 @@ def _defined(text: str, is_gold: bool = False) -> tuple[Tree, ...]:
 
 
 def _explodes(tree: Tree) -> bool:
-    """Whether a gold answer itself is too large to be worked out."""
+    """Returns whether a gold answer itself is too large to be worked out."""
     work = Work()
     for node in walk(tree):
         try:
@@ -148,7 +148,7 @@ def _same_text(gold: str, answer: str) -> bool:
 
 
 def _is_heavy_symbolic(text: str) -> bool:
-    """Whether computer algebra could be kept busy for ever: large bounds, towers, factorials, deep nesting."""
+    """Returns whether computer algebra could be kept busy for ever: large bounds, towers, factorials, deep nesting."""
     has_bounds = re.search(r"\\(?:sum|prod|int|oint|iint|lim)(?![A-Za-z])", text)
     numbers = [int(number) for number in re.findall(r"\d+", text)] if has_bounds else []
     tower = re.search(r"\^\s*\{[^{}]*\^|\^\s*[^{}\s]\s*\^|!\s*!|\d\s*[eE]\s*[-+]?\d", text)

@@ -25,12 +25,13 @@ class Symbolic(Unread):
 
 
 def integer(tree: Tree) -> int | None:
-    """The whole number that a tree is, or None."""
+    """Returns the whole number that a tree is, or None."""
     return int(tree[1]) if tree[0] == "num" and tree[1].denominator == 1 else None
 
 
 def called(tree: Tree) -> str:
-    """The name of a symbol; of another tree its text. A text within a text within a text would grow without bounds."""
+    """Returns what a tree is called: the name of a symbol, and the text of any other tree."""
+    # The text of a symbol's tree would be quoted, and again in the next name: it would double with every prime.
     return tree[1] if tree[0] == "sym" else repr(tree)
 
 
@@ -46,21 +47,21 @@ class Expressions:
         self.tokens, self.at, self.depth, self.bars = tokens, 0, 0, 0
 
     def items(self) -> Tree:
-        """Everything up to the next closing bracket; a subclass also reads lists and relations."""
+        """Reads everything up to the next closing bracket; a subclass also reads lists and relations."""
         return self.sum()
 
     def environment(self, name: str) -> Tree:
-        """What stands between \\begin{name} and \\end{name}; a subclass reads matrices."""
+        """Returns what stands between \\begin{name} and \\end{name}; a subclass reads matrices."""
         raise Unread(name[:20])
 
     def bracketed(self, opening: str) -> Tree:
-        """What stands in brackets, behind the opening one; a subclass reads tuples and sets."""
+        """Returns what stands in brackets, behind the opening one; a subclass reads tuples and sets."""
         tree = self.items()
         self.expect(*CLOSING[opening])
         return tree
 
     def peek(self, ahead: int = 0) -> Token:
-        """The next token, or one further on; an empty operator behind the last."""
+        """Returns the next token, or one further on; an empty operator behind the last."""
         at = self.at + ahead
         return self.tokens[at] if 0 <= at < len(self.tokens) else Token("op", "")
 
@@ -80,7 +81,7 @@ class Expressions:
         return token.value
 
     def behind(self, at: int) -> int:
-        """The index behind the bracket that closes the one at index `at`; raises Unread without one."""
+        """Returns the index behind the bracket that closes the one at index `at`; raises Unread without one."""
         depth = 0
         for index in range(at, len(self.tokens)):
             token = self.tokens[index]
@@ -91,11 +92,11 @@ class Expressions:
         raise Unread("a bracket without an end")
 
     def written(self, start: int, end: int) -> str:
-        """The tokens from `start` to `end` as one text, which serves as a name."""
+        """Returns the tokens from `start` to `end` as one text, which serves as a name."""
         return "".join(token.value for token in self.tokens[start:end])
 
     def sum(self) -> Tree:
-        """Terms with signs between them."""
+        """Reads terms with signs between them."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Explodes(f"more than {MAX_DEPTH} levels of brackets")
@@ -111,13 +112,13 @@ class Expressions:
         return terms[0] if len(terms) == 1 else ("add", *terms)
 
     def negated(self, kind: str, term: Tree) -> Tree:
-        """A term behind a sign; a negative number is a number."""
+        """Returns a term behind a sign; a negative number is a number."""
         if kind == "neg" and term[0] in ("num", "dec"):
             return (term[0], -term[1])
         return (kind, term)
 
     def term(self) -> Tree:
-        """Factors, with or without signs of multiplication between them."""
+        """Reads factors, with or without signs of multiplication between them."""
         tree = self.signed()
         for _ in range(MAX_FACTORS):
             if self.take("*", "\\cdot", "\\times"):
@@ -137,11 +138,11 @@ class Expressions:
         raise Explodes(f"more than {MAX_FACTORS} factors")
 
     def is_mixed(self, tree: Tree) -> bool:
-        """Whether a fraction such as 1/2 follows a whole number."""
+        """Returns whether a fraction such as 1/2 follows a whole number."""
         return integer(tree) is not None and self.peek(1).value == "/" and self.peek(2).kind == "num"
 
     def joined(self, tree: Tree, factor: Tree, last: Token) -> Tree:
-        """A whole number right before a proper fraction is a mixed number: `2\\frac{1}{2}` and `2 1/2` are 5/2."""
+        """Returns the product of two factors, or a mixed number: `2\\frac{1}{2}` and `2 1/2` are 5/2."""
         whole = integer(tree)
         if whole is not None and last.kind == "num":
             if factor[0] in ("pct", "deg"):
@@ -155,21 +156,21 @@ class Expressions:
         return ("mul", tree, factor)
 
     def signed(self) -> Tree:
-        """A factor, perhaps behind signs: 2 * -3."""
+        """Returns a factor, perhaps behind signs: 2 * -3."""
         is_negative = False
         while (sign := self.peek().value) in ("+", "-") and self.take(sign):
             is_negative ^= sign == "-"
         return self.negated("neg", self.factor()) if is_negative else self.factor()
 
     def starts_factor(self) -> bool:
-        """Whether the next token begins a factor, so that a product goes on without a sign."""
+        """Returns whether the next token begins a factor, so that a product goes on without a sign."""
         token = self.peek()
         if token.kind in ("op", "cmd"):
             return bool(token.value) and token.value not in ENDS and not (token.value == "|" and self.bars)
         return token.kind in ("num", "let", "repeat") or (token.kind == "begin")
 
     def factor(self) -> Tree:
-        """A value with its exponents, subscripts, primes, factorials and signs of per cent or degrees."""
+        """Returns a value with its exponents, subscripts, primes, factorials and signs of per cent or degrees."""
         tree = self.primary()
         while True:
             token = self.peek()
@@ -193,7 +194,7 @@ class Expressions:
                 return tree
 
     def subscripted(self, tree: Tree) -> Tree:
-        """A name with a subscript, or a numeral with its base: `x_{12}`, `(101)_2`."""
+        """Returns a name with a subscript, or a numeral with its base: `x_{12}`, `(101)_2`."""
         before, start = self.peek(-2), self.at
         self.at = self.behind(start) if self.peek().value == "{" else start + 1
         subscript = self.written(start, self.at).strip("{}()")
@@ -206,7 +207,7 @@ class Expressions:
         return ("sym", f"{called(tree)}_{subscript}")
 
     def exponent(self) -> Tree:
-        """What stands behind ^; 2^3^2 is 2^(3^2)."""
+        """Returns what stands behind ^; 2^3^2 is 2^(3^2)."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Explodes(f"more than {MAX_DEPTH} levels of exponents")
@@ -218,7 +219,10 @@ class Expressions:
         return self.negated("neg", tree) if is_negative else tree
 
     def argument(self, one_digit: bool = False) -> Tree:
-        """What a LaTeX command takes: a group, or one token; of a number only its first digit if `one_digit`."""
+        """Returns what a LaTeX command takes: a group, or one token.
+
+        Of a number only its first digit if `one_digit`.
+        """
         token = self.peek()
         if one_digit and token.kind == "num" and len(token.value) > 1 and token.value.isdigit():
             self.tokens[self.at] = Token("num", token.value[1:])
@@ -226,7 +230,7 @@ class Expressions:
         return self.primary()
 
     def primary(self) -> Tree:
-        """One number, name, group, bracket, absolute value or command."""
+        """Reads one number, name, group, bracket, absolute value or command."""
         token = self.peek()
         self.at += 1
         if token.kind == "num":
@@ -252,7 +256,7 @@ class Expressions:
         raise Unread(f"{token.value[:20]!r} is out of place")
 
     def holds_sets(self) -> bool:
-        """Whether the bars that were just opened count a set: `|A \\cap B|`."""
+        """Returns whether the bars that were just opened count a set: `|A \\cap B|`."""
         inside = []
         for token in self.tokens[self.at :]:
             if token.value == "|":
@@ -261,7 +265,7 @@ class Expressions:
         return not SETS.keys().isdisjoint(inside)
 
     def name(self, name: str) -> Tree:
-        """A letter, or a function that is applied: `f(x)`, `f''(0)`, `P(X = 2)`."""
+        """Returns a letter, or a function that is applied: `f(x)`, `f''(0)`, `P(X = 2)`."""
         at, primes = self.at, ""
         while self.take("'"):
             primes += "'"
@@ -280,14 +284,14 @@ class Expressions:
         return ("sym", name)
 
     def is_condition(self, start: int, end: int) -> bool:
-        """Whether these tokens in brackets are no factor: an event such as X = 2, A | B or A \\cap B."""
+        """Returns whether these tokens in brackets are no factor: an event such as X = 2, A | B or A \\cap B."""
         values = [token.value for token in self.tokens[start:end] if token.kind in ("op", "cmd")]
         return any(value in RELATIONS or value in SETS or value == "\\mid" for value in values) or (
             values.count("|") % 2 == 1
         )
 
     def command(self, name: str) -> Tree:
-        """A LaTeX command with what it takes."""
+        """Reads what a LaTeX command takes, behind the command."""
         if name == "\\frac":
             top = self.argument(one_digit=True)
             return ("div", top, self.argument(one_digit=True))
@@ -328,7 +332,7 @@ class Expressions:
         return self.name(name)
 
     def function(self, name: str) -> Tree:
-        """`\\sin^2 3x`, `\\log_2 8`, `\\sin(x)`: without brackets the argument runs to the next sign or function."""
+        """Reads `\\sin^2 3x`, `\\log_2 8` or `\\sin(x)`; without brackets the argument ends at the next sign."""
         power, base = None, None
         while self.peek().value in ("^", "_"):
             if self.take("^"):

@@ -28,7 +28,7 @@ class NoSet(ValueError):
 
 
 def solution(chain: Tree, judge: Judge) -> tuple[Tree, str | None]:
-    """The set of the values that fulfil a chain of relations, and the name of their variable; raises NoSet."""
+    """Returns the set of the values that fulfil a chain of relations, and the name of their variable; raises NoSet."""
     members, relations = chain[1], chain[2]
     if relations == ("in",):
         return members[1], _name(members[:1])
@@ -45,7 +45,7 @@ def solution(chain: Tree, judge: Judge) -> tuple[Tree, str | None]:
 
 
 def float_of(tree: Tree) -> float:
-    """The value of a constant; raises NoSet where it has none that is real."""
+    """Returns the value of a constant; raises NoSet where it has none that is real."""
     try:
         value = Evaluation(arithmetic=FLOATS)(tree)
     except (Undefined, Explodes, OverflowError, TypeError, ZeroDivisionError) as error:
@@ -56,7 +56,7 @@ def float_of(tree: Tree) -> float:
 
 
 def _name(members: tuple[Tree, ...]) -> str:
-    """What the relations are about: a variable, or the text of what serves as a name."""
+    """Returns what the relations are about: a variable, or the text of what serves as a name."""
     named = [member for member in members if _has_name(member)]
     names = {name for member in named for name in variables(member)}
     if len(names) == 1 and not any(node[0] == "app" for member in named for node in walk(member)):
@@ -71,7 +71,7 @@ def _has_name(tree: Tree) -> bool:
 
 
 def _solved(left: Tree, relation: str, right: Tree, judge: Judge) -> Tree:
-    """The set of the values that fulfil one relation."""
+    """Returns the set of the values that fulfil one relation."""
     if not _has_name(left):
         left, relation, right = right, _TURNED.get(relation, relation), left
     if not _has_name(left):
@@ -91,7 +91,7 @@ def _solved(left: Tree, relation: str, right: Tree, judge: Judge) -> Tree:
 
 
 def _bounded(relation: str, end: Tree) -> Tree:
-    """The values that stand in a relation to a constant: all x with x < 3 are (-infinity, 3)."""
+    """Returns the values that stand in a relation to a constant: all x with x < 3 are (-infinity, 3)."""
     if relation == "=":
         return ("set", end)
     if relation == "!=":
@@ -103,7 +103,7 @@ def _bounded(relation: str, end: Tree) -> Tree:
 
 
 def _of_absolute_value(inside: Tree, relation: str, end: Tree, judge: Judge) -> Tree:
-    """|u| < 3 is -3 < u and u < 3; |u| > 3 is u < -3 or u > 3."""
+    """Returns the solutions of |u| < 3, which are those of -3 < u and u < 3, or of |u| > 3: u < -3 or u > 3."""
     opposite = ("neg", end)
     if relation in ("=", "!=") and float_of(end) < 0:
         return ("set",) if relation == "=" else _EVERYTHING
@@ -115,7 +115,7 @@ def _of_absolute_value(inside: Tree, relation: str, end: Tree, judge: Judge) -> 
 
 
 def _of_polynomial(tree: Tree, name: str, relation: str, judge: Judge) -> Tree:
-    """The values for which a x^2 + b x + c stands in the relation to 0."""
+    """Returns the values for which a x^2 + b x + c stands in the relation to 0."""
     at = {number: substituted(tree, name, ("num", Fraction(number))) for number in (-1, 0, 1)}
     half, both = ("num", Fraction(1, 2)), ("add", at[1], at[-1])
     try:

@@ -54,7 +54,7 @@ class Judge:
     """What one comparison may still cost; the caller's process sets a limit, a worker sets none."""
 
     def equal(self, left: Tree, right: Tree) -> bool | None:
-        """Whether two expressions have the same value wherever both have one; raises Explodes and Undefined."""
+        """Returns whether two expressions have the same value wherever both have one; raises Explodes and Undefined."""
         self.steps.take(STEPS_OF_A_START)
         if left == right:
             return True
@@ -72,7 +72,7 @@ class Judge:
         return self._numerically(left, right, 0)
 
     def ratio(self, left: Tree, right: Tree) -> int | None:
-        """The sign of the constant c in left = c right; 0 if there is no such c, None if floats cannot tell.
+        """Returns the sign of the constant c in left = c right; 0 if there is no such c, None if floats cannot tell.
 
         Two equations with 0 on one side have the same solutions if the other sides differ by a factor. Of two
         inequalities, a negative factor turns the sign round.
@@ -98,7 +98,7 @@ class Judge:
         return self._numeric_ratio(left, right)
 
     def _exactly(self, left: Tree, right: Tree) -> bool | None:
-        """The verdict of exact fractions; None where an expression has no exact value, such as a root."""
+        """Returns the verdict of exact fractions; None where an expression has no exact value, such as a root."""
         seen, work = 0, Work(steps=self.steps)
         for values in points(left, right):
             try:
@@ -119,7 +119,7 @@ class Judge:
         return True if seen >= MIN_POINTS else None
 
     def _is_close(self, left: Tree, right: Tree) -> bool:
-        """Whether one side is a decimal of ten right digits that stands for the other, such as 1/3 or pi."""
+        """Returns whether one side is a decimal of ten right digits that stands for the other, such as 1/3 or pi."""
         decimals = [_is_decimal(left), _is_decimal(right)]
         if sum(decimals) != 1:  # two decimals are compared exactly
             return False
@@ -138,7 +138,7 @@ class Judge:
         return read is not None and value != 0 and abs(read - value) <= CLOSE * abs(value)
 
     def _numerically(self, left: Tree, right: Tree, log_base: int) -> bool | None:
-        """The verdict of floats, which can only say False, or of many digits."""
+        """Returns the verdict of floats, which can only say False, or of many digits."""
         names = variables(left) | variables(right)
         if not names and self._is_close(left, right):
             return True
@@ -160,7 +160,10 @@ class Judge:
     def _agreeing(
         self, left: Tree, right: Tree, tried: Iterable[dict[str, Fraction]], log_base: int, is_real: bool
     ) -> int | None:
-        """The number of points at which both have the same value; None if they differ at one. Raises TooFine."""
+        """Returns the number of points at which both have the same value; None if they differ at one.
+
+        Raises TooFine.
+        """
         agreeing, too_fine, needed = 0, None, 1
         for values in tried:
             needed = MIN_POINTS if values else 1
@@ -191,7 +194,7 @@ class Judge:
     def _pair(
         self, left: Tree, right: Tree, values: Mapping[str, Fraction], log_base: int, is_real: bool
     ) -> tuple[Any, Any]:
-        """The gap between the two values, and the gap up to which they may be equal."""
+        """Returns the gap between the two values, and the gap up to which they may be equal."""
         numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
         evaluation = Evaluation(
             arithmetic=self.arithmetic, values=numbers, log_base=log_base, is_real=is_real, steps=self.steps
@@ -210,7 +213,7 @@ class Judge:
             raise TooFine(f"sizes that differ by more than 10^{self.digits // 4 or 12}")
 
     def _numeric_ratio(self, left: Tree, right: Tree) -> int | None:
-        """The same as `ratio`, with numbers in place of fractions."""
+        """Returns the same as `ratio`, with numbers in place of fractions."""
         ratios, too_fine = [], None
         for values in chain(points(left, right), _wide_points(left, right) if self.digits else ()):
             numbers = {name: self.arithmetic.number(value) for name, value in values.items()}
@@ -238,7 +241,7 @@ class Judge:
 
 
 def _is_decimal(tree: Tree) -> bool:
-    """Whether a tree is one decimal, perhaps with a sign, per cent or a power of ten."""
+    """Returns whether a tree is one decimal, perhaps with a sign, per cent or a power of ten."""
     if tree[0] in ("neg", "pct"):
         return _is_decimal(tree[1])
     if tree[0] == "mul":
@@ -297,12 +300,15 @@ def _wide_points(left: Tree, right: Tree) -> Iterator[dict[str, Fraction]]:
 
 
 def _flips(at: int, pattern: int, num_patterns: int) -> bool:
-    """Whether variable `at` changes its sign or parity in a pattern; any two variables meet in all four ways."""
+    """Returns whether variable `at` changes its sign or parity in a pattern.
+
+    Any two variables meet in all four ways.
+    """
     return bool((1 + at % (num_patterns - 1) & pattern).bit_count() % 2)
 
 
 def _near(rng: random.Random, size: Fraction) -> Fraction:
-    """A random number near `size`."""
+    """Returns a random number near `size`."""
     # An odd number over 2048: with an odd denominator as an exponent, (-1)^x would have a real value.
     number = int(abs(size) * 2**10 * Fraction(rng.randint(750, 1500), 1000))
     return Fraction(2 * number + 1, 2**11) * (1 if size > 0 else -1)

@@ -26,7 +26,10 @@ _INFINITE = (("sym", "\\infty"), ("neg", ("sym", "\\infty")))
 
 
 def merged(tree: Tree) -> Tree:
-    """A union of sets that list their members as one such set, and R - {1} as a difference; other trees as they are."""
+    """Returns a union of sets that list their members as one such set, and R - {1} as a difference.
+
+    Other trees stay as they are.
+    """
     if tree[0] == "add" and len(tree) == 3 and tree[2][0] == "neg" and tree[2][1][0] == "set":
         return ("minus", tree[1], tree[2][1])
     if tree[0] != "union":
@@ -38,13 +41,13 @@ def merged(tree: Tree) -> Tree:
 
 
 def is_interval(tree: Tree) -> bool:
-    """Whether a pair in brackets can only be an interval: [1, 4], (1, 4] or (0, infinity), but not (1, 4)."""
+    """Returns whether a pair in brackets can only be an interval: [1, 4], (1, 4] or (0, infinity), but not (1, 4)."""
     is_pair = tree[0] == "tuple" and len(tree) == 5
     return is_pair and (tree[1:3] != ("(", ")") or not {tree[3], tree[4]}.isdisjoint(_INFINITE))
 
 
 def same_collection(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    """Whether two answers are the same, one of them at least a collection."""
+    """Returns whether two answers are the same, one of them at least a collection."""
     kinds = (gold[0], answer[0])
     if "matrix" in kinds:
         return _same_matrix(gold, answer, rules)
@@ -75,7 +78,7 @@ def same_collection(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 
 def _operands(gold: Tree, answer: Tree) -> tuple[Sequence[Tree], Sequence[Tree]]:
-    """The operands of two unions, intersections or differences, those of the former in one order."""
+    """Returns the operands of two unions, intersections or differences, those of the former in one order."""
     if gold[0] == "minus":
         return gold[1:], answer[1:]
     return sorted(gold[1:], key=repr), sorted(answer[1:], key=repr)
@@ -116,7 +119,7 @@ def _same_lists(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 
 def _parameter(tree: Tree) -> str | None:
-    r"""The letter that stands for all integers in `x = k\pi, k \in Z`, or None."""
+    r"""Returns the letter that stands for all integers in `x = k\pi, k \in Z`, or None."""
     chains = [part for part in tree[1:] if part[0] == "chain" and part[2] == ("in",)]
     return chains[0][1][0][1] if len(chains) == 1 and chains[0][1][0][0] == "sym" else None
 
@@ -130,7 +133,7 @@ def _holds_chains(tree: Tree) -> bool:
 
 
 def _counted(gold: Tree, answer: Tree) -> tuple[Sequence[Tree], Sequence[Tree]] | None:
-    """Both sides in the order of the gold where 12 chickens and 18 rabbits are counted; None where nothing is."""
+    """Returns both sides in the order of the gold, if they count things by name, such as chickens; else None."""
     things = [[_thing(part) for part in tree[1:]] for tree in (gold, answer)]
     counts = [None not in names and len(set(names)) == len(names) > 1 for names in things]
     if not any(counts) or any(_is_measured(part) for part in (*gold[1:], *answer[1:])):
@@ -141,7 +144,10 @@ def _counted(gold: Tree, answer: Tree) -> tuple[Sequence[Tree], Sequence[Tree]] 
 
 
 def _thing(part: Tree) -> str | None:
-    """What a part of a list counts: chickens in `12 chickens` and in `chickens: 12`; None if it does not say."""
+    """Returns what a part of a list counts: chickens in `12 chickens` and in `chickens: 12`.
+
+    Returns None if it does not say.
+    """
     if part[0] == "chain" and part[2] == ("=",) and part[1][0][0] == "text":
         return named_thing(part[1][0][1])
     return named_thing(part[2]) if part[0] == "unit" else None
@@ -152,7 +158,7 @@ def _is_measured(part: Tree) -> bool:
 
 
 def same_in_order(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison) -> bool | None:
-    """Whether two lists hold the same, each at its place."""
+    """Returns whether two lists hold the same, each at its place."""
     if len(gold) != len(answer):
         return False
     unknown = False
@@ -165,7 +171,7 @@ def same_in_order(gold: Sequence[Tree], answer: Sequence[Tree], rules: Compariso
 
 
 def same_members(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison) -> bool | None:
-    """Whether two lists hold the same in any order.
+    """Returns whether two lists hold the same in any order.
 
     Equality is transitive, so that each element may take the first equal one that is left.
     """
@@ -193,7 +199,7 @@ def same_members(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison
 
 
 def _sorted(members: Sequence[Tree]) -> list[Tree] | None:
-    """Constants from the smallest to the largest, so that each has one partner only; None if two are close together."""
+    """Returns constants in order of size, so that each has one partner only; None if two are close together."""
     if any(variables(member) or member[0] in ("pct", "deg") for member in members):
         return None
     try:
@@ -217,7 +223,7 @@ def _distinct(elements: Sequence[Tree], rules: Comparison) -> list[Tree]:
 
 
 def same_cases(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    """Whether two formulas in pieces have the same values under the same conditions, in any order."""
+    """Returns whether two formulas in pieces have the same values under the same conditions, in any order."""
     if gold[0] != answer[0] or len(gold) != len(answer):
         return False
     rests = [[row for row in tree[1:] if row[1] in _OTHERWISE] for tree in (gold, answer)]

@@ -13,7 +13,7 @@ _ROOT = re.compile(r"([xyzt]|\\alpha|\\lambda)_([0-9]{1,2})")
 
 
 def is_name(tree: Tree) -> bool:
-    """Whether a tree names something that can have a value: x, f(x), |AB|, tan x, angle ABC, (x, y), AO/CO, "Area"."""
+    """Returns whether a tree names something that can have a value: x, f(x), |AB|, tan x, (x, y), AO/CO, "Area"."""
     kind, parts = tree[0], tree[1:]
     if kind == "tuple":
         return all(part[0] == "sym" for part in tree[3:])
@@ -35,12 +35,15 @@ def is_name(tree: Tree) -> bool:
 
 
 def _is_choice(tree: Tree) -> bool:
-    """Whether a tree is a set of names, of which the largest or smallest may be meant."""
+    """Returns whether a tree is a set of names, of which the largest or smallest may be meant."""
     return tree[0] == "set" and all(map(is_name, tree[1:]))
 
 
 def named_values(tree: Tree) -> dict[Tree, Tree] | None:
-    """The values of a list of equations, each with a name of its own on the left; None if it is no such list."""
+    """Returns the values of a list of equations, each with a name of its own on the left.
+
+    Returns None for any other list.
+    """
     if tree[0] != "list" or any(part[0] != "chain" or part[2] != ("=",) for part in tree[1:]):
         return None
     values = {part[1][0]: part[1][1] for part in tree[1:] if states_value(*part[1])}
@@ -48,7 +51,7 @@ def named_values(tree: Tree) -> dict[Tree, Tree] | None:
 
 
 def states_value(name: Tree, value: Tree) -> bool:
-    """Whether an equation states the value of a name: x = 2 does, 2x = 4 and x = x^2 are equations to be solved."""
+    """Returns whether an equation states the value of a name: x = 2 does; 2x = 4 and x = x^2 are to be solved first."""
     if not is_name(name):
         return False
     is_derivative = name[0] == "div" and all(part[0] == "mul" and part[1] == ("sym", "d") for part in name[1:])
@@ -56,7 +59,7 @@ def states_value(name: Tree, value: Tree) -> bool:
 
 
 def are_numbered(names: dict[Tree, Tree]) -> bool:
-    """Whether the names only number the solutions of one equation, which have no order: x_1, x_2."""
+    """Returns whether the names only number the solutions of one equation, which have no order: x_1, x_2."""
     found = [_ROOT.fullmatch(name[1]) if name[0] == "sym" else None for name in names]
     numbers = [int(match[2]) for match in found if match]
     is_one = len({match[1] for match in found if match}) == 1

@@ -1,4 +1,4 @@
-"""Numerals: bases other than ten, periods, thousands separators."""
+"""Reads numerals: bases other than ten, periods, separators of thousands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BRACKETED = re.compile(r"[(\[{][-\d.\s]*,[-\d.,\s]*[)\]}]")
 
 
 def plain_number(text: str) -> tuple[tuple[Any, ...], ...] | None:
-    """The readings of `-1,234.50` and the like, which most answers are; None for anything else.
+    """Returns the readings of `-1,234.50` and the like, which most answers are; None for anything else.
 
     They are those of `read.read`, in a tenth of the time.
     """
@@ -40,7 +40,7 @@ def plain_number(text: str) -> tuple[tuple[Any, ...], ...] | None:
 
 
 def numeral(text: str) -> tuple[Any, ...] | None:
-    """A whole text such as `4210_{7}` or `1AF_{16}` as a tree; None if it is no such numeral."""
+    """Returns a whole text such as `4210_{7}` or `1AF_{16}` as a tree; None if it is no such numeral."""
     match = _NUMERAL.fullmatch(text)
     base = base_of(match[3]) if match else None
     try:
@@ -50,12 +50,12 @@ def numeral(text: str) -> tuple[Any, ...] | None:
 
 
 def base_of(subscript: str) -> int | None:
-    """The base that a subscript names, in digits or in letters; None for any other subscript."""
+    """Returns the base that a subscript names, in digits or in letters; None for any other subscript."""
     return _BASES.get(subscript) or (int(subscript) if re.fullmatch("[0-9]{1,2}", subscript) else None)
 
 
 def based(digits: str, base: int) -> tuple[Any, ...]:
-    """A numeral with its base; raises Unread for digits that the base lacks. In base 10 it is the number."""
+    """Returns a numeral with its base; raises Unread for digits that the base lacks. In base 10 it is the number."""
     sign, digits = digits.startswith("-"), digits.lstrip("-")
     if not re.fullmatch(r"[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?", digits):
         raise Unread(f"{digits[:20]} is no numeral")
@@ -68,21 +68,24 @@ def based(digits: str, base: int) -> tuple[Any, ...]:
 
 
 def worth(tree: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A numeral with its base as the number that it is worth; other trees as they are."""
+    """Returns a numeral with its base as the number that it is worth; other trees as they are."""
     if tree[0] != "based" or "." in tree[1]:
         return tree
     return ("num", Fraction(int(tree[1], tree[2])))
 
 
 def without_separators(text: str) -> tuple[str, ...]:
-    """The texts without separators of thousands; one with commas may also be a list, which is the second reading."""
+    """Returns the texts without separators of thousands.
+
+    One with commas may also be a list, which is the second reading.
+    """
     text = _SPACES.sub(lambda match: match.group().replace(" ", ""), text)
     flat = text if _BRACKETED.search(text) else _COMMAS.sub(lambda match: match.group().replace(",", ""), text)
     return (text,) if flat == text else (flat, text)
 
 
 def repeating(digits: str) -> Fraction:
-    """0.1|6 is 0.1666... = 1/10 + 6/90, exactly."""
+    """Returns the exact value of a decimal with a period: 0.1|6 is 0.1666... = 1/10 + 6/90."""
     start, _, period = digits.partition("|")
     whole, _, places = start.partition(".")
     size = 10 ** len(places)

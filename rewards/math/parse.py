@@ -38,7 +38,7 @@ _WHEN = re.compile(r"(?:if|when|for|where|as)\b\s*", re.IGNORECASE)
 
 
 def parse(text: str) -> Tree:
-    """The tree of a cleaned text; raises Explodes, Symbolic and Unread."""
+    """Returns the tree of a cleaned text; raises Explodes, Symbolic and Unread."""
     tree = _parsed(tokenize(text))
     for node in walk(tree):
         # Computer algebra multiplies matrices as well as we could, and can be killed while it does.
@@ -110,7 +110,7 @@ class _Answers(Expressions):
         return members[0] if len(members) == 1 else ("chain", tuple(members), tuple(relations))
 
     def label(self) -> Tree | None:
-        """A text that names the value behind it, or None."""
+        """Returns a text that names the value behind it, or None."""
         token, says = self.peek(), None
         if token.kind == "text" and self.peek(1).value not in ("", "}"):
             says = _SAYS.fullmatch(token.value + (":" if self.peek(1).value == ":" else ""))
@@ -120,7 +120,10 @@ class _Answers(Expressions):
         return ("text", says[1].casefold())
 
     def point(self) -> Tree | None:
-        """A named point such as `A(1, 2)`, or the equation of a named line such as `l: y = 2x`; None for all else."""
+        """Returns a named point such as `A(1, 2)`, or the equation of a named line such as `l: y = 2x`.
+
+        Returns None for anything else.
+        """
         name = self.peek()
         if name.kind != "let":
             return None
@@ -140,7 +143,10 @@ class _Answers(Expressions):
         return ("chain", (("sym", name.value), self.sets()), ("=",))
 
     def applied(self) -> Tree | None:
-        """The left side of `P(2) = 5`, `Var(X) = 2`: a letter or a word before a bracket and a relation; else None."""
+        """Returns the left side of `P(2) = 5`, `Var(X) = 2`: a letter or a word before a bracket and a relation.
+
+        Returns None for anything else.
+        """
         token = self.peek()
         if token.kind not in ("let", "text") or self.peek(1).value != "(":
             return None
@@ -159,7 +165,7 @@ class _Answers(Expressions):
         return ("app", token.value, self.primary())
 
     def sets(self) -> Tree:
-        """A ratio or value, perhaps in unions, intersections and differences."""
+        """Reads a ratio or value, perhaps in unions, intersections and differences."""
         tree = self.ratio()
         while (token := self.peek()).kind == "cmd" and token.value in SETS:
             self.at += 1
@@ -167,7 +173,7 @@ class _Answers(Expressions):
         return tree
 
     def ratio(self) -> Tree:
-        """One quantity, or several with colons between them."""
+        """Reads one quantity, or several with colons between them."""
         terms, kind = [self.measured()], "ratio"
         while self.take(":"):
             kind = "clock" if re.fullmatch("0[0-9]", self.peek().value) else kind  # 10:05
@@ -175,7 +181,7 @@ class _Answers(Expressions):
         return terms[0] if len(terms) == 1 else (kind, *terms)
 
     def measured(self) -> Tree:
-        """A value with its unit; two in a row are one quantity, such as 2 hours 30 minutes."""
+        """Reads a value with its unit; two in a row are one quantity, such as 2 hours 30 minutes."""
         tree = self.sum()
         if self.take("\\pmod"):
             return ("mod", tree, self.argument())
@@ -232,14 +238,14 @@ class _Answers(Expressions):
         return tree
 
     def is_builder(self) -> bool:
-        r"""Whether a bracket that was just opened holds a bar or colon with a condition: `\{x \mid x > 2\}`."""
+        r"""Returns whether a bracket that was just opened holds a bar or colon with a condition: `\{x \mid x > 2\}`."""
         inside = self.tokens[self.at : self.behind(self.at - 1) - 1]
         bars = [token.value for token in inside if token.value in ("|", ":", "\\mid")]
         relations = [token for token in inside if token.value in RELATIONS]
         return bool(relations) and bool(bars) and (bars.count("|") % 2 == 1 or "\\mid" in bars or ":" in bars)
 
     def builder(self) -> Tree:
-        """The element and the condition of a set, up to its closing bracket."""
+        """Returns the element and the condition of a set, up to its closing bracket."""
         self.bars = 1  # the next bar ends the element, it opens no absolute value
         members, relations = [self.sum()], []
         if self.take("\\in"):
@@ -268,7 +274,7 @@ class _Answers(Expressions):
         return ("matrix", *matrix)
 
     def end_of_environment(self) -> int:
-        """The index behind the \\end that belongs to the \\begin before; raises Unread without one."""
+        """Returns the index behind the \\end that belongs to the \\begin before; raises Unread without one."""
         depth = 1
         for index in range(self.at, len(self.tokens)):
             depth += (self.tokens[index].kind == "begin") - (self.tokens[index].kind == "end")
@@ -278,7 +284,7 @@ class _Answers(Expressions):
 
 
 def _split(tokens: list[Token], sign: str) -> list[list[Token]]:
-    """The pieces of a list of tokens between the signs that stand in no bracket and no inner environment."""
+    """Returns the pieces of a list of tokens between the signs that stand in no inner environment."""
     pieces: list[list[Token]] = [[]]
     depth = 0
     for token in tokens:
@@ -291,7 +297,7 @@ def _split(tokens: list[Token], sign: str) -> list[list[Token]]:
 
 
 def _system(rows: list[list[list[Token]]]) -> Tree:
-    """Equations below each other as a list; values with their conditions as cases."""
+    """Returns equations below each other as a list, and values with their conditions as cases."""
     rows = [[_trimmed(cell) for cell in row] for row in rows]
     rows = [row for row in rows if any(row)]
     if not rows:
@@ -320,7 +326,7 @@ def _condition(tokens: list[Token]) -> Tree:
 
 
 def _trimmed(tokens: list[Token]) -> list[Token]:
-    """A cell without a comma, semicolon or full stop behind it."""
+    """Returns a cell without a comma, semicolon or full stop behind it."""
     while tokens and tokens[-1].kind == "op" and tokens[-1].value in (",", ";", "."):
         tokens = tokens[:-1]
     return tokens
@@ -331,7 +337,7 @@ def _is_condition(tree: Tree) -> bool:
 
 
 def _groups(items: list[Tree], separators: list[str], between: frozenset[str] | set[str]) -> list[Tree]:
-    """The items between these separators: one alone, or several as a list."""
+    """Returns the items between these separators: one alone, or several as a list."""
     groups: list[list[Tree]] = [[items[0]]]
     for separator, item in zip(separators, items[1:], strict=True):
         if separator in between:
@@ -342,7 +348,7 @@ def _groups(items: list[Tree], separators: list[str], between: frozenset[str] | 
 
 
 def _is_one_quantity(parts: list[Tree]) -> bool:
-    """Whether measures of one kind follow each other from large to small: 2 hours and 30 minutes."""
+    """Returns whether measures of one kind follow each other from large to small: 2 hours and 30 minutes."""
     if any(part[0] not in ("unit", "mixed") for part in parts):
         return False
     units = [read_unit((part if part[0] == "unit" else part[1])[2]) for part in parts]

@@ -36,7 +36,7 @@ class Lost(OSError):
 
 
 class Worker:
-    """One process; not shared between threads at the same time."""
+    """Holds one process, which no two threads may use at the same time."""
 
     def __init__(self) -> None:
         """Start it and wait until it is ready; raises Lost."""
@@ -55,7 +55,10 @@ class Worker:
             raise Lost("the worker did not get ready")
 
     def ask(self, request: dict[str, Any], seconds: float) -> Outcome:
-        """The outcome, "timeout" after `seconds`; raises Lost. After either of these the worker must be closed."""
+        """Returns the outcome, "timeout" after `seconds`; raises Lost.
+
+        After either of these the worker must be closed.
+        """
         self.num_requests += 1
         assert self.process.stdin is not None
         try:
@@ -81,7 +84,7 @@ class Worker:
 
     @property
     def is_worn(self) -> bool:
-        """Whether it has answered or grown enough to be replaced."""
+        """Returns whether it has answered or grown enough to be replaced."""
         return self.num_requests >= MAX_REQUESTS or self.memory_mb > MAX_MEMORY_MB
 
     def close(self) -> None:
@@ -93,7 +96,7 @@ class Worker:
             pipe.close()
 
     def _line(self, seconds: float) -> bytes | None:
-        """The next line; empty at the end of the output, None when the time is up."""
+        """Returns the next line; empty at the end of the output, None when the time is up."""
         assert self.process.stdout is not None
         deadline, text = time.monotonic() + seconds, b""
         poll = select.poll()
@@ -110,7 +113,7 @@ class Worker:
 
 
 class Pool:
-    """Up to `num_workers` workers; a thread that finds none idle waits for one."""
+    """Holds up to `num_workers` workers; a thread that finds none idle waits for one."""
 
     def __init__(self, num_workers: int) -> None:
         """Start nothing yet."""
@@ -125,7 +128,7 @@ class Pool:
         return slots
 
     def ask(self, request: dict[str, Any], seconds: float, algebra: bool = False) -> Outcome:
-        """The outcome of a request, at the latest after `seconds`; computer algebra comes in where digits cannot tell.
+        """Returns the outcome of a request after `seconds` at the latest; where digits cannot tell, algebra does.
 
         A worker that is lost is replaced once; then the outcome is "worker_lost".
         """
@@ -163,7 +166,7 @@ class Pool:
 
 
 def _asked(worker: Worker, request: dict[str, Any], seconds: float, algebra: bool) -> Outcome:
-    """The outcome by digits and, if they cannot tell, by computer algebra in the time that they left."""
+    """Returns the outcome by digits and, if they cannot tell, by computer algebra in the time that they left."""
     if not algebra:
         start = time.monotonic()
         outcome = worker.ask(request, seconds)

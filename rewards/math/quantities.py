@@ -19,7 +19,7 @@ _PLAIN = Unit(dimension=None, scale=Fraction(1))
 
 
 def same_ratio(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    """Whether two ratios are the same: 1:2 is 2:4 and, with two terms, 1/2."""
+    """Returns whether two ratios are the same: 1:2 is 2:4 and, with two terms, 1/2."""
     gold_terms, answer_terms = _terms(gold), _terms(answer)
     if gold_terms is None or answer_terms is None or len(gold_terms) != len(answer_terms):
         return False
@@ -36,14 +36,14 @@ def same_ratio(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 
 def same_residue(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    """Whether two residues are the same number by the same modulus; a bare number leaves the modulus out."""
+    """Returns whether two residues are the same number by the same modulus; a bare number leaves the modulus out."""
     if gold[0] == answer[0]:
         return same_in_order(gold[1:], answer[1:], rules)
     return rules.equal(gold[1], answer) if gold[0] == "mod" else rules.equal(gold, answer[1])
 
 
 def same_quantity(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    """Whether two quantities are the same: 1 m is 100 cm, 20% is 0.2, 180 degrees is pi, as far as the rules allow."""
+    """Returns whether two quantities are the same by the rules: 1 m is 100 cm, 20% is 0.2, 180 degrees is pi."""
     (gold, unit), (answer, other) = _measure(gold), _measure(answer)
     if any(node[0] in ANSWERS for tree in (gold, answer) for node in walk(tree)):
         return False
@@ -70,7 +70,7 @@ def same_quantity(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 
 def _is_time(tree: Tree) -> bool:
-    """Whether a gold ratio is a time of day, such as 10:30: two numbers in their range that a ratio would reduce."""
+    """Returns whether a gold ratio is a time such as 10:30: two numbers in their range that a ratio would reduce."""
     if tree[0] != "ratio" or len(tree) != 3 or any(term[0] != "num" for term in tree[1:]):
         return False
     hours, minutes = tree[1][1], tree[2][1]
@@ -85,7 +85,7 @@ def _terms(tree: Tree) -> tuple[Tree, ...] | None:
 
 
 def _measure(tree: Tree) -> tuple[Tree, Unit]:
-    """The value and the unit of a quantity; an angle in degrees keeps its sign of degrees."""
+    """Returns the value and the unit of a quantity; an angle in degrees keeps its sign of degrees."""
     if tree[0] == "neg":
         value, unit = _measure(tree[1])
         return ("neg", value), unit

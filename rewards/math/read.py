@@ -1,4 +1,4 @@
-"""From the text of an answer to its trees."""
+"""Turns the text of an answer into trees, one for each way to read it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OTHER_CHOICE = re.compile(r"\(\s*[A-J]\s*\)|\b[A-J][).:]|\\text\s*\{\s*\(?[A-J]
 
 
 def read(text: str, is_gold: bool = False) -> tuple[Tree, ...]:
-    """The readings of an answer, most often one: "70,110" is a number or a list, "(B) 42" is a choice or a number.
+    """Returns the readings of an answer, most often one: "70,110" is a number or a list, "(B) 42" a choice or a number.
 
     An answer `8m^2` is 8 square metres or a product; a gold answer is the product. Raises Explodes for what is too
     long, deep or large, Symbolic for integrals and the like, Unread for anything else.

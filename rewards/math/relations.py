@@ -21,10 +21,12 @@ _EQUAL = frozenset(("=", "~", "mod"))
 
 
 def same_relation(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    """Whether two answers say the same, at least one of them a chain of relations or a set with a condition."""
+    """Returns whether two answers say the same, at least one of them a chain of relations or a set with a condition."""
     if "those" in (gold[0], answer[0]):
         if gold[0] == answer[0] and gold[1][0] not in ("sym", "chain"):
             return same_those(gold, answer, rules)
+        if any(tree[0] == "those" and tree[1][0] not in ("sym", "chain") for tree in (gold, answer)):
+            return False  # a set of points, and no value that its condition states
         gold, answer = conditions_of(gold), conditions_of(answer)
         return rules.equal(gold, answer) or same_set(gold, answer, rules.judge)
     if gold[0] == answer[0]:
@@ -48,7 +50,7 @@ def same_relation(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 
 def _points(chain: Tree, other: Tree) -> tuple[list[Tree], list[Tree]] | None:
-    """The values of (p, q) = (3, 2) and of q = 2, p = 3 in one order; None for anything else."""
+    """Returns the values of (p, q) = (3, 2) and of q = 2, p = 3 in one order; None for anything else."""
     names, values = chain[1][0], named_values(other)
     if names[0] != "tuple" or values is None or chain[2] != ("=",) or chain[1][1][0] != "tuple":
         return None
@@ -59,7 +61,7 @@ def _points(chain: Tree, other: Tree) -> tuple[list[Tree], list[Tree]] | None:
 
 
 def same_those(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    r"""Whether two sets such as \{2k + 1 \mid k \in Z\} have the same elements under the same condition."""
+    r"""Returns whether two sets such as \{2k + 1 \mid k \in Z\} have the same elements under the same condition."""
     names, others = sorted(variables(gold[1])), sorted(variables(answer[1]))
     if len(names) == len(others) == 1:
         answer = substituted(answer, others[0], ("sym", names[0]))
@@ -68,7 +70,7 @@ def same_those(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 
 def value_of(chain: Tree, rules: Comparison, is_decimal: bool = False) -> Tree | None:
-    """What x is by `x = 2 + 3 = 5`; None if the chain contradicts itself or says nothing of a value."""
+    """Returns what x is by `x = 2 + 3 = 5`; None if the chain contradicts itself or says nothing of a value."""
     members, relations = chain[1], chain[2]
     exact = 1 + next((at for at, relation in enumerate(relations) if relation == "~"), len(relations))
     has_name = bool(variables(members[0])) or members[0][0] in ("text", "app")
@@ -109,7 +111,7 @@ def _same_chains(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 
 def _same_inequality(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
-    """Whether one side less the other is the same up to a factor, whose sign may turn the relation."""
+    """Returns whether one side less the other is the same up to a factor, whose sign may turn the relation."""
     signs = {1: answer[2][0], -1: _MIRRORED[answer[2][0]]}
     if gold[2][0] in signs.values():
         ratio = rules.judge.ratio(minus(*gold[1]), minus(*answer[1]))
@@ -155,12 +157,12 @@ def _quotient(tree: Tree) -> Tree:
 
 
 def minus(left: Tree, right: Tree) -> Tree:
-    """left - right."""
+    """Returns left - right."""
     return ("add", left, ("neg", right))
 
 
 def _cleared(left: Tree, right: Tree) -> Tree:
-    """left - right without denominators, so that y = 1/x is xy = 1."""
+    """Returns left - right without denominators, so that y = 1/x is xy = 1."""
     (top, bottom), (other_top, other_bottom) = _fraction(left), _fraction(right)
     return minus(("mul", top, other_bottom), ("mul", other_top, bottom))
 

@@ -32,7 +32,7 @@ MAX_INTEGERS = 1_000
 
 @dataclass(slots=True)
 class _Line:
-    """The endpoints of two sets in order.
+    """Holds the endpoints of two sets in order.
 
     Endpoint i is place 2 i + 1, and the gaps before and behind it are places 2 i and 2 i + 2.
     """
@@ -70,7 +70,7 @@ class _Line:
 
 
 def same_set(gold: Tree, answer: Tree, judge: Judge) -> bool | None:
-    """Whether two trees are the same set of reals; False if either is no set, None if the judge cannot tell."""
+    """Returns whether two trees are the same set of reals; False if either is no set, None if the judge cannot tell."""
     try:
         (gold, name), (answer, other) = _solved(gold, judge), _solved(answer, judge)
         if name and other and name != other and BOUND[1] not in (name, other) and ("(" in name) == ("(" in other):
@@ -86,7 +86,10 @@ def same_set(gold: Tree, answer: Tree, judge: Judge) -> bool | None:
 
 
 def conditions_of(tree: Tree) -> Tree:
-    r"""The conditions of a set: \{x \in R \mid x > 2\} is x > 2 for a name of its own; other trees as they are."""
+    r"""Returns the conditions of a set: \{x \in R \mid x > 2\} is x > 2 for a name of its own.
+
+    Other trees stay as they are.
+    """
     if tree[0] != "those":
         return tree
     _, element, condition = tree
@@ -108,7 +111,7 @@ def _position(tree: Tree) -> float:
 
 
 def _solved(tree: Tree, judge: Judge) -> tuple[Tree, str | None]:
-    """The set in intervals and points, with each inequality solved, and the name of its variable."""
+    """Returns the set in intervals and points, with each inequality solved, and the name of its variable."""
     tree = conditions_of(tree)
     if tree[0] == "chain":
         found, name = solution(tree, judge)
@@ -138,14 +141,14 @@ def _solved(tree: Tree, judge: Judge) -> tuple[Tree, str | None]:
 
 
 def _repeated(condition: Tree, value: Tree) -> Tree:
-    """The first condition of a list with another value: of `x \\ne 1, 2`, the second is x \\ne 2."""
+    """Returns the first condition of a list with another value: of `x \\ne 1, 2`, the second is x \\ne 2."""
     if condition[0] != "chain" or condition[2] != ("!=",):
         raise NoSet("a value among conditions")
     return ("chain", (condition[1][0], value), ("!=",))
 
 
 def _joined(parts: list[Tree], judge: Judge) -> str:
-    """How a list of conditions is meant: all hold, as in `x > 2, x \\ne 3`, unless no number fulfils them all.
+    """Returns how a list of conditions is meant: all hold, as in `x > 2, x \\ne 3`, unless no number fulfils them all.
 
     `x < 1, x > 3` and `x < 1 and x > 3` are written for a union, too.
     """
@@ -159,7 +162,7 @@ def _joined(parts: list[Tree], judge: Judge) -> str:
 
 
 def _with_integers(tree: Tree, judge: Judge) -> Tree:
-    """The integers between two bounds as a set of numbers; other trees as they are."""
+    """Returns the integers between two bounds as a set of numbers; other trees as they are."""
     if tree[0] == "inter":  # integers and positive, and below 4: one intersection
         tree = ("inter", *(leaf for part in tree[1:] for leaf in (part[1:] if part[0] == "inter" else (part,))))
     if tree[0] != "inter" or _INTEGERS not in tree[1:]:
@@ -193,7 +196,7 @@ def _ends(tree: Tree) -> Iterator[Tree]:
 
 
 def _holds(tree: Tree, at: int, line: _Line) -> bool:
-    """Whether the set has the place `at` on the line in it."""
+    """Returns whether the set has the place `at` on the line in it."""
     kind = tree[0]
     if kind == "tuple":
         low, high = line.place(tree[3]), line.place(tree[4])

@@ -38,7 +38,7 @@ _UNICODE = re.compile(r"[^\x00-\x7f]+")
 
 
 def _raised_or_lowered(script: str) -> dict[str, str]:
-    """The raised (or lowered) signs of Unicode, each with the plain sign that it is a small copy of."""
+    """Returns the raised (or lowered) signs of Unicode, each with the plain sign that it is a small copy of."""
     found = {}
     for code in [
         *range(0x00B2, 0x00BA),
@@ -62,7 +62,7 @@ _RUNS = tuple((re.compile(f"[{''.join(table)}]+"), mark, table) for mark, table 
 
 
 def ascii_text(text: str) -> str:
-    """The text with LaTeX in place of signs; the letters that remain are those of other alphabets."""
+    """Returns the text with LaTeX in place of signs; the letters that remain are those of other alphabets."""
     if text.isascii():
         return text
     text = _FRACTION.sub(lambda found: _fraction(_plain(found[1], _RAISED), _plain(found[2], _LOWERED)), text)

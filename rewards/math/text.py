@@ -115,7 +115,7 @@ class Explodes(ValueError):
 
 
 def clean(text: str) -> str:
-    """One spelling: no delimiters, spacing commands, emphasis or final full stop; raises Explodes if it is too long."""
+    """Returns a text without delimiters, spacing, emphasis and final full stop; raises Explodes if it is too long."""
     text = text.strip()
     if len(text) > MAX_CHARACTERS:
         raise Explodes(f"{len(text)} characters, above {MAX_CHARACTERS}")
@@ -136,7 +136,7 @@ def clean(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """The text without what stands around an answer: dollars, asterisks, "the answer is", a full stop."""
+    """Returns the text without what stands around an answer: dollars, asterisks, "the answer is", a full stop."""
     for _ in range(4):
         before = text
         text = _TRAILING.sub("", text.strip().strip("*"))
@@ -153,7 +153,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _priced(text: str) -> str:
-    r"""The text with signs of money as units behind their number: `\$5`, `$5`, `5€` and `¥ 5`."""
+    r"""Returns the text with signs of money as units behind their number: `\$5`, `$5`, `5€` and `¥ 5`."""
     if not re.search(rf"\$|{_CURRENCY}", text):
         return text
     text = _FORMULA_IN_TEXT.sub(r" \1 ", _UPRIGHT.sub(r"\\text", text))
@@ -165,7 +165,10 @@ def _priced(text: str) -> str:
 
 
 def _plain_style(text: str) -> str:
-    r"""The text without colours and sizes; upright fonts are `\text`, but no `\text` in another or around digits."""
+    r"""Returns the text without colours and sizes.
+
+    Upright fonts become `\text`, and no `\text` is left inside another or around digits.
+    """
     if "\\" not in text:
         return text
     for pattern, replacement in _COLOURS:
@@ -189,7 +192,7 @@ def _without_braces(found: re.Match[str]) -> str:
 
 
 def _without_text(found: re.Match[str]) -> str:
-    """The content of a text with digits, unless they are an exponent: units such as m/s^2 stay texts."""
+    """Returns the content of a text with digits, unless they are an exponent: units such as m/s^2 stay texts."""
     return found.group() if re.fullmatch(r"[^\d]*(?:\^\s*-?\d[^\d]*)+", found[1]) else f" {found[1]} "
 
 

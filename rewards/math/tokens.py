@@ -31,14 +31,14 @@ _TO_DROP = ("either", "both", "respectively", "only", "the")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One piece of an answer. Example: `Token("num", "42")`."""
+    """Holds one piece of an answer. Example: `Token("num", "42")`."""
 
     kind: Literal["num", "let", "cmd", "text", "unit", "op", "begin", "end", "repeat"]
     value: str
 
 
 def tokenize(text: str) -> list[Token]:
-    """The tokens of a cleaned text; raises Explodes on exponents such as 1E9999 and Unread on an endless decimal.
+    """Returns the tokens of a cleaned text; raises Explodes on exponents such as 1E9999 and Unread on endless decimals.
 
     The words "and" and "or" become operators: they separate values, and tell conditions that must all hold from
     conditions of which one is enough.
@@ -92,12 +92,12 @@ def plain_text(text: str) -> str | None:
 
 
 def _is_short_word(word: str) -> bool:
-    """Whether three letters are a word such as "dog": products have no vowel, or are in the order of the alphabet."""
+    """Returns whether three letters are a word such as "dog": products have no vowel, or are in alphabetical order."""
     return len(word) == 3 and not set("aeiou").isdisjoint(word) and list(word) != sorted(word)
 
 
 def _text(inner: str) -> list[Token]:
-    r"""The tokens of `\text{ chickens and }`: what is named, and the word that separates values."""
+    r"""Returns the tokens of `\text{ chickens and }`: what is named, and the word that separates values."""
     inner = inner.strip()
     if inner.strip(" ,.").casefold() in _TO_DROP:
         return []
@@ -131,7 +131,7 @@ def _word(word: str) -> list[Token]:
 
 
 def _period(dots: str) -> str:
-    """0.1666... is 0.1 with 6 for ever, if the digits show a period; else nobody can say what goes on."""
+    """Returns 0.1666... as 0.1 with a period of 6; raises Unread if the digits do not show what goes on."""
     whole, _, digits = dots.partition("\\")[0].strip().partition(".")
     for length in range(1, len(digits) // 2 + 1):
         period = digits[-length:]

@@ -27,7 +27,7 @@ _TABLE = {
     "fahrenheit": "fahrenheit 1",
     "speed": "mph 1397/3125, kmh kph 5/18",
     "force": "newton 1, kn 1000",
-    "energy": "joule 1, kj 1000, kwh 3600000",
+    "energy": "joule 1, kj 1000, kwh 3600000, ev 801088317/5000000000000000000000000000",
     "power": "watt 1, kw 1000",
     "voltage": "volt 1",
     "current": "ampere amp 1",
@@ -77,6 +77,7 @@ _SIGN = rf"(?:\s*(?P<per>/|\\cdot|\*)\s*|\s+(?={_SYMBOL}\s*\^\s*\{{?\s*-))"
 _BARE = re.compile(
     rf"(?P<number>.*[\d}})])(?P<space>[\s~]*)(?P<unit>{_SYMBOL}{_POWER}(?:{_SIGN}{_SYMBOL}{_POWER})*)", re.DOTALL
 )
+_AREA = re.compile(r"m\s*\^\s*\{?\s*[23]")
 _QUOTIENT = re.compile(rf"\\frac\s*\{{\s*({_SYMBOL}{_POWER})\s*\}}\s*\{{\s*({_SYMBOL}{_POWER})\s*\}}$")
 
 
@@ -94,7 +95,7 @@ class Unit:
 
 
 def is_unit(word: str) -> bool:
-    """Whether a bare word of two letters or more is a unit or a scale: "cm", "inches", "million"."""
+    """Returns whether a bare word of two letters or more is a unit or a scale: "cm", "inches", "million"."""
     word = _singular(word.casefold())
     return (
         len(word) > 1
@@ -104,9 +105,9 @@ def is_unit(word: str) -> bool:
 
 
 def with_bare_unit(text: str) -> tuple[str, bool] | None:
-    r"""The text with its unit in `\text`, and whether it might be a product of letters: `5 m/s` is 5 metres a second.
+    r"""Returns `5 m/s` with its unit in `\text`, and whether it might be a product of letters instead.
 
-    None if there is no such unit. Only a number may stand before it, without any variable. One letter right behind
+    Returns None if there is no such unit. Only a number may stand before it, without any variable. One letter right behind
     the number, as in `5m`, is a variable.
     """
     if "," in text and not re.search(r"[(\[{]", text):
@@ -119,14 +120,14 @@ def with_bare_unit(text: str) -> tuple[str, bool] | None:
     if re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", value)):
         return None
     unit = found["unit"]
-    if not found["space"] and len(unit) == 1:
+    if not found["space"] and not found["per"] and len(unit.partition("^")[0].strip()) == 1 and not _AREA.match(unit):
         return None
     is_product = not found["space"] and not found["per"] and len(unit.partition("^")[0].strip()) == 1
     return rf"{found['number']}\text{{{re.sub('[{}]', '', unit)}}}", is_product
 
 
 def can_be_unit(text: str) -> bool:
-    """Whether words behind a number only name what it counts: "42 apples", but not "42 is wrong" or "42 or 43"."""
+    """Returns whether words behind a number only name what it counts: "42 apples", but not "42 is wrong"."""
     words = re.findall(_WORD, text)
     if not words:
         return False
@@ -182,7 +183,7 @@ def read_unit(text: str) -> Unit:
 
 
 def named_thing(text: str) -> str | None:
-    """What a unit that is no measure counts ("chickens" is "chicken"); None for measures such as cm."""
+    """Returns what a unit that is no measure counts ("chickens" is "chicken"); None for measures such as cm."""
     words = [word for word in re.findall(_WORD, text) if not _is_known(word)]
     return " ".join(word.casefold().removesuffix("s") for word in words) or None
 

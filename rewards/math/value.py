@@ -50,7 +50,7 @@ class Steps:
 
 
 def walk(tree: Tree) -> Iterator[Tree]:
-    """Every node of a tree."""
+    """Yields every node of a tree."""
     left = [tree]
     while left:
         node = left.pop()
@@ -60,19 +60,22 @@ def walk(tree: Tree) -> Iterator[Tree]:
 
 
 def variables(tree: Tree) -> set[str]:
-    """The names of the symbols that can take any value."""
+    """Returns the names of the symbols that can take any value."""
     return {node[1] for node in walk(tree) if node[0] == "sym"} - CONSTANTS
 
 
 def substituted(tree: Tree, name: str, new: Tree) -> Tree:
-    """The tree with another tree in place of every symbol of that name."""
+    """Returns the tree with another tree in place of every symbol of that name."""
     if tree == ("sym", name):
         return new
     return tuple(substituted(part, name, new) if isinstance(part, tuple) else part for part in tree)
 
 
 def folded(tree: Tree) -> Tree:
-    """The number that a tree exactly is; the tree itself if it has no such value. Raises Explodes and Undefined."""
+    """Returns the number that a tree exactly is; the tree itself if it has no such value.
+
+    Raises Explodes and Undefined.
+    """
     value = exact(tree, {})
     return tree if value is None else ("num", value)
 
@@ -85,7 +88,7 @@ class Work:
     steps: Steps = field(default_factory=Steps)
 
     def checked(self, number: Fraction) -> Fraction:
-        """The number itself; raises Explodes if it, or all that came before, is too large."""
+        """Returns the number itself; raises Explodes if it, or all that came before, is too large."""
         top, bottom = number.numerator.bit_length(), number.denominator.bit_length()
         if max(top, bottom) > 1_000:
             self.bits_left -= top + bottom
@@ -95,7 +98,7 @@ class Work:
 
 
 def exact(tree: Tree, values: Mapping[str, Fraction], work: Work | None = None) -> Fraction | None:
-    """The value as a fraction, None if it has no such form; raises Explodes and Undefined."""
+    """Returns the value as a fraction, None if it has no such form; raises Explodes and Undefined."""
     kind, work = tree[0], work or Work()
     work.steps.take(1)
     if kind in ("num", "dec"):
@@ -200,7 +203,7 @@ _EXACT_FUNCTIONS: dict[str, Callable[..., Fraction | None]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """Complex numbers of one precision.
+    """Supplies complex numbers of one precision.
 
     Example: `FLOATS`; in a worker the same names come from mpmath.
     """
@@ -229,7 +232,10 @@ class Evaluation:
     steps: Steps = field(default_factory=Steps)
 
     def __call__(self, tree: Tree) -> Any:
-        """The value of a scalar tree; raises Undefined, Explodes, OverflowError and, for other trees, TypeError."""
+        """Returns the value of a scalar tree.
+
+        Raises Undefined, Explodes, OverflowError and, for other trees, TypeError.
+        """
         self.steps.take(1)
         value = self._value(tree)
         size = abs(value)
@@ -275,7 +281,7 @@ class Evaluation:
         raise TypeError(f"{kind} has no single value")
 
     def _chopped(self, value: Any, size: Any) -> Any:
-        """Zero for what is only the rounding error of numbers of this size, such as cos(pi/2)."""
+        """Returns 0 for what is only the rounding error of numbers of this size, such as cos(pi/2)."""
         return value * 0 if abs(value) <= size * self.arithmetic.noise else value
 
     def _symbol(self, name: str) -> Any:

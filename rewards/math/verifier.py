@@ -32,7 +32,7 @@ _MASKED = ("gold_unparsable", "worker_lost")
 
 
 class MathVerifier:
-    """1 if the completion's answer equals `meta["answer"]`, else 0; None only if nothing can be said.
+    """Gives 1 if the completion's answer equals `meta["answer"]`, else 0; None only if nothing can be said.
 
     Reasons: correct, wrong, no_answer, unparsable, guard (too long, deep or large), timeout; without a value
     gold_unparsable and worker_lost. `logs` hold the answer, where it stood, and the gold.
@@ -93,7 +93,7 @@ class MathVerifier:
                 )
 
     def judge(self, gold: str, answer: str) -> Outcome:
-        """The verdict on the bare text of an answer; safe from any thread."""
+        """Returns the verdict on the bare text of an answer; safe from any thread."""
         return self._outcomes({(gold, answer)})[gold, answer]
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ def verify(gold: Any, answer: str, *, percent: Percent = "either", units: Units 
 
 
 def gold_text(gold: Any) -> str | None:
-    r"""The answer in a dataset's column: a number, LaTeX, or a worked solution with a last `\boxed{...}` or `#### 42`.
+    r"""Returns the answer in a dataset's column: a number, LaTeX, or a solution with a last `\boxed{...}` or `#### 42`.
 
     None if there is none: an empty text, NaN, or something that is neither a text nor a number.
     """

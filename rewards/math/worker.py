@@ -1,4 +1,4 @@
-"""The program of a worker process: one request per line, one verdict per line, until its input closes.
+"""Runs in a worker process: it reads one request per line and writes one verdict per line, until its input closes.
 
 It is started clean, so that nothing of the caller is in its memory, and may be killed at any time. What is not
 covered: the network is not shut off, because nothing that a model wrote is ever run.
@@ -59,7 +59,7 @@ def _memory_mb() -> int:
 
 
 def judge(request: Mapping[str, Any]) -> Outcome:
-    """The verdict on `gold` and `answer`, by many digits, else by computer algebra, which "load" warms up."""
+    """Returns the verdict on `gold` and `answer`, by many digits, else by computer algebra, which "load" warms up."""
     try:
         if "load" in request:
             # Not only the import: building the grammar and the first integral take as long again.
@@ -87,7 +87,7 @@ def judge(request: Mapping[str, Any]) -> Outcome:
 
 @lru_cache
 def arithmetic(digits: int) -> Arithmetic:
-    """Complex numbers of `digits` decimal digits, by mpmath."""
+    """Returns complex numbers of `digits` decimal digits, by mpmath."""
     import mpmath
 
     context = mpmath.MPContext()
@@ -108,7 +108,7 @@ def arithmetic(digits: int) -> Arithmetic:
 
 
 def _by_sides(gold: str, answer: str, comparison: Comparison) -> Outcome:
-    """The verdict of computer algebra, which every side of an equation must pass: it would read the last one alone."""
+    """Returns the verdict of computer algebra on every side of an equation; by itself it would read the last alone."""
     wanted = stated_sides(gold)[-1]
     for side in stated_sides(answer):
         outcome = decide(wanted, side, comparison)

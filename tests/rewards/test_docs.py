@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import rewards
 from rewards import Sample
 from rewards.adapters import SHAPES
 from rewards.attacks import fuzz_texts
 from rewards.audit import audit
+from rewards.extract import Extraction
 from rewards.registry import BUILT_IN
 from rlkit.config.compose import compose_dict
 
@@ -46,6 +48,20 @@ def test_the_settings_in_the_table_are_those_the_rewards_take() -> None:
             rewards.load(name, **needed.get(name, {}), **settings).close()
             seen += len(settings)
     assert seen >= 9
+
+
+def test_every_extraction_of_math_is_explained_and_the_examples_hold() -> None:
+    assert all(f"- `{mode}`:" in PAGE for mode in get_args(Extraction))
+    judge = rewards.load("math", extraction="last", workers=1)
+    section = PAGE.partition("Two answers are the same if")[2].partition("An answer that cannot")[0]
+    same, _, different = section.partition("They are not the same")
+    for pairs, value in ((same, 1.0), (different, 0.0)):
+        found = re.findall(r"`([^`]+)`\s+and\s+`([^`]+)`", pairs)
+        assert len(found) >= 2
+        for gold, answer in found:
+            assert judge([Sample("", rf"\boxed{{{answer}}}", meta={"answer": gold})])[0].value == value, (gold, answer)
+    assert [judge([Sample("", "It is $9$, which took 2 steps", meta={"answer": a})])[0].value for a in "92"] == [0, 1]
+    judge.close()
 
 
 def typed(text: str) -> object:

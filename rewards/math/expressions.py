@@ -198,7 +198,7 @@ class Expressions:
         before, start = self.peek(-2), self.at
         self.at = self.behind(start) if self.peek().value == "{" else start + 1
         subscript = self.written(start, self.at).strip("{}()")
-        if tree[0] in ("num", "dec"):
+        if tree[0] in ("num", "dec"):  # 1011_2 is a numeral, x_2 a name
             if (base := base_of(subscript)) is None:
                 raise Unread("a number with a subscript that is no base")
             return based(before.value if before.kind == "num" else str(tree[1]), base)
@@ -272,6 +272,7 @@ class Expressions:
         if name in "fgh" and self.written(self.at, self.at + 5) == "^{-1}":
             self.at += 5
             primes = "^{-1}"
+        # f(x) is a function of x, but x(x + 1) a product; P(X = 2) can be no product, because X = 2 is no factor.
         if self.peek().value == "(":
             end = self.behind(self.at)
             if self.is_condition(self.at + 1, end - 1):

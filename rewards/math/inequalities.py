@@ -129,7 +129,7 @@ def _of_polynomial(tree: Tree, name: str, relation: str, judge: Judge) -> Tree:
     parabola = ("add", ("mul", a, ("mul", x, x)), ("mul", b, x), c)
     if judge.equal(tree, parabola) is not True:
         raise NoSet("an inequality that is neither linear nor quadratic")
-    if judge.equal(a, _ZERO) is True:
+    if judge.equal(a, _ZERO) is True:  # it is a line: a negative slope turns the sign round
         slope = float_of(b)
         if slope == 0:
             raise NoSet("an inequality without its variable")

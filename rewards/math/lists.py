@@ -105,6 +105,7 @@ def _same_lists(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     if counted := _counted(gold, answer):
         return same_in_order(*counted, rules=rules)
     values, others = named_values(gold), named_values(answer)
+    # Names fix an order for the values that they name, unless they only number the roots of one equation.
     if (values is None) != (others is None) and not _holds_chains(gold if values is None else answer):
         # x = 1, y = 2 and 1, 2
         sides = [tuple(gold[1:] if values is None else values.values())]
@@ -183,6 +184,7 @@ def same_members(gold: Sequence[Tree], answer: Sequence[Tree], rules: Comparison
         return same_in_order(gold, answer, rules)
     left, unknown = list(answer), False
     for element in gold:
+        # An unknown verdict is kept as a partner of last resort; a sure one ends the search.
         found: list[tuple[bool | None, int]] = []
         for at, other in enumerate(left):
             verdict = rules.equal(element, other)

@@ -66,7 +66,7 @@ class Worker:
         except OSError as error:
             raise Lost("the worker has ended") from error
         line = self._line(seconds)
-        if line is None:
+        if line is None:  # the caller's own clock, in case the worker cannot end itself
             return "timeout"
         if not line:
             if self.process.wait() in _OUT_OF_TIME:

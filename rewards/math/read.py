@@ -28,9 +28,10 @@ def read(text: str, is_gold: bool = False) -> tuple[Tree, ...]:
     An answer `8m^2` is 8 square metres or a product; a gold answer is the product. Raises Explodes for what is too
     long, deep or large, Symbolic for integrals and the like, Unread for anything else.
     """
-    if (readings := plain_number(text)) is not None:
+    if (readings := plain_number(text)) is not None:  # most answers are; it saves nine tenths of the time
         return readings
     text = clean(text)
+    # "(B) 42" is right whether the gold is B or 42, but "(A) or (B)" is no choice.
     if (choice := _CHOICE.fullmatch(text)) and not _OTHER_CHOICE.search(
         rest := choice[2] or choice[4] or choice[6] or ""
     ):
@@ -48,6 +49,7 @@ def _read(text: str, is_gold: bool) -> tuple[Tree, ...]:
         return (("text", words),) if len(parts) < 2 else (("list", *(("text", part) for part in parts)),)
     if (tree := numeral(text)) is not None:
         return (tree,)
+    # A gold 5m^2 is read as its author most likely meant it; of an answer, either reading may be right.
     measured = with_bare_unit(text)
     if measured is None:
         return tuple(parse(reading) for reading in without_separators(text))

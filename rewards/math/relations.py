@@ -72,6 +72,7 @@ def same_those(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 def value_of(chain: Tree, rules: Comparison, is_decimal: bool = False) -> Tree | None:
     """Returns what x is by `x = 2 + 3 = 5`; None if the chain contradicts itself or says nothing of a value."""
     members, relations = chain[1], chain[2]
+    # Behind an approximation sign stands no exact value: x = \sqrt{2} ~ 1.41 states the root.
     exact = 1 + next((at for at, relation in enumerate(relations) if relation == "~"), len(relations))
     has_name = bool(variables(members[0])) or members[0][0] in ("text", "app")
     stated = members[:exact][1 if has_name else 0 :]
@@ -99,6 +100,7 @@ def _same_chains(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
             return rules.equal(*(sides[::-1] if turned else sides))
     if len(gold[2]) == len(answer[2]) == 1 and gold[2][0] in _MIRRORED and answer[2][0] in _MIRRORED:
         return _same_inequality(gold, answer, rules)
+    # A chain may be written from either end: a < b < c is c > b > a.
     for members, relations in (
         (answer[1], answer[2]),
         (answer[1][::-1], tuple(_MIRRORED.get(relation, relation) for relation in answer[2][::-1])),
@@ -123,7 +125,7 @@ def _same_inequality(gold: Tree, answer: Tree, rules: Comparison) -> bool | None
 def _same_equations(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     left, right = gold[1][0], gold[1][-1]
     other_left, other_right = answer[1][0], answer[1][-1]
-    if len(answer[1]) > 2 and value_of(answer, rules) is None:
+    if len(answer[1]) > 2 and value_of(answer, rules) is None:  # x = 7 = 11 contradicts itself
         return False
     if is_name(left) and is_name(other_left):
         if left[0] == other_left[0] == "app":
@@ -144,6 +146,7 @@ def _same_equations(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         right, other_right = _quotient(right), _quotient(other_right)
     if any(part[0] in ANSWERS for part in (left, right, other_left, other_right)):
         return same_in_order((left, right), (other_left, other_right), rules)
+    # Two equations are the same if, with all on one side, they differ by a factor: y = 2x + 1 is 4x - 2y + 2 = 0.
     ratio = rules.judge.ratio(_cleared(left, right), _cleared(other_left, other_right))
     return None if ratio is None else ratio != 0
 

@@ -54,6 +54,7 @@ class _Line:
                     raise NoSet("two endpoints that only many digits tell apart")
                 self.is_certain &= verdict is True
                 return
+        # Kept in order, so that the place of an endpoint tells on which side of all others it lies.
         at = sum(other < value for other in self.values)
         self.values.insert(at, value)
         self.trees.insert(at, tree)
@@ -79,6 +80,7 @@ def same_set(gold: Tree, answer: Tree, judge: Judge) -> bool | None:
         for tree in (gold, answer):
             for end in _ends(tree):
                 line.add(end)
+        # No endpoint lies inside a gap, so that one look at each gap and each endpoint decides.
         same = all(_holds(gold, at, line) == _holds(answer, at, line) for at in line.places())
     except NoSet:
         return False
@@ -176,6 +178,7 @@ def _with_integers(tree: Tree, judge: Judge) -> Tree:
     line = _Line(judge)
     for end in (*_ends(others), *whole):
         line.add(end)
+    # Beyond the last endpoint there would be no end of integers.
     if _holds(others, 0, line) or _holds(others, 2 * len(line.values), line):
         raise NoSet("integers without bounds")
     return ("set", *(number for number in whole if _holds(others, line.place(number), line)))

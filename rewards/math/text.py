@@ -122,6 +122,8 @@ def clean(text: str) -> str:
     text = re.sub(r"\s{2,}", " ", text)  # patterns with two runs of blanks side by side take quadratic time
     if "\\begin" not in text:  # there two backslashes end a row; here they are one that was escaped twice
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
+    # Signs come first, because all later patterns know ASCII only; then what stands around the answer; then money, as
+    # long as a dollar can still be told from the bounds of a formula.
     text = translated(ascii_text(text)).strip()
     text = _unwrapped(text)
     text = _priced(text)
@@ -137,6 +139,7 @@ def clean(text: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """Returns the text without what stands around an answer: dollars, asterisks, "the answer is", a full stop."""
+    # Each layer may hide another: **The answer is: $7$.**
     for _ in range(4):
         before = text
         text = _TRAILING.sub("", text.strip().strip("*"))

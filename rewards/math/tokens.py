@@ -124,7 +124,7 @@ def _word(word: str) -> list[Token]:
         return [Token("unit", word)]
     if len(word) > 3 or word.casefold() in WORDS or (len(word) > 2 and not word.islower()):
         return [Token("text", word)]
-    for name in FUNCTIONS:
+    for name in FUNCTIONS:  # only one letter may follow: sinx is sin x, but singe is a word
         if word.startswith(name) and len(word) == len(name) + 1:  # sinx
             return [Token("cmd", "\\" + name), Token("let", word[-1])]
     return [Token("let", letter) for letter in word]

@@ -107,15 +107,17 @@ def is_unit(word: str) -> bool:
 def with_bare_unit(text: str) -> tuple[str, bool] | None:
     r"""Returns `5 m/s` with its unit in `\text`, and whether it might be a product of letters instead.
 
-    Returns None if there is no such unit. Only a number may stand before it, without any variable. One letter right behind
-    the number, as in `5m`, is a variable.
+    Returns None if there is no such unit. Only a number may stand before it, without any variable. One letter right
+    behind the number, as in `5m`, is a variable.
     """
+    # In a list each value has its unit: 3 m, 5 m.
     if "," in text and not re.search(r"[(\[{]", text):
         pieces = [with_bare_unit(piece.strip()) for piece in text.split(",")]
         return (", ".join(piece[0] for piece in pieces if piece), False) if all(pieces) else None
     found = _BARE.fullmatch(_QUOTIENT.sub(r" \1/\2", text))
     if found is None:
         return None
+    # What states the value may have a name before it, as in v = 5 m/s; a letter inside it makes a product of all.
     value = re.split(r"=|\\approx", found["number"])[-1]
     if re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", value)):
         return None
@@ -155,6 +157,7 @@ def read_unit(text: str) -> Unit:
     for match in _PIECE.finditer(text):
         word = _LETTERS.get(match.group(), match.group()).casefold()
         name = _singular(word)
+        # A power behind a unit belongs to that unit alone: in m/s^2 it is the second that is squared.
         if match[1] or word in ("squared", "cubed"):
             extra = (int(match[1]) if match[1] else _POWERS[word]) - 1
             powers[last[0]] = powers.get(last[0], 0) + extra * last[2]

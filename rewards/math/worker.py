@@ -65,6 +65,7 @@ def judge(request: Mapping[str, Any]) -> Outcome:
             # Not only the import: building the grammar and the first integral take as long again.
             _by_algebra(r"\int_0^1 x^2 dx", r"\frac{1}{3}")
             return "undecided"
+        # Few digits decide most pairs; where they cannot tell a difference from rounding, more of them are tried.
         for digits in DIGITS:
             comparison = Comparison(
                 judge=Judge(arithmetic=arithmetic(digits), digits=digits),
@@ -109,6 +110,7 @@ def arithmetic(digits: int) -> Arithmetic:
 
 def _by_sides(gold: str, answer: str, comparison: Comparison) -> Outcome:
     """Returns the verdict of computer algebra on every side of an equation; by itself it would read the last alone."""
+    # Of 41 = \int_0^{42} dx computer algebra would see the integral only, and call it 42.
     wanted = stated_sides(gold)[-1]
     for side in stated_sides(answer):
         outcome = decide(wanted, side, comparison)

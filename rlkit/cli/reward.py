@@ -19,6 +19,7 @@ import rewards
 from rewards.attacks import ROWS, boxed, fenced, in_tags
 from rewards.audit import audit
 from rewards.extract import last_boxed
+from rlkit.overrides import read_value
 from rlkit.watch.console import Console
 
 USAGE = """usage: rlkit reward test NAME [key=value ...] [--data rows.jsonl] [--deadline SECONDS]
@@ -269,26 +270,14 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
-    """Read settings as a run does: `no` is text and 1e-3 a number, which YAML 1.1 sees the other way round."""
-    if not words:
-        return {}
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # they take half a second to load
-    from hydra.errors import HydraException
-
-    parser, settings = OverridesParser.create(), {}
+    """Reads settings by the rules of a run, so that they mean the same below reward.kwargs."""
+    settings = {}
     for word in words:
-        key, separator, _ = word.partition("=")
+        key, separator, text = word.partition("=")
         if not separator or not key.isidentifier():
             short = word.removeprefix("reward.kwargs.")
             raise ValueError(f"{word!r} is not a setting; write {short if short != word else 'key=value'}")
-        try:
-            override = parser.parse_override(word)
-        except HydraException as error:
-            problem = str(error).partition("\n")[0]
-            raise ValueError(f"{word!r} cannot be read: {problem}; quote the value") from error
-        if override.is_sweep_override():
-            raise ValueError(f"{word!r} is several values; write a list as '{key}=[...]', or quote the value")
-        settings[key] = override.value()
+        settings[key] = read_value(key, text)
     return settings
 
 

@@ -30,8 +30,8 @@ from omegaconf.errors import (
 from pydantic import TypeAdapter, ValidationError
 
 from rlkit.checks import shown, suggestion
-from rlkit.config.overrides import ConfigError, Override, read_override, read_text, read_value
 from rlkit.config.runs import GrpoRun, RunConfig
+from rlkit.overrides import ConfigError, Override, read_override, read_text, read_value
 
 C = TypeVar("C")
 R = TypeVar("R", bound=RunConfig)

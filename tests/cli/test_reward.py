@@ -184,7 +184,6 @@ def test_test_prints_a_table_and_fails_on_a_fault(tmp_path: Path, capsys: pytest
         (["frobnicate"], "'rlkit reward frobnicate' is not a command; there are test, score, verify-dataset"),
         (["test", "number", "limit"], "'limit' is not a setting; write key=value"),
         (["test", "number", "a={"], "cannot be read"),
-        (["test", "number", "a=1,2"], "'a=1,2' is several values; write a list as 'a=[...]'"),
         (["test", "number", "--data", "gone.jsonl"], "DATA='gone.jsonl': no such file"),
         (["score", "gone.txt", "number"], "not a data source"),
         (["score", "{empty}", "number"], "has no rows"),

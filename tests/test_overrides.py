@@ -12,7 +12,7 @@ import yaml
 
 from rlkit.config import GrpoRun
 from rlkit.config.compose import ConfigError, compose_dict, flat_keys, load_config, to_yaml
-from rlkit.config.overrides import read_override, read_text, read_value
+from rlkit.overrides import read_override, read_text, read_value
 
 
 @pytest.mark.parametrize(

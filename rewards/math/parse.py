@@ -28,7 +28,7 @@ from rewards.math.notation import (
 from rewards.math.text import Unread
 from rewards.math.tokens import Token, tokenize
 from rewards.math.units import can_be_unit, read_unit
-from rewards.math.value import walk
+from rewards.math.value import variables, walk
 
 __all__ = ["Symbolic", "Tree", "parse"]
 _DOUBT = "not?|never|cannot|wrong|incorrect|false|impossible|unlikely|maybe|perhaps|possibly|probably|if|unless|either"
@@ -71,8 +71,12 @@ class _Answers(Expressions):
         logic = next((sign for sign in separators if sign.startswith("\\")), None)
         if logic and any(item[0] == "sym" and len(item[1]) == 1 for item in items):
             return ("logic", logic, *items)  # of statements p and q, not of values
-        if any(separator in OR for separator in separators) and any(map(_is_condition, items)):
-            return ("union", *_groups(items, separators, OR))
+        if any(map(_is_condition, items)):
+            # Of conditions joined by "or" one must hold, joined by "and" all of them. A comma leaves that open.
+            if any(separator in OR for separator in separators):
+                return ("union", *_groups(items, separators, OR))
+            if AND.issuperset(separators) and len(set().union(*map(variables, items))) == 1:
+                return ("inter", *items)
         # In 1,2;3,4 the semicolons stand between pairs.
         if {",", ";"} <= set(separators):
             groups = _groups(items, separators, {";"})

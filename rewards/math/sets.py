@@ -152,7 +152,7 @@ def _repeated(condition: Tree, value: Tree) -> Tree:
 def _joined(parts: list[Tree], judge: Judge) -> str:
     """Returns how a list of conditions is meant: all hold, as in `x > 2, x \\ne 3`, unless no number fulfils them all.
 
-    `x < 1, x > 3` and `x < 1 and x > 3` are written for a union, too.
+    A comma is written for both: `x < 1, x > 3` can only mean a union.
     """
     if any(part == _INTEGERS or _INTEGERS in part for part in parts):
         return "inter"

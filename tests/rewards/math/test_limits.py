@@ -96,7 +96,7 @@ MORTAL = (
 
 def test_an_answer_that_kills_its_worker_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewards.math.pool._BOOT", MORTAL)
-    mortal = MathVerifier(timeout=5, workers=1)
+    mortal = MathVerifier(timeout=60, workers=1)
     samples = [
         Sample("", r"\boxed{y_{1}+\sqrt{2}-y_{1}}", meta={"answer": r"\sqrt{2}"}),
         Sample("", r"\boxed{2^{1/2}}", meta={"answer": r"\sqrt{2}"}),

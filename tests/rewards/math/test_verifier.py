@@ -40,20 +40,31 @@ def sample(case: dict[str, Any]) -> Sample:
     return Sample(case.get("prompt", ""), completion, meta={"answer": case["gold"]})
 
 
+PATIENCE = 60.0
+"""Seconds for cases that have an answer to be worked out; on a busy machine computer algebra takes long."""
+BRIEF = 3.0
+"""Seconds for texts that are made to hang: whatever becomes of them is wrong."""
+
+
+def key(case: dict[str, Any]) -> str:
+    """The settings of the verifier that judges a case."""
+    hangs = case["theme"] in ("safety", "adversarial") and case["verdict"] == 0
+    return json.dumps(case.get("settings", {}) | {"timeout": BRIEF if hangs else PATIENCE})
+
+
 @pytest.fixture(scope="module")
 def verifiers() -> Iterator[dict[str, MathVerifier]]:
-    made: dict[str, MathVerifier] = {}
-    for case in CASES:
-        settings = case.get("settings", {})
-        made.setdefault(json.dumps(settings), MathVerifier(**settings, timeout=3, workers=1))
+    made = {settings: MathVerifier(**json.loads(settings), workers=1) for settings in set(map(key, CASES))}
     yield made
     for verifier in made.values():
         verifier.close()
 
 
 @pytest.fixture(scope="module")
-def verifier(verifiers: dict[str, MathVerifier]) -> MathVerifier:
-    return verifiers["{}"]
+def verifier() -> Iterator[MathVerifier]:
+    made = MathVerifier(timeout=BRIEF, workers=1)
+    yield made
+    made.close()
 
 
 def test_the_cases_are_many_and_no_two_are_the_same() -> None:
@@ -68,7 +79,7 @@ def test_the_cases_are_many_and_no_two_are_the_same() -> None:
 def test_cases(theme: str, verifiers: dict[str, MathVerifier]) -> None:
     wrong = []
     for case in (case for case in CASES if case["theme"] == theme):
-        [reward] = verifiers[json.dumps(case.get("settings", {}))]([sample(case)])
+        [reward] = verifiers[key(case)]([sample(case)])
         if reward.value != case["verdict"]:
             wrong.append((case["gold"], sample(case).completion[:100], case["verdict"], reward))
     assert wrong == []

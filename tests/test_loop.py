@@ -184,8 +184,11 @@ def test_the_batch_carries_advantages_and_old_log_probs_and_no_reference() -> No
     assert sorted(pack.advantages_T[trained_T].tolist()) == pytest.approx([-0.5] * 9 + [1.5])
 
 
-def test_a_step_of_flat_groups_is_skipped() -> None:
-    parts, log = make(by_place(1.0, 1.0, 1.0, 1.0))
+@pytest.mark.parametrize("rewards", [(1.0, 1.0, 1.0, 1.0), (0.3, 0.1 + 0.2, 0.3, 0.3), (1.1 + 2.2, 3.3, 3.3, 3.3),
+                                     (0.1 + 0.2 - 0.3, 0.0, 0.0, 0.0), (-0.3, -0.1 - 0.2, -0.3, -0.3)])  # fmt: skip
+def test_a_step_of_flat_groups_is_skipped(rewards: tuple[float, ...]) -> None:
+    """Rewards that differ by rounding alone are equal."""
+    parts, log = make(by_place(*rewards))
     stats = taken(1, PROMPTS[:2], parts, CFG)
     assert log.events == ["generate p0,p1"]
     assert (stats["flat_groups"], stats["groups"]) == (2, 2)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
 
-from rlkit.algo import Schedule
+from rlkit.algo import MtpTerm, Schedule
 from rlkit.config import SftConfig
 from rlkit.data.prompts import Demonstration
 from rlkit.evaluate import evaluate
 from rlkit.sft import finetune
 from rlkit.types import Group, Prompt, Rollout, Sampling, Score
+from tests.test_loop import CountingTrainer, Log
 from tests.train.test_trainer import make_trainer, weights
 
 CFG = SftConfig(
@@ -60,6 +62,28 @@ def test_first_loss_is_the_cross_entropy_of_the_batch() -> None:
     assert first.numbers["loss"] == pytest.approx(expected, rel=1e-5)
     assert (first.stage, first.step, first.numbers["tokens"], first.weight_version) == ("sft", 1, 8 * 6, None)
     assert not {"kl", "clip_fraction", "logprob_gap"} & first.numbers.keys(), "they do not apply, so they are absent"
+
+
+def test_steps_follow_the_schedule_and_mtp_reaches_the_whole_model() -> None:
+    """Every step has its own learning rate; the term of multi-token prediction is not detached in SFT."""
+    schedule = Schedule(lr=0.5, warmup_steps=2, kind="linear", final_ratio=0.1)
+    log = Log()
+    cfg = replace(CFG, steps=5, schedule=schedule)
+    done = list(finetune(CountingTrainer(log), SHOWN, cfg, max_tokens=64, seed=0, start=0))
+    expected = [schedule.at(step, 5) for step in (1, 2, 3, 4, 5)]
+    assert len(set(expected)) == 5
+    assert log.events == [f"update lr={lr}" for lr in expected]
+    assert [step.numbers["lr"] for step in done] == expected
+    assert log.mtp == [MtpTerm(weight=0.3, detached=False)] * 5
+
+
+def test_an_epoch_shows_every_demonstration_once() -> None:
+    log = Log()
+    cfg = replace(CFG, steps=8, batch_size=3)
+    list(finetune(CountingTrainer(log), SHOWN, cfg, max_tokens=64, seed=5, start=0))
+    shown = [int(tokens[1]) for batch in log.batches for pack in batch.packs for tokens in pack.tokens_T.view(-1, 6)]
+    # eight steps of three are three epochs of eight; the rows of an epoch come in an order of its own
+    assert sorted(shown) == sorted([10 + i for i in range(8)] * 3)
 
 
 class Parrot:

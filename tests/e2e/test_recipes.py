@@ -23,7 +23,9 @@ def lines(folder: Path, stage: str) -> list[dict]:
 
 
 def test_sft_then_grpo_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sft_then_grpo.main([*TINY, *LOCAL, f"output_dir={tmp_path}"])
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(SPREAD_REWARD)
+    sft_then_grpo.main([*TINY, *LOCAL, f"output_dir={tmp_path}", f"reward={plugin}:spread"])
     printed = capsys.readouterr().out
     for words in (
         "held-out accuracy before SFT",
@@ -37,6 +39,8 @@ def test_sft_then_grpo_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixt
     for stage in ("sft", "grpo"):
         trained = [line for line in lines(tmp_path, stage) if "loss" in line]
         assert all(line["max_violation"] == line["max_violation/1"] >= 1 for line in trained)
+    learned = [line["kl"] for line in lines(tmp_path, "grpo")]
+    assert learned[0] == pytest.approx(0.0, abs=1e-6) and learned[-1] > 1e-6, "what SFT made is the reference of GRPO"
     assert "  load " in printed
     assert [line["name"] for line in lines(tmp_path, "eval")] == ["before SFT", "after SFT", "after GRPO"]
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")

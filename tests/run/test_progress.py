@@ -10,18 +10,23 @@ import pytest
 import torch
 import yaml
 
+from rlkit.algo import SftLoss
 from rlkit.assemble import started
 from rlkit.config import SftThenGrpoRun
 from rlkit.config.compose import load_config
+from rlkit.engine.local import TorchEngine
 from rlkit.model import DeepseekV3
 from rlkit.parity import ParityError
 from rlkit.run.folder import Position
 from rlkit.run.plan import show
 from rlkit.run.prepare import INITIAL, Task, initial_checkpoint
 from rlkit.run.progress import Run
+from rlkit.train.steppers.torch import TorchStepper
+from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Step
 from rlkit.watch import read_evaluations, read_metrics
 from tests.e2e.runs import LOCAL, TINY
+from tests.train.test_trainer import demonstrations
 
 LOAD = {"max_violation": 1.5, "max_violation/1": 1.5, "mean_violation": 0.2, "load_entropy": 0.9}
 
@@ -109,6 +114,26 @@ def test_evaluations_between_the_steps(tmp_path: Path) -> None:
         for step in range(1, 5):
             run.record(learned(step), 4, parts)
     assert [found.name for found in read_evaluations(tmp_path)] == ["GRPO step 2"]
+
+
+def test_a_stage_begins_with_the_policy_as_reference_and_no_moments(tmp_path: Path) -> None:
+    """Once, before its first step; the engine has the weights too."""
+    cfg, task = configured(tmp_path, "checkpoint.every=0")
+    with Run(cfg, task) as run, started(cfg, run) as parts:
+        trainer, engine = parts.trainer, parts.engine
+        assert isinstance(trainer, ModelTrainer) and isinstance(trainer.stepper, TorchStepper)
+        assert isinstance(engine, TorchEngine) and trainer.reference is not None
+        trainer.update(demonstrations(), SftLoss(), 1e-2)
+        run.record(shown(1), 2, parts)
+        run.begin_stage("grpo", parts)
+        assert not trainer.stepper.optimizer.state
+        policy = trainer.model.state_dict()
+        for other in (trainer.reference.model, engine.model):
+            assert all(torch.equal(tensor, policy[name]) for name, tensor in other.state_dict().items())
+        trainer.update(demonstrations(), SftLoss(), 1e-2)
+        run.record(learned(1), 3, parts)
+        run.begin_stage("grpo", parts)
+        assert trainer.stepper.optimizer.state, "a run that goes on inside the stage has done this before"
 
 
 def test_the_export_is_the_policy(tmp_path: Path) -> None:

@@ -1,37 +1,32 @@
 """Worker processes that give verdicts and can be killed: the caller holds the deadline of every request.
 
 Computer algebra can hang for hours on a short text, and no timeout inside its own process stops it for sure. So it runs
-in a process of its own, which is killed when the time is up. Workers are started when first needed, by exec and never
-by a bare fork, and are shared by all threads. No signal handler, no event loop and no executor of the caller is
-touched. A worker ends when its pipe closes, however the caller ends.
+in a process of its own, which is killed when the time is up (`rewards.process`). Workers are started when first needed
+and are shared by all threads. No signal handler, no event loop and no executor of the caller is touched.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import select
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from rewards.math.decide import Outcome
+from rewards.process import Gone, Overdue, Process
 
 START_SECONDS = 60.0
 """Importing takes 0.2 s on an idle machine; on a busy one it must not count against a verdict."""
 MAX_REQUESTS = 1_000
 MAX_MEMORY_MB = 300
 """A worker that has answered more or grown larger is replaced, because the caches of sympy only grow."""
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rewards.math.worker import main; main()"
 _OUT_OF_TIME = (-signal.SIGALRM, -signal.SIGXCPU)
+"""Exit codes of a worker that has ended itself, because its own clock ran faster than ours."""
 
 
-class Lost(OSError):
+class Lost(Exception):
     """The worker is gone without a verdict."""
 
 
@@ -40,19 +35,16 @@ class Worker:
 
     def __init__(self) -> None:
         """Start it and wait until it is ready; raises Lost."""
-        paths = [str(Path(__file__).resolve().parents[2]), *sys.path]
-        # -I keeps the caller's folder and environment out; the caller's own path is handed over instead.
-        command = [sys.executable, "-I", "-c", _BOOT, json.dumps(paths)]
+        self.num_requests, self.memory_mb, self.has_algebra = 0, 0, False
         try:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-            )
+            self.process = Process("rewards.math.worker:serve", prints=False)
         except OSError as error:
             raise Lost(f"no worker can be started: {error}") from error
-        self.num_requests, self.memory_mb, self.has_algebra = 0, 0, False
-        if self._line(START_SECONDS) != b"ready":
+        try:
+            self.process.receive(START_SECONDS)  # it says that it is ready
+        except (Gone, Overdue) as error:
             self.close()
-            raise Lost("the worker did not get ready")
+            raise Lost("the worker did not get ready") from error
 
     def ask(self, request: dict[str, Any], seconds: float) -> Outcome:
         """Returns the outcome, "timeout" after `seconds`; raises Lost.
@@ -60,21 +52,17 @@ class Worker:
         After either of these the worker must be closed.
         """
         self.num_requests += 1
-        assert self.process.stdin is not None
+        start = time.monotonic()
         try:
-            self.process.stdin.write(json.dumps({**request, "seconds": seconds}).encode() + b"\n")
-        except OSError as error:
-            raise Lost("the worker has ended") from error
-        line = self._line(seconds)
-        if line is None:  # the caller's own clock, in case the worker cannot end itself
+            self.process.send({**request, "seconds": seconds}, seconds)
+            outcome, self.memory_mb = self.process.receive(seconds - (time.monotonic() - start))
+        except Overdue:  # by the caller's own clock, in case the worker cannot end itself
             return "timeout"
-        if not line:
-            if self.process.wait() in _OUT_OF_TIME:
+        except Gone:
+            if self.process.kill() in _OUT_OF_TIME:
                 return "timeout"
-            raise Lost("the worker ended without a verdict")
-        verdict = json.loads(line)
-        self.memory_mb = verdict["memory_mb"]
-        return verdict["outcome"]
+            raise Lost("the worker ended without a verdict") from None
+        return outcome
 
     def load_algebra(self) -> None:
         """Import and warm up sympy, which takes longer than a verdict may; raises Lost."""
@@ -89,27 +77,7 @@ class Worker:
 
     def close(self) -> None:
         """Kill it, and wait for its end."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def _line(self, seconds: float) -> bytes | None:
-        """Returns the next line; empty at the end of the output, None when the time is up."""
-        assert self.process.stdout is not None
-        deadline, text = time.monotonic() + seconds, b""
-        poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN | select.POLLHUP)
-        while not text.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                return None
-            piece = self.process.stdout.read(65536)
-            if not piece:
-                return b""
-            text += piece
-        return text.strip()
+        self.process.end(patience=0)
 
 
 class Pool:

@@ -1,4 +1,4 @@
-"""Runs in a worker process: it reads one request per line and writes one verdict per line, until its input closes.
+"""Runs in a worker process: requests come in and verdicts go out, until the caller closes the pipe.
 
 It is started clean, so that nothing of the caller is in its memory, and may be killed at any time. What is not
 covered: the network is not shut off, because nothing that a model wrote is ever run.
@@ -6,7 +6,6 @@ covered: the network is not shut off, because nothing that a model wrote is ever
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -20,6 +19,7 @@ from rewards.math.judge import Judge, TooFine
 from rewards.math.read import read
 from rewards.math.text import clean
 from rewards.math.value import Arithmetic
+from rewards.process import Channel
 
 DIGITS = (60, 400, 2_000)
 """Decimal digits that are tried in turn: more of them where an expression mixes sizes too far apart for fewer."""
@@ -27,20 +27,16 @@ MEMORY = 2 << 30
 """A worker may use so many bytes of address space."""
 
 
-def main() -> None:
-    """Answer requests; print "ready" first, so that the caller knows when the clock may start."""
+def serve(channel: Channel) -> None:
+    """Answer requests; say "ready" first, so that the caller knows when the clock may start."""
     import mpmath  # noqa: F401  before "ready": importing it must not count against the first verdict
 
-    requests, verdicts = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w", buffering=1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)  # what a library prints must not be taken for a verdict
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who closes the pipe
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a library complains about is for nobody
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print("ready", file=verdicts)
-    for line in requests:
-        request = json.loads(line)
+    channel.send("ready")
+    while True:
+        request = channel.receive()
         # Should the caller die meanwhile, nobody else would end a verdict that never comes.
         signal.alarm(int(request["seconds"]) + 2)
         # A verdict may also use only so much processor time, in case the alarm is lost.
@@ -49,7 +45,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         outcome = judge(request)
         signal.alarm(0)
-        print(json.dumps({"outcome": outcome, "memory_mb": _memory_mb()}), file=verdicts)
+        channel.send((outcome, _memory_mb()))
 
 
 def _memory_mb() -> int:
@@ -146,7 +142,3 @@ def _is_symbolic(text: str) -> bool:
     except ValueError:
         return True
     return False
-
-
-if __name__ == "__main__":
-    main()

@@ -71,7 +71,10 @@ def test_a_reward_that_raises_stops_the_run_and_the_corrected_one_goes_on(
     assert [line["step"] for line in read_metrics(folder) if line["stage"] == "grpo"] == [1, 2]
     assert (folder / "report.html").exists()
     write(plugin, "pass")
-    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        grpo.main(common)
+    assert "began with another plugin.py: the file that reward.fn names" in capsys.readouterr().err
+    (folder / "inputs.json").unlink()  # as the message says: this change is meant
     grpo.main(common)
     assert "resuming after grpo step 2" in capsys.readouterr().out
     expected, found = final_weights(whole), final_weights(folder)

@@ -1,4 +1,4 @@
-"""The math reward next to math-verify: wrong verdicts, time of each, and the throughput on answers like GSM8K's.
+"""Compares the math reward with math-verify: wrong verdicts, the time of each, and answers like those of GSM8K.
 
     python -m benchmarks.verifier [--answers 10000] [--limit 10]
 
@@ -6,8 +6,8 @@ Both judge the same completions one at a time, taking turns on a warm process, a
 tests/rewards/math/cases.jsonl: those with settings, a prompt or no verdict are left out, because math-verify has
 nothing to match them. Ours is the default `MathVerifier`; theirs the default `verify(parse(gold), parse(completion))`
 on the main thread of a process of its own, with its own timeouts armed; a bare gold is put between dollar signs for
-it. That process is killed after `--limit` seconds, which counts as a wrong verdict and as that much time. Times are
-of the verdict alone: not of starting a process, nor, for math-verify, of the pipe; ours include the pipe to our worker.
+it. That process is killed after `--limit` seconds, which counts as a wrong verdict and as that much time. The times
+leave out what it takes to start a process and, for math-verify, the pipe; ours include the pipe to our worker.
 """
 
 from __future__ import annotations

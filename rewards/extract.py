@@ -22,6 +22,7 @@ _PHRASE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*(.+?)\*\*", re.DOTALL)
+_WORDS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3}")
 _SENTENCE_END = re.compile(r"[.?](?:\s|$)|[\u3002\uff01\uff1f]|\n")
 _ALONE = re.compile(r"[-+]?\\?\$?\s?[0-9][0-9.,/ ]*%?")
 _ATOM = (  # of a formula without dollars: a command, a group, digits, brackets, or a letter that stands alone
@@ -148,8 +149,8 @@ def _phrase(text: str, begin: int) -> tuple[int, int] | None:
     matches = list(_PHRASE.finditer(text, begin))
     if not matches:
         return None
-    begin = matches[-1].end()
-    if formula := _FORMULA.match(text, len(text) - len(text[begin:].lstrip())):  # often on a line of its own
+    begin = len(text) - len(text[matches[-1].end() :].lstrip())  # often on a line of its own
+    if formula := _FORMULA.match(text, begin):
         return formula.span(formula.lastindex or 0)
     stop = _SENTENCE_END.search(text, begin)
     return begin, stop.start() if stop else len(text)
@@ -158,7 +159,8 @@ def _phrase(text: str, begin: int) -> tuple[int, int] | None:
 def _line(text: str, begin: int) -> tuple[int, int] | None:
     line = text[begin:].rstrip().rpartition("\n")[2].strip()
     start = text.rfind(line)
-    if formula := _FORMULA.fullmatch(text, start, start + len(line)):
+    formula = _FORMULA.fullmatch(text, start, start + len(line))
+    if formula and not (formula.group().startswith("**") and _WORDS.search(formula.group())):
         return formula.span(formula.lastindex or 0)
     return (start, start + len(line)) if _ALONE.fullmatch(line) else None
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 from rewards.base import Reward, RewardError, Sample, thought_is_open
-from rewards.extract import Extraction, extract, last_box
+from rewards.extract import Extraction, extract, last_box, last_boxed
 from rewards.math.compare import Comparison, Percent, Units
 from rewards.math.decide import Outcome, decide, is_readable
 from rewards.math.judge import Judge
@@ -163,8 +163,8 @@ def gold_text(gold: Any) -> str | None:
         return f"{gold:.15g}" if math.isfinite(gold) else None
     if isinstance(gold, int):
         return str(gold)
-    if (box := last_box(gold)) is not None:
-        return gold[slice(*box)].strip() or None
+    if (boxed := last_boxed(gold)) is not None:
+        return boxed or None
     if "####" in gold or "<answer>" in gold:
         found = extract(gold)
         return found.text or None if found else None

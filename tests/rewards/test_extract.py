@@ -126,6 +126,8 @@ def test_a_prompt_that_opened_a_thought() -> None:
         ("<answer>7</answer> and then 8", "7", "answer"),
         ("The answer is 7. I checked it 2 times.", "7", "phrase"),
         ("in 2 steps\n7", "7", "line"),
+        ("**Result: 7**", "7", "last"),
+        ("Answer:\n\n7", "7", "phrase"),
         ("<think>it is 7", None, None),
         ("<think>it is 7</think>", None, None),
         ("nothing at all", None, None),

@@ -186,6 +186,7 @@ def test_a_batch_keeps_its_order_and_asks_workers_side_by_side() -> None:
         ("", None),
         (r"\boxed{}", None),
         (r"$\boxed{4}$ or rather $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"so it is $\boxed 5$.", "5"),
         ("2 + 2 = <<2+2=4>>4\n#### 1,234", "1,234"),
         ("<think>1</think><answer>4</answer>", "4"),
         (" $x$ ", "$x$"),

@@ -17,6 +17,8 @@ from typing import Any
 from rewards.math.decide import Outcome
 from rewards.process import Gone, Overdue, Process
 
+SERVE = "rewards.math.worker:serve"
+"""What a worker runs."""
 START_SECONDS = 60.0
 """Importing takes 0.2 s on an idle machine; on a busy one it must not count against a verdict."""
 MAX_REQUESTS = 1_000
@@ -37,7 +39,7 @@ class Worker:
         """Start it and wait until it is ready; raises Lost."""
         self.num_requests, self.memory_mb, self.has_algebra = 0, 0, False
         try:
-            self.process = Process("rewards.math.worker:serve", prints=False)
+            self.process = Process(SERVE, prints=False)
         except OSError as error:
             raise Lost(f"no worker can be started: {error}") from error
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -85,17 +86,24 @@ def test_an_exception_is_the_answers_fault(text: str, monkeypatch: pytest.Monkey
     assert is_readable(text) and not is_readable("boom!")
 
 
-MORTAL = (
-    "import json, os, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-    "from rewards.math import worker; real = worker.judge\n"
-    "worker.judge = lambda request: os._exit(1) if 'y_{' in request['answer'] else real(request)\n"
-    "worker.main()"
-)
+MORTAL = """
+import os
+from rewards.math import worker
+
+real = worker.judge
+
+
+def serve(channel):
+    worker.judge = lambda request: os._exit(1) if "y_{" in request["answer"] else real(request)
+    worker.serve(channel)
+"""
 """The program of a worker that dies of certain texts."""
 
 
-def test_an_answer_that_kills_its_worker_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewards.math.pool._BOOT", MORTAL)
+def test_an_answer_that_kills_its_worker_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mortal_worker.py").write_text(MORTAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("rewards.math.pool.SERVE", "mortal_worker:serve")
     mortal = MathVerifier(timeout=60, workers=1)
     samples = [
         Sample("", r"\boxed{y_{1}+\sqrt{2}-y_{1}}", meta={"answer": r"\sqrt{2}"}),

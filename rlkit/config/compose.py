@@ -45,11 +45,16 @@ NOT_ALL_LISTED = (*OPEN_DICTS, "model.architecture", "trainer.lora")
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
 """`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
 group is taken and this key set to the value."""
-PATHS = ("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn")
+PATHS = ("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn", "algo.loss_fn")
 """Keys in which a leading ~ is the home folder, as in a shell; a shell leaves it alone behind the `=`."""
 FIXES = {
-    **{"int": "give a whole number", "float": "give a number", "finite": "give a finite number"},
-    **{"bool": "give true or false", "string": "give text", "path": "give the name of a folder"},
+    "int": "give a whole number",
+    "float": "give a number",
+    "finite": "give a finite number",
+    "bool": "give true or false",
+    "string": "give text",
+    "path": "give the name of a folder",
+    "dict": "give a group, as {a: 1}",
 }
 """What to do about a value of the wrong type, by the first word of pydantic's name for the problem."""
 
@@ -333,7 +338,8 @@ def _check_keys(cls: Any, values: Mapping[str, Any], prefix: str) -> None:
         for place, item in items:
             name = f"{prefix}{key}" + (f"[{place}]" if items[0][0] == 0 else "")
             if not isinstance(item, Mapping):
-                raise ConfigError(f"{name}={item!r} is a group of keys; set one of them, as {name}.KEY=")
+                null = ", or null for none" if type(None) in kinds else ""
+                raise ConfigError(f"{name}={item!r} is a group of keys; set one of them, as {name}.KEY=VALUE{null}")
             _check_keys(group, item, f"{name}.")
 
 

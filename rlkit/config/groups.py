@@ -1,4 +1,4 @@
-"""The parts of a run: model, data, reward, engine, trainer, cluster, and what is written down."""
+"""The groups of settings of a run: model, data, reward, engine, trainer, cluster, and what is written down."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from rlkit.model.load import KINDS
 MAX_SPECULATIVE_TOKENS = 8
 """Even at V3's acceptance of 0.9 a ninth token counts in 0.9^9 = 39 % of the passes, and is computed in all of them."""
 MAX_PROCESSES = 4096
-"""Engines, ranks, reward processes, and the threads of each: above this a number is a slip of the finger."""
+"""No run has more engines, ranks or reward processes, nor threads in one of them: a larger number is a slip."""
 MAX_TIMEOUT_S = 1_000_000
 """Eleven days; the operating system counts a wait in milliseconds, in 31 bits."""
 OBJECT_STORE_BYTES = 2**29
+"""The room for batches and rollouts in Ray's object store, beside that for weights."""
 MAX_MEMORY_GIB = 1_000_000
+"""No machine has more memory than a pebibyte."""
 MAX_TOLERANCE = 1.0
 """One nat, a factor of e in a probability: a gate that lets more pass compares nothing."""
 
@@ -28,10 +30,10 @@ class ModelConfig:
     kind: str
     """"deepseek" is our own DeepSeek-V3; "hf" is any causal language model, run by its class in transformers."""
     path: str
-    """Folder of a checkpoint with its tokenizer; "" = new random weights."""
+    """The folder of a checkpoint with its tokenizer; "" starts from new random weights."""
     architecture: DeepseekV3Config | None
-    """Shape of a new DeepSeek-V3; its vocab_size bounds the tokenizer that is trained. With a `path` the folder says
-    the shape."""
+    """The shape of a new DeepSeek-V3; its vocab_size bounds the tokenizer that is trained. With a `path` the folder
+    says the shape."""
 
     def __post_init__(self) -> None:
         """Refuses an unknown kind, and a model that has neither a folder nor a shape to be made in."""
@@ -57,23 +59,23 @@ class DataConfig:
     source: str
     """"reasoning_gym", "gsm8k", "math", a .json/.jsonl/.parquet file, or a hub id "owner/name"."""
     eval_source: str
-    """Where held-out rows come from; "" = the source's own test split, or rows cut from the source."""
+    """Where held-out rows come from; "" takes the source's own test split, or cuts rows from the source."""
     train_size: int
-    """Rows for training; -1 = all there are."""
+    """How many rows to train on; -1 takes all there are."""
     eval_size: int
     tasks: dict[str, Any]
-    """reasoning_gym only: {task: its parameters}; sizes are split evenly over the tasks."""
+    """For reasoning_gym: {task: its parameters}; the rows are split evenly over the tasks."""
     prompt_column: str
     """A column, or a template of several: "{text} Tests: {test_list}"."""
     answer_column: str
     solution_column: str
-    """Worked solution, shown inside <think> in SFT; "" = there is none."""
+    """The column of worked solutions, which SFT shows inside <think>; "" says that there is none."""
     instruction: str
-    """Text put before every question."""
+    """A text that is put before every question."""
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes that leave nothing to train or test on."""
+        """Refuses sizes that leave nothing to train or test on."""
         if self.train_size != -1:
             whole("data.train_size", self.train_size, least=1, fix="-1 takes all rows")
         whole("data.eval_size", self.eval_size, least=1)
@@ -88,37 +90,38 @@ class RewardConfig:
     """A name ("number"), "package.module:function" or "file.py:function"."""
     kwargs: dict[str, Any]
     workers: int
-    """Processes that judge, on the driver's machine."""
+    """How many processes judge, on the driver's machine."""
     timeout: float
-    """Seconds for one completion (a function called on a batch gets that of all its samples); then it has no verdict,
-    reason "timeout", and the process is killed and replaced."""
+    """How many seconds one completion may take; a function that is called on a batch has those of all its samples. A
+    completion that takes longer has no verdict, its reason is "deadline", and the process is killed and replaced."""
 
     def __post_init__(self) -> None:
-        """Refuse a pool without processes and a deadline that has passed before it starts."""
+        """Refuses a pool without processes and a deadline that has passed before it starts."""
         whole("reward.workers", self.workers, least=1, most=MAX_PROCESSES)
         number("reward.timeout", self.timeout, above=0, most=MAX_TIMEOUT_S, fix="20 seconds are usual")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """The sampler."""
+    """What samples completions."""
 
     kind: str
     num_engines: int
     dtype: str
     threads: int
-    """CPU threads of each engine; 0 = all cores, shared among the engines."""
+    """How many CPU threads each engine has; 0 shares all cores among the engines."""
     max_model_len: int
-    """Longest prompt + completion, in tokens."""
+    """The most tokens that a prompt and its completion may have together."""
     max_num_seqs: int
-    """Sequences decoded together."""
+    """How many sequences are decoded together."""
     memory: float
-    """Of the KV cache: GiB on a CPU; share of the device's memory (0 to 1) on a GPU."""
+    """The size of the KV cache: in GiB on a CPU, as a share of the device's memory (0 to 1) on a GPU."""
     speculative_tokens: int
-    """Tokens that the model's first MTP module drafts for each pass of the model, which checks them all; 0 = off."""
+    """How many tokens the model's first MTP module drafts for each pass of the model, which checks them all; 0 drafts
+    none."""
 
     def __post_init__(self) -> None:
-        """Refuse unknown kinds and empty pools."""
+        """Refuses unknown kinds and empty pools."""
         one_of("engine.kind", self.kind, ("vllm", "torch"))
         one_of("engine.dtype", self.dtype, ("fp32", "bf16"))
         whole("engine.num_engines", self.num_engines, least=1, most=MAX_PROCESSES)
@@ -141,39 +144,39 @@ class LoraConfig:
     alpha: float = 32
     """The product of the two matrices is scaled by alpha / rank."""
     targets: str | tuple[str, ...] = "all-linear"
-    """Names of linear layers, such as [q_proj, v_proj]; "all-linear" = every one but head, router and experts."""
+    """The names of linear layers, such as [q_proj, v_proj]; "all-linear" takes all but head, router and experts."""
 
     def __post_init__(self) -> None:
-        """Refuse adapters that do nothing."""
+        """Refuses adapters that do nothing."""
         whole("trainer.lora.rank", self.rank, least=1)
         number("trainer.lora.alpha", self.alpha, above=0, fix="twice the rank is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """The learner and its AdamW."""
+    """What learns, and its AdamW."""
 
     kind: str
     num_ranks: int
     zero_stage: int
     dtype: str
     threads: int
-    """CPU threads of each rank; 0 = all cores, shared among the ranks."""
+    """How many CPU threads each rank has; 0 shares all cores among the ranks."""
     max_tokens: int
-    """Tokens of a pack: bounds the memory of one forward and backward."""
+    """How many tokens a pack may have, which bounds the memory of one forward and backward."""
     weight_decay: float
-    """AdamW's, of matrices alone: norms, biases and embeddings are not decayed."""
+    """AdamW's weight decay; it works on matrices alone, not on norms, biases and embeddings."""
     beta2: float
     grad_clip: float
     bias_update_speed: float
-    """How far the bias of every expert moves against its load after a step (V3 in pre-training: 0.001); 0 = frozen."""
+    """How far every expert's bias moves against its load after a step (V3 in pre-training: 0.001); 0 freezes it."""
     balance_coef: float
-    """Weight of the sequence-wise balance loss (V3 in pre-training: 1e-4); 0 = none."""
+    """The weight of the sequence-wise balance loss (V3 in pre-training: 1e-4); 0 leaves it out."""
     lora: LoraConfig | None = None
-    """null = all weights are trained."""
+    """null trains all weights."""
 
     def __post_init__(self) -> None:
-        """Refuse unknown kinds and ZeRO stages."""
+        """Refuses unknown kinds and ZeRO stages."""
         one_of("trainer.kind", self.kind, ("deepspeed", "torch"))
         one_of("trainer.dtype", self.dtype, ("fp32", "bf16"))
         whole("trainer.num_ranks", self.num_ranks, least=1, most=MAX_PROCESSES)
@@ -207,9 +210,9 @@ class ClusterConfig:
     """Where the parts run."""
 
     kind: str
-    """"ray" = engines and ranks are actors; "local" = everything in this process, without Ray."""
+    """"ray" runs engines and ranks as actors; "local" runs everything in this process, without Ray."""
     address: str
-    """Of a running Ray cluster; "" = start one on this machine for the length of the run."""
+    """The address of a running Ray cluster; "" starts one on this machine for the length of the run."""
 
     @staticmethod
     def object_store_bytes(weight_bytes: int) -> int:
@@ -220,20 +223,20 @@ class ClusterConfig:
         return OBJECT_STORE_BYTES + 4 * weight_bytes
 
     def __post_init__(self) -> None:
-        """Refuse unknown kinds."""
+        """Refuses unknown kinds."""
         one_of("cluster.kind", self.kind, ("local", "ray"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityConfig:
-    """The gate after load and after every sync."""
+    """The gate that compares engine and trainer after loading and after every sync."""
 
     tolerance: float
     """A log-prob gap between engine and trainer up to this one passes, in nats; a larger one must be explained by what
     rounding changes in the model itself (`rlkit.parity`), which is measured then, and in bf16 always."""
 
     def __post_init__(self) -> None:
-        """Refuse a gate that lets nothing pass."""
+        """Refuses a gate that lets nothing pass, or everything."""
         number("parity.tolerance", self.tolerance, above=0, most=MAX_TOLERANCE, fix="1e-4 is the limit in fp32")
 
 
@@ -243,7 +246,7 @@ class LoggingConfig:
 
     tensorboard: bool
     wandb_project: str
-    """"" = no Weights & Biases."""
+    """"" leaves Weights & Biases out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,11 +254,11 @@ class CheckpointConfig:
     """How often a run can be picked up."""
 
     every: int
-    """Steps between checkpoints; 0 = only at the end of a stage."""
+    """How many steps lie between checkpoints; 0 takes them only at the end of a stage."""
     keep: int
-    """Newest checkpoints kept."""
+    """How many of the newest checkpoints are kept."""
 
     def __post_init__(self) -> None:
-        """Refuse to keep none."""
+        """Refuses to keep none."""
         whole("checkpoint.every", self.every, fix="0 writes one at the end of each stage only")
         whole("checkpoint.keep", self.keep, least=1)

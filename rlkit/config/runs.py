@@ -30,7 +30,7 @@ class RunConfig:
     output_dir: Path
     seed: int
     resume: str
-    """"auto" = continue from the newest complete checkpoint in `output_dir`; "never" = refuse a folder with a run."""
+    """"auto" goes on from the newest complete checkpoint in `output_dir`; "never" refuses a folder with a run."""
     dry_run: bool
     model: ModelConfig
     data: DataConfig
@@ -41,7 +41,7 @@ class RunConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        """Refuse groups that do not go together."""
+        """Refuses groups that do not go together."""
         one_of("resume", self.resume, ("auto", "never"))
         seed("seed", self.seed)
         if self.cluster.kind == "local" and self.engine.num_engines > 1:
@@ -54,7 +54,7 @@ class RunConfig:
         self._check_room("evaluation", self.evaluation.sampling)
 
     def _check_room(self, group: str, sampling: SamplingConfig) -> None:
-        """Refuse completions that would fill the whole context."""
+        """Refuses completions that would fill the whole context."""
         if sampling.max_new_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"{group}.sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
@@ -63,24 +63,24 @@ class RunConfig:
 
     @property
     def num_actors(self) -> int:
-        """Processes that share the machine's GPUs."""
+        """Returns how many processes share the machine's GPUs."""
         return self.engine.num_engines
 
     @property
     def longest_completion(self) -> int:
-        """The most tokens that any stage samples after a prompt."""
+        """Returns the most tokens that any stage samples after a prompt."""
         return self.evaluation.sampling.max_new_tokens
 
     @property
     def think_share(self) -> float | None:
-        """The share of demonstrations that show their worked solution; None for a run that shows none at all."""
+        """Returns the share of demonstrations that show their worked solution; None where a run shows none at all."""
         return None
 
     def check_files(self) -> None:
-        """Raise ValueError for a file of the user's own that cannot be found or imported."""
+        """Raises UserError for a file of the user's own that cannot be found or imported."""
 
     def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
-        """Say in labels and words how much each stage does; a number that is not known yet is None."""
+        """Says in labels and words how much each stage does; a number that is not known yet is None."""
         return []
 
 
@@ -93,7 +93,7 @@ class TrainingRun(RunConfig):
     checkpoint: CheckpointConfig
 
     def __post_init__(self) -> None:
-        """Check what all recipes need, then that there is a process for every rank."""
+        """Checks what all recipes need, then that there is a process for every rank."""
         super().__post_init__()
         if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
             raise ValueError(
@@ -103,12 +103,12 @@ class TrainingRun(RunConfig):
 
     @property
     def num_actors(self) -> int:
-        """Processes that share the machine's GPUs."""
+        """Returns how many processes share the machine's GPUs."""
         return super().num_actors + self.trainer.num_ranks
 
     @property
     def needs_reference(self) -> bool:
-        """Whether any stage compares the policy with a frozen copy of itself."""
+        """Says whether any stage compares the policy with a frozen copy of itself."""
         return False
 
 
@@ -119,7 +119,7 @@ class GrpoRun(TrainingRun):
     algo: AlgoConfig
 
     def __post_init__(self) -> None:
-        """Check what all recipes need, then that the rollouts can be dealt to engines and ranks, and fit."""
+        """Checks what all recipes need, then that the rollouts can be dealt to engines and ranks, and fit."""
         super().__post_init__()
         algo = self.algo
         if algo.prompts_per_step % self.engine.num_engines:
@@ -142,22 +142,22 @@ class GrpoRun(TrainingRun):
 
     @property
     def needs_reference(self) -> bool:
-        """The KL penalty compares with the reference; without the penalty nobody keeps one."""
+        """Says whether there is a KL penalty, which compares with the reference; without it nobody keeps one."""
         return self.algo.loss.kl_coef > 0
 
     @property
     def longest_completion(self) -> int:
-        """The most tokens that any stage samples after a prompt."""
+        """Returns the most tokens that any stage samples after a prompt."""
         return max(super().longest_completion, self.algo.sampling.max_new_tokens)
 
     def check_files(self) -> None:
-        """Import the user's loss, if there is one."""
+        """Imports the user's loss, if there is one."""
         super().check_files()
         if isinstance(self.algo.objective, UserLoss):
             self.algo.objective.check()
 
     def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
-        """Add what GRPO samples and learns from."""
+        """Adds what GRPO samples and learns from."""
         algo, rollouts = self.algo, self.algo.prompts_per_step * self.algo.group_size
         new = rollouts * algo.sampling.max_new_tokens
         longest = algo.sampling.max_new_tokens
@@ -181,7 +181,7 @@ class SftRun(TrainingRun):
     sft: SftConfig
 
     def __post_init__(self) -> None:
-        """Check what all recipes need, then that the batch can be dealt to the ranks."""
+        """Checks what all recipes need, then that the batch can be dealt to the ranks."""
         super().__post_init__()
         if self.sft.batch_size % self.trainer.num_ranks:
             raise ValueError(
@@ -191,11 +191,11 @@ class SftRun(TrainingRun):
 
     @property
     def think_share(self) -> float | None:
-        """The share of demonstrations that show their worked solution."""
+        """Returns the share of demonstrations that show their worked solution."""
         return self.sft.think_share
 
     def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
-        """Say how often SFT shows how many demonstrations, before what other stages do."""
+        """Says how often SFT shows how many demonstrations, before what other stages do."""
         sft, per_rank = self.sft, self.sft.batch_size // self.trainer.num_ranks
         size = self.data.train_size if num_demonstrations is None else num_demonstrations
         epochs = f", {sft.steps * sft.batch_size / size:.2f} epochs of {size:,}" if size > 0 else ""
@@ -213,13 +213,13 @@ class ContextStage:
     """One step up in length."""
 
     length: int
-    """Longest sample of the stage, in tokens."""
+    """The length of the longest sample of the stage, in tokens."""
     factor: float
-    """Of YaRN, over the context that the model had before any; V3 takes the final one, 40, in every stage."""
+    """The factor of YaRN over the context that the model had before any; V3 takes the last one, 40, in every stage."""
     source: str
-    """Samples of this stage, as for data.source; "" = those of `data`."""
+    """The samples of this stage, as for data.source; "" takes those of `data`."""
     tasks: dict[str, Any]
-    """reasoning_gym only: the tasks of this stage; {} = data.tasks."""
+    """For reasoning_gym: the tasks of this stage; {} takes data.tasks."""
 
     def __post_init__(self) -> None:
         """Refuses lengths and factors that stretch nothing."""
@@ -234,7 +234,7 @@ class ExtendContextRun(SftRun):
     stages: tuple[ContextStage, ...]
 
     def __post_init__(self) -> None:
-        """Check what all SFT runs need, then that the lengths rise and that the batches divide."""
+        """Checks what all SFT runs need, then that the lengths rise and that the batches divide."""
         super().__post_init__()
         lengths = [stage.length for stage in self.stages]
         if not lengths or lengths != sorted(set(lengths)):

@@ -15,8 +15,9 @@ from rlkit.errors import UserError
 from rlkit.types import Sampling
 
 LEAST_TEMPERATURE = 0.01
+"""vLLM samples at this temperature when it is asked for a lower one, and the ratios of the loss would be wrong."""
 MAX_TEMPERATURE = 100
-"""Here all tokens are nearly as likely as each other."""
+"""At this temperature all tokens are nearly as likely as each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +26,15 @@ class SftConfig:
 
     steps: int
     batch_size: int
-    """Demonstrations per optimiser step."""
+    """How many demonstrations an optimiser step learns from."""
     think_share: float
-    """Share of demonstrations that show the worked solution; the others think nothing and answer at once."""
+    """The share of demonstrations that show the worked solution; the others think nothing and answer at once."""
     mtp_weight: float
-    """lambda of multi-token prediction, for a model that has modules for it; V3: 0.3, then 0.1."""
+    """The weight lambda of multi-token prediction in a model that has modules for it; V3 has 0.3, then 0.1."""
     schedule: Schedule
 
     def __post_init__(self) -> None:
-        """Refuse empty stages and impossible shares."""
+        """Refuses empty stages and impossible shares."""
         whole("sft.steps", self.steps)
         whole("sft.batch_size", self.batch_size, least=1)
         number("sft.mtp_weight", self.mtp_weight, least=0, fix="V3 has 0.3, then 0.1")
@@ -50,7 +51,7 @@ class SamplingConfig:
     max_new_tokens: int
 
     def __post_init__(self) -> None:
-        """Refuse what no sampler can do."""
+        """Refuses what no sampler can do."""
         number("temperature", self.temperature, least=0, most=MAX_TEMPERATURE, fix="1 is usual, 0 is greedy")
         if 0 < self.temperature < LEAST_TEMPERATURE:
             raise UserError(
@@ -61,48 +62,48 @@ class SamplingConfig:
         whole("max_new_tokens", self.max_new_tokens, least=1)
 
     def seeded(self, seed: int) -> Sampling:
-        """The same, with a seed to derive each rollout's own from."""
+        """Returns the same with a seed, from which each rollout's own is derived."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlgoConfig:
-    """GRPO."""
+    """Group relative policy optimisation: how much is sampled, and how it is learned from."""
 
     steps: int
     prompts_per_step: int
     group_size: int
-    """Rollouts of each prompt."""
+    """How many rollouts each prompt gets."""
     minibatches: int
-    """Optimiser steps that the rollouts of one step are dealt to; 1 keeps every update on-policy."""
+    """To how many optimiser steps the rollouts of one step are dealt; 1 keeps every update on-policy."""
     scale: str
     aggregate: str
     refresh_reference_every: int
-    """Steps after which the policy becomes the reference (R1: 400); 0 = never."""
+    """After how many steps the policy becomes the reference (R1: 400); 0 keeps the first one."""
     mtp_weight: float
-    """lambda of multi-token prediction on the sampled tokens, for a model that has modules for it; it trains those
-    modules alone. 0 = they are left as they are."""
+    """The weight lambda of multi-token prediction on the sampled tokens, in a model that has modules for it. It trains
+    those modules alone; 0 leaves them as they are."""
     sampling: SamplingConfig
     loss: GrpoLoss
     schedule: Schedule
     loss_fn: str = ""
-    """"file.py:function" or "package.module:function" that takes the place of GRPO's loss; "" = GRPO's. With
+    """The user's own loss, as "file.py:function" or "package.module:function"; "" takes GRPO's. With
     `algo.loss.kl_coef` above 0 a reference is kept for it too."""
     loss_settings: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that function."""
 
     @property
     def objective(self) -> Loss:
-        """The loss that the trainer follows."""
+        """Returns the loss that the trainer follows."""
         if not self.loss_fn:
             return self.loss
         place, _, function = self.loss_fn.rpartition(":")
-        # Ranks may run in another folder.
+        # A rank may run in another folder, where the same relative path would name another file.
         name = f"{Path(place).absolute()}:{function}" if place.endswith(".py") else self.loss_fn
         return UserLoss(name=name, settings=self.loss_settings)
 
     def __post_init__(self) -> None:
-        """Refuse groups that cannot be compared and batches that do not divide."""
+        """Refuses groups that cannot be compared and batches that do not divide."""
         whole("algo.steps", self.steps)
         whole("algo.prompts_per_step", self.prompts_per_step, least=1)
         whole("algo.group_size", self.group_size, least=2, fix="an advantage compares the rollouts of one group")
@@ -127,10 +128,10 @@ class AlgoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Held-out accuracy."""
+    """When and how held-out accuracy is measured."""
 
     every: int
-    """GRPO steps between evaluations; 0 = only before and after each stage."""
+    """How many GRPO steps lie between evaluations; 0 evaluates only before and after each stage."""
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:

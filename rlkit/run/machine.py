@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -42,6 +43,11 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
         raise UserError(
             f"engine.memory={cfg.engine.memory:g}: on a GPU it is the share of the device's memory that vLLM takes; "
             "give a number up to 1, as 0.5"
+        )
+    if cfg.logging.wandb_project and find_spec("wandb") is None:
+        raise UserError(
+            f"logging.wandb_project={cfg.logging.wandb_project!r}: the package wandb is not installed; install it, or "
+            "leave the key empty"
         )
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         _check_ray_folders()

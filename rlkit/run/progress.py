@@ -50,19 +50,22 @@ class Run:
         self.cfg, self.task, self.folder = cfg, task, cfg.output_dir
         self._lock = Lock(self.folder)
         try:
-            check_same(cfg)
-            self.restored = newest_checkpoint(self.folder / CHECKPOINTS)
-            write_inputs(cfg)
+            self._open()
         except BaseException:
             self._lock.release()
             raise
+
+    def _open(self) -> None:
+        check_same(self.cfg)
+        self.restored = newest_checkpoint(self.folder / CHECKPOINTS)
+        write_inputs(self.cfg)
         self.position = self.restored[1] if self.restored else START
         self._newest = self.restored[0] if self.restored else None
         self.console = Console(self.folder)
         self.metrics = Metrics(
             self.folder,
-            tensorboard=cfg.logging.tensorboard,
-            wandb_project=cfg.logging.wandb_project,
+            tensorboard=self.cfg.logging.tensorboard,
+            wandb_project=self.cfg.logging.wandb_project,
             resume_after=(self.position.stage, self.position.step) if self.restored else None,
         )
 

@@ -178,6 +178,14 @@ def test_a_share_of_the_gpu_is_no_number_of_gigabytes(monkeypatch: pytest.Monkey
     refused(cfg, "engine.memory=8", "share", "as 0.5")
 
 
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cfg = replace(CONFIG, output_dir=tmp_path / "run", logging=replace(CONFIG.logging, wandb_project="mine"))
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    refused(cfg, "logging.wandb_project='mine'", "install it, or leave the key empty")
+    monkeypatch.setattr(machine, "find_spec", lambda name: name)
+    check_machine(cfg, weights=WEIGHTS, trained=WEIGHTS)
+
+
 @pytest.mark.parametrize("place", ["file", "file/run"])
 def test_a_dry_run_says_it_too(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")

@@ -184,6 +184,7 @@ def test_test_prints_a_table_and_fails_on_a_fault(tmp_path: Path, capsys: pytest
         (["frobnicate"], "'rlkit reward frobnicate' is not a command; there are test, score, verify-dataset"),
         (["test", "number", "limit"], "'limit' is not a setting; write key=value"),
         (["test", "number", "a={"], "cannot be read"),
+        (["test", "number", "a=[1, 2"], "begins like a list, but cannot be read as one"),
         (["test", "number", "--data", "gone.jsonl"], "DATA='gone.jsonl': no such file"),
         (["score", "gone.txt", "number"], "not a data source"),
         (["score", "{empty}", "number"], "has no rows"),
@@ -256,10 +257,22 @@ def test_columns_are_filled_in_one_pass() -> None:
     assert honest_completion(row, r"\boxed{{answer}} {b} {note} {x}") == r"\boxed{\frac{1}{b}} 2 {answer} {x}"
 
 
-def test_settings_are_read_as_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine.py").write_text("def f(completion, a, b, c):\n    return (a, b, c) == ('no', -1e-3, None)\n")
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"), ("-1e-3", -1e-3), ("null", None), ("{x: 1e-6, y: [1, 2.5]}", {"x": 1e-6, "y": [1, 2.5]}),
+        ("~/words.txt", "~/words.txt"), ("a=b(c)", "a=b(c)"), ("Gr\u00f6\u00dfe", "Gr\u00f6\u00dfe"), ("'1'", "1"),
+        ("1,2", "1,2"),
+    ],
+)  # fmt: skip
+def test_settings_are_read_as_in_a_run(
+    text: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra's own grammar refused a home folder, brackets and umlauts."""
+    code = f"def f(completion, a):\n    return (a, type(a)) == ({value!r}, type({value!r}))\n"
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
     rows = write(tmp_path / "rows.jsonl", [{"completion": "x"}])
-    assert reward("score", rows, f"{tmp_path}/mine.py:f", "a=no", "b=-1e-3", "c=null") == 0
+    assert reward("score", rows, f"{tmp_path}/mine.py:f", f"a={text}") == 0
     assert ["all", "1", "100.0%", "1.000", "0"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 

@@ -36,10 +36,10 @@ def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Ite
     if cfg.cluster.kind == "local":
         yield build_engine(cfg.engine, checkpoint, cfg.model.kind, progress)
         return
-    from rlkit.cluster.start import on_ray, start_engines  # cluster=local runs without Ray
+    from rlkit.cluster.start import engines_on_ray, on_ray  # cluster=local runs without Ray
 
-    with reaped(), on_ray(cfg, checkpoint):
-        yield start_engines(cfg, checkpoint, progress)
+    with reaped(), on_ray(cfg, checkpoint), engines_on_ray(cfg, checkpoint, progress) as sampler:
+        yield sampler
 
 
 @contextmanager
@@ -56,10 +56,10 @@ def trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
             rank=0,
         )
         return
-    from rlkit.cluster.start import on_ray, start_trainer
+    from rlkit.cluster.start import on_ray, trainer_on_ray
 
-    with reaped(), on_ray(cfg, checkpoint):
-        yield start_trainer(cfg, checkpoint)
+    with reaped(), on_ray(cfg, checkpoint), trainer_on_ray(cfg, checkpoint) as learner:
+        yield learner
 
 
 @contextmanager

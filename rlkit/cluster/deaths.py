@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,15 +19,17 @@ _names: dict[str, str] = {}
 _handles: dict[str, Any] = {}
 
 
-def name_part(actor: Any, name: str) -> None:
-    """Remembers what the run calls an actor."""
-    _names[actor._actor_id.hex()], _handles[actor._actor_id.hex()] = name, actor
-
-
-def forget_parts() -> None:
-    """Forgets all names, when Ray has ended."""
-    _names.clear()
-    _handles.clear()
+@contextmanager
+def named_parts(parts: Mapping[str, Any]) -> Iterator[None]:
+    """Knows actors, inside the block, by what the run calls them."""
+    ids = {name: actor._actor_id.hex() for name, actor in parts.items()}
+    for name, actor in parts.items():
+        _names[ids[name]], _handles[ids[name]] = name, actor
+    try:
+        yield
+    finally:
+        for actor_id in ids.values():
+            del _names[actor_id], _handles[actor_id]
 
 
 @contextmanager

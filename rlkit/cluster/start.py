@@ -6,7 +6,7 @@ import atexit
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ray.job_config import JobConfig
 
 from rewards.own_files import own_modules
 from rlkit.cluster.actors import EngineActor, TrainerActor
-from rlkit.cluster.deaths import forget_parts, name_part
+from rlkit.cluster.deaths import named_parts
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
 from rlkit.config import RunConfig, TrainingRun
 from rlkit.interrupt import end_process
@@ -45,32 +45,41 @@ def on_ray(cfg: RunConfig, checkpoint: Path) -> Iterator[None]:
         atexit.register(end_process)
         raise
     finally:
-        forget_parts()
         if not interrupted:
             ray.shutdown()
 
 
-def start_engines(cfg: RunConfig, checkpoint: Path, progress: Progress) -> RemoteEngines:
-    """Start `engine.num_engines` actors and return at once, while they load."""
+@contextmanager
+def engines_on_ray(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Iterator[RemoteEngines]:
+    """Start `engine.num_engines` actors, which may still be loading when the block begins and end with it."""
     remote: Any = ray.remote  # its overloads do not know options
     # A second thread answers how far sampling is while the first one samples.
     new = remote(EngineActor).options(max_concurrency=2, **_resources(cfg))
     actors = [new.remote(cfg.engine, checkpoint, cfg.model.kind) for _ in range(cfg.engine.num_engines)]
-    for number, actor in enumerate(actors):
-        name_part(actor, f"engine {number + 1} of {len(actors)}")
-    return RemoteEngines(actors, progress)
+    with _ending({f"engine {number + 1} of {len(actors)}": actor for number, actor in enumerate(actors)}):
+        yield RemoteEngines(actors, progress)
 
 
-def start_trainer(cfg: TrainingRun, checkpoint: Path) -> RemoteTrainer:
-    """Start `trainer.num_ranks` actors, which meet in a store on the first one's machine, and return at once."""
+@contextmanager
+def trainer_on_ray(cfg: TrainingRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
+    """Start `trainer.num_ranks` actors, which meet in a store on the first one's machine and end with the block."""
     remote: Any = ray.remote
     new = remote(TrainerActor).options(**_resources(cfg))
     ranks = [new.remote(rank) for rank in range(cfg.trainer.num_ranks)]
-    for rank, actor in enumerate(ranks):
-        name_part(actor, f"trainer rank {rank} of {len(ranks)}")
-    store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
-    loading = (cfg.trainer, checkpoint, cfg.model.kind, cfg.needs_reference, cfg.seed, store)
-    return RemoteTrainer(ranks, [actor.start.remote(*loading) for actor in ranks])
+    with _ending({f"trainer rank {rank} of {len(ranks)}": actor for rank, actor in enumerate(ranks)}):
+        store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
+        loading = (cfg.trainer, checkpoint, cfg.model.kind, cfg.needs_reference, cfg.seed, store)
+        yield RemoteTrainer(ranks, [actor.start.remote(*loading) for actor in ranks])
+
+
+@contextmanager
+def _ending(parts: Mapping[str, Any]) -> Iterator[None]:
+    """End actors with the block, whoever still holds a handle, so that what starts next has their cores and memory."""
+    with named_parts(parts):
+        yield
+    # A block that raises ends the run, and with it Ray: nothing is asked of a Ray that may be what has failed.
+    for actor in parts.values():
+        ray.kill(actor)
 
 
 def gpu_share(num_gpus: int, num_actors: int) -> float:

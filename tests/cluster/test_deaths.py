@@ -16,7 +16,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 
-from rlkit.cluster.deaths import deaths_named, forget_parts, name_part
+from rlkit.cluster.deaths import deaths_named, named_parts
 from rlkit.cluster.reaper import below, reaped
 from rlkit.cluster.remote import RemoteEngines
 from rlkit.cluster.start import on_ray
@@ -63,12 +63,6 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]
         yield remote.options(num_cpus=0, max_concurrency=2).remote
 
 
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    yield
-    forget_parts()
-
-
 def death(ask: Callable[[], object]) -> str:
     with pytest.raises(PartDiedError) as died, deaths_named():
         ask()
@@ -78,34 +72,39 @@ def death(ask: Callable[[], object]) -> str:
 @pytest.mark.slow
 def test_whoever_dies_is_named(new: Callable[..., Any]) -> None:
     first, second, third = new(), new(), new()
-    for number, actor in enumerate((first, second, third)):
-        name_part(actor, f"trainer rank {number} of 3")
-    pid = ray.get(second.pid.remote())
-    asked = [first.hang.remote(), second.hang.remote()]
-    os.kill(pid, signal.SIGKILL)
-    message = death(lambda: ray.get(asked))
-    assert message.startswith(f"trainer rank 1 of 3, process {pid} on ") and " has died (" in message
-    assert "\n" not in message and "Some common causes" not in message
-    assert "trainer rank 1 of 3" in death(lambda: ray.get(second.pid.remote())), "also when it is asked later"
-    # the others fail in a sum with it, and what it has published is lost to an engine: neither is the cause
-    assert "trainer rank 1 of 3" in death(lambda: ray.get(third.fail.remote("connection closed by peer")))
-    assert "trainer rank 1 of 3" in death(lambda: ray.get([third.fail.remote("first"), second.pid.remote()]))
+    with named_parts({f"trainer rank {rank} of 3": actor for rank, actor in enumerate((first, second, third))}):
+        pid = ray.get(second.pid.remote())
+        asked = [first.hang.remote(), second.hang.remote()]
+        os.kill(pid, signal.SIGKILL)
+        message = death(lambda: ray.get(asked))
+        assert message.startswith(f"trainer rank 1 of 3, process {pid} on ") and " has died (" in message
+        assert "\n" not in message and "Some common causes" not in message
+        assert "trainer rank 1 of 3" in death(lambda: ray.get(second.pid.remote())), "also when it is asked later"
+        # the others fail in a sum with it, and what it has published is lost to an engine: neither is the cause
+        assert "trainer rank 1 of 3" in death(lambda: ray.get(third.fail.remote("connection closed by peer")))
+        assert "trainer rank 1 of 3" in death(lambda: ray.get([third.fail.remote("first"), second.pid.remote()]))
+    assert death(lambda: ray.get(second.pid.remote())).startswith("a part, "), "names end with their block"
 
 
 @pytest.mark.slow
 def test_an_engine_that_dies_while_it_samples(new: Callable[..., Any]) -> None:
     engine = new()
-    name_part(engine, "engine 1 of 1")
     asked: list[Any] = [object()]
-    with pytest.raises(PartDiedError, match=r"engine 1 of 1, process \d+ on \S+ has died"):
+    with (
+        named_parts({"engine 1 of 1": engine}),
+        pytest.raises(PartDiedError, match=r"engine 1 of 1, process \d+ on \S+ has died"),
+    ):
         list(RemoteEngines([engine]).generate(asked, 1, None))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
 def test_what_a_living_part_raises_is_left_as_it_is(new: Callable[..., Any]) -> None:
     living = new()
-    name_part(living, "engine 1 of 1")
-    with pytest.raises(UserError, match="key=value: mend it") as raised, deaths_named():
+    with (
+        named_parts({"engine 1 of 1": living}),
+        pytest.raises(UserError, match="key=value: mend it") as raised,
+        deaths_named(),
+    ):
         ray.get(living.fail.remote("key=value: mend it"))
     assert isinstance(raised.value, RayTaskError) and "in fail" in str(raised.value), "with the traceback"
     with pytest.raises(RayActorError, match="cannot be made"), deaths_named():

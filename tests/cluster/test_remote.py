@@ -15,6 +15,7 @@ from rlkit.assemble import trainer
 from rlkit.cluster.start import on_ray
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
+from rlkit.parts import PartDiedError
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import UNIT, Rounding
 from rlkit.train.steppers.torch import TorchStepper
@@ -79,6 +80,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Seen]:
         for num_ranks in RANKS[1:]:
             with trainer(config(num_ranks), folder / "model") as learner:
                 found[num_ranks] = lived(learner, folder / str(num_ranks))
+            with pytest.raises(PartDiedError):  # who still held two ranks would have no core for the next four
+                learner.trace((5, 6))
     return found
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
@@ -19,96 +17,12 @@ from rlkit.model.base import CausalLM
 from rlkit.model.lora import adapter_weights
 from rlkit.train import ranks
 from rlkit.train.experts import ExpertBalance
+from rlkit.train.policy import Policy, frozen_copy, frozen_names, without
 from rlkit.train.rounding import Rounding, rounded_anew
+from rlkit.train.steppers.base import Stepper
 from rlkit.types import Batch, Numbers, Pack, PolicyPack
 
 REFERENCE_FILE = "reference.pt"
-
-
-class PolicyOutput(NamedTuple):
-    """What the policy says of a pack; every [T] is 0 where the pack's weight is 0.
-
-    This is a tuple and not a dataclass because DeepSpeed looks into tuples, lists and dicts alone for the tensors on
-    which it hangs the start of a backward pass. With bf16 and ZeRO-1 that start clears the gradients of the pack
-    before, which are in the fp32 sum by then; where it does not happen, early packs are added again and again.
-    """
-
-    logprobs_T: Tensor
-    """log p of each token under the model at the batch's temperature, in nats."""
-    entropy_T: Tensor
-    """Of the distribution that the token is drawn from, in nats; carries no gradient."""
-    mtp_loss: Tensor | None
-    """This pack's part of 1 / D sum_k L^k, in nats (see `MtpTerm`); None where multi-token prediction did not run."""
-
-
-class Policy(nn.Module):
-    """The model, asked for the log-probs of the trained tokens of a pack only."""
-
-    def __init__(self, model: CausalLM) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pack: Pack, temperature: float, mtp: MtpTerm = NO_MTP) -> PolicyOutput:
-        """One pass over a pack."""
-        trained_M = pack.weights_T.nonzero().squeeze(-1)
-        hidden_TD = self.model.hidden(pack.tokens_T, pack.lengths)
-        logprobs_M, entropy_M = chunked_logprobs(
-            hidden_TD[trained_M - 1], self.model.lm_head.weight, pack.tokens_T[trained_M], temperature
-        )
-        # An empty pack (see `shard`) still needs a path to the weights, or its rank would skip the reduction.
-        zeros_T = torch.zeros_like(pack.weights_T) + 0.0 * hidden_TD[:, 0].float()
-        return PolicyOutput(
-            logprobs_T=zeros_T.index_put((trained_M,), logprobs_M),
-            entropy_T=zeros_T.detach().index_put((trained_M,), entropy_M),
-            mtp_loss=self._mtp_loss(pack, hidden_TD, mtp.detached) if mtp.weight and self._learns_ahead() else None,
-        )
-
-    def _learns_ahead(self) -> bool:
-        """Whether there are MTP modules to train; LoRA leaves them as they are."""
-        return any(parameter.requires_grad for module in self.model.mtp_modules() for parameter in module.parameters())
-
-    def _mtp_loss(self, pack: Pack, hidden_TD: Tensor, detached: bool) -> Tensor:
-        head_VD = self.model.lm_head.weight.detach() if detached else self.model.lm_head.weight
-        total = torch.zeros((), device=hidden_TD.device)
-        for places_M, hidden_MD in self.model.mtp_hidden(pack.tokens_T, pack.lengths, hidden_TD, detached=detached):
-            trained = pack.weights_T[places_M] != 0
-            places_M, hidden_MD = places_M[trained], hidden_MD[trained]
-            logprobs_M, _ = chunked_logprobs(hidden_MD, head_VD, pack.tokens_T[places_M])
-            total = total - (pack.weights_T[places_M] * logprobs_M).sum()
-        return total / len(self.model.mtp_modules())
-
-
-class Stepper(Protocol):
-    """An optimiser over the policy's parameters, alone or as one of several data-parallel ranks."""
-
-    @property
-    def module(self) -> Callable[..., PolicyOutput]:
-        """What forward passes go through: a `Policy`, or DeepSpeed around one."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""
-        ...
-
-    def step(self, lr: float, mtp_lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping, the same on every rank.
-
-        A gradient whose norm is not finite is dropped: weights and moments stay as they are. `mtp_lr` is for the MTP
-        modules; 0 leaves them as they are, whatever moments and weight decay say.
-        """
-        ...
-
-    def forget(self) -> None:
-        """Drop the optimiser's moments."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write weights and optimiser state."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Restore weights and optimiser state, bit for bit."""
-        ...
 
 
 class ModelTrainer:
@@ -220,47 +134,6 @@ class ModelTrainer:
             # What is frozen is not in the file: it came with the model that this trainer was made from.
             strict = not frozen_names(self.model)
             self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE), strict=strict)
-
-
-def parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
-    """Sort what is trained into groups for an optimiser: MTP modules apart ("mtp"), and apart what is not decayed.
-
-    Decay pulls matrices towards 0, where the layer before or after makes up for it. It has no business with gains of
-    norms and with biases, whose natural size is not 0, nor with embeddings: most rows of a batch are not in use, and
-    they would fade. So parameters of one dimension and embeddings, tied heads included, have a decay of 0.
-    """
-    ahead = {id(parameter) for module in model.mtp_modules() for parameter in module.parameters()}
-    spared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and id(parameter) not in spared
-            kind = (id(parameter) in ahead, weight_decay if decayed else 0.0)
-            groups.setdefault(kind, []).append(parameter)
-    return [{"params": groups[kind], "mtp": kind[0], "weight_decay": kind[1]} for kind in sorted(groups)]
-
-
-def set_rates(groups: Sequence[dict[str, Any]], lr: float, mtp_lr: float) -> None:
-    """Give each of the `parameter_groups` its learning rate."""
-    for group in groups:
-        group["lr"] = mtp_lr if group["mtp"] else lr
-
-
-def frozen_copy(model: CausalLM) -> CausalLM:
-    """A copy of the model that takes no gradient; parameters that are not trained (below LoRA) are shared with it."""
-    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, shared).requires_grad_(False).eval()
-
-
-def frozen_names(module: nn.Module) -> set[str]:
-    """Parameters that are not trained: everything below LoRA's adapters, and nothing without LoRA."""
-    named = module.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if not parameter.requires_grad}
-
-
-def without(names: set[str], module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module but for these names."""
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in names}
 
 
 def require_finite(name: str, value: float) -> None:

@@ -16,9 +16,10 @@ from rlkit.model import DeepseekV3
 from rlkit.model.base import CausalLM
 from rlkit.model.hf import HfModel
 from rlkit.model.lora import add_lora
+from rlkit.train.steppers.base import parameter_groups
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
-from rlkit.train.trainer import ModelTrainer, parameter_groups
+from rlkit.train.trainer import ModelTrainer
 from tests.hf_folders import make, save
 from tests.model.tiny import seeded
 from tests.train.test_trainer import ARCHITECTURE, CFG, demonstrations

@@ -16,9 +16,10 @@ from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations
 from rlkit.engine.local import TorchEngine
 from rlkit.model import DeepseekV3
 from rlkit.model.moe import Router
+from rlkit.train.policy import Policy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
-from rlkit.train.trainer import ModelTrainer, Policy
+from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch, Numbers
 from tests.train.test_trainer import ARCHITECTURE, CFG, demonstrations, difference, make_model, rollouts
 

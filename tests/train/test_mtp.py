@@ -11,9 +11,10 @@ from torch import Tensor, distributed
 
 from rlkit.algo import NO_MTP, GrpoLoss, Loss, MtpTerm, SftLoss
 from rlkit.model import DeepseekV3
+from rlkit.train.policy import Policy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
-from rlkit.train.trainer import ModelTrainer, Policy
+from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch, Pack
 from tests.model.mtp_reference import Reference
 from tests.model.tiny import relative, seeded

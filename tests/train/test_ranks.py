@@ -19,7 +19,8 @@ from rlkit.config import LoraConfig, TrainerConfig
 from rlkit.model import DeepseekV3
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import add_lora
-from rlkit.train.trainer import ModelTrainer, Policy
+from rlkit.train.policy import Policy
+from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch
 from tests.model.tiny import seeded
 from tests.train.test_trainer import ARCHITECTURE, CFG, make_model, rollouts

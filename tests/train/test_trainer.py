@@ -12,9 +12,10 @@ from torch import distributed
 from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations, pack_rollouts
 from rlkit.config import TrainerConfig
 from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.train.policy import Policy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
-from rlkit.train.trainer import ModelTrainer, Policy
+from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch, PolicyPack, Prompt, Rollout, Score, ScoredGroup
 
 ARCHITECTURE = DeepseekV3Config(

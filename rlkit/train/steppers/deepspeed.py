@@ -25,7 +25,8 @@ from torch import Tensor, distributed
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.trainer import Policy, frozen_names, parameter_groups, set_rates
+from rlkit.train.policy import Policy, frozen_names
+from rlkit.train.steppers.base import parameter_groups, set_rates
 
 TAG = "deepspeed"
 

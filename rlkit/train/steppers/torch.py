@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.trainer import Policy, frozen_names, parameter_groups, set_rates, without
+from rlkit.train.policy import Policy, frozen_names, without
+from rlkit.train.steppers.base import parameter_groups, set_rates
 
 STATE_FILE = "torch_trainer.pt"
 

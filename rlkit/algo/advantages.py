@@ -39,6 +39,8 @@ def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") ->
     valid = ~rewards.isnan()
     count = valid.sum(-1, keepdim=True)
     filled = rewards.nan_to_num(nan=0.0)
+    # A rollout without a verdict is nobody's fault: as a 0 it would be punished, and it would raise all others. So it
+    # is taken out of the mean, and its own advantage is 0.
     centred = torch.where(valid, filled - filled.sum(-1, keepdim=True) / count.clamp(min=1), 0.0)
     # Equal rewards need not have an exact mean (0.1 + 0.1 + 0.1), so flatness is decided on the rewards themselves.
     centred = torch.where(_spread(rewards), centred, 0.0)

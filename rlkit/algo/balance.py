@@ -22,7 +22,9 @@ def updated_bias(bias_E: Tensor, load_E: Tensor, speed: float) -> Tensor:
 
     Without any load, and for an expert whose load is the mean, the bias stays.
     """
-    # In whole numbers: a mean that is rounded would tell a load that equals it from it.
+    # Only the sign counts, so a step is as long for an expert that is a little too busy as for one that is far too
+    # busy; that is what keeps the bias from swinging. In whole numbers: a mean that is rounded would tell a load that
+    # equals it from it.
     below_E = (load_E.sum() - len(load_E) * load_E).sign()
     return bias_E + speed * below_E.to(bias_E.dtype)
 

@@ -109,6 +109,9 @@ def _after_prompt(num_prompt: int, values: Tensor) -> Tensor:
 def _batch(samples: Sequence[Pack], *, max_tokens: int, temperature: float, aggregate: str) -> Batch:
     trained = [sample.weights_T.sum() for sample in samples]
     total = sum(trained)
+    # This is the one place where a token gets its share of the gradient. Everything behind it only adds up: tokens
+    # within a pack, packs within a rank, ranks within the trainer. So the same samples have the same gradient however
+    # they are packed and dealt; a mean taken further down would weigh a half-empty pack like a full one.
     shares = [1 / total if aggregate == "token" else 1 / (len(samples) * count) for count in trained]
     weighted = [
         replace(sample, weights_T=sample.weights_T * share) for sample, share in zip(samples, shares, strict=True)
@@ -125,6 +128,8 @@ def _best_fit(samples: Sequence[P], max_tokens: int) -> list[list[P]]:
     """Longest first, each into the fullest row that still has room (best-fit decreasing)."""
     rows: list[list[P]] = []
     room: list[int] = []
+    # Long samples first, while every row has room; the short ones then fill what is left. The rows that come out are at
+    # most 11/9 of the fewest possible, and the order of samples does not matter to the loss, which is a sum.
     for sample in sorted(samples, key=lambda sample: -sample.lengths[0]):
         need = sample.lengths[0]
         fitting = [i for i, free in enumerate(room) if free >= need]
@@ -152,5 +157,7 @@ def _samples(pack: P) -> list[P]:
 
 
 def _empty_like(pack: P) -> P:
+    # One token of weight 0: the forward and backward pass run, with all their sums over ranks, and add nothing. Whoever
+    # counts tokens (load, balance loss) leaves out what has no weight.
     first = {name: getattr(pack, name)[:1] for name in tensor_names(pack)}
     return replace(pack, lengths=(1,), **{**first, "weights_T": torch.zeros(1)})

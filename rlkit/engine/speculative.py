@@ -30,9 +30,15 @@ def accept(
     index_BN1 = drafts_BN.unsqueeze(2)
     q_BN = draft_probs_BNV.gather(2, index_BN1).squeeze(2)
     p_BN = target_probs_BMV[:, :num_drafts].gather(2, index_BN1).squeeze(2)
+    # u < p / q, written without the division: q may be 0 where the draft came from elsewhere. A draft counts only if
+    # all before it stand, because the distribution it was proposed from had them as its past: hence the running
+    # product.
     stands_BN = uniforms_BM2[:, :num_drafts, 0] * q_BN < p_BN
     accepted_B = stands_BN.long().cumprod(1).sum(1)
     rows_B = torch.arange(len(drafts_BN), device=drafts_BN.device)
+    # Why the remainder? Token x has already been given out with probability min(p, q), as a draft that stood. What p
+    # still owes to x is p - min(p, q) = max(p - q, 0), and those debts add up to the probability of coming to this
+    # line.
     target_BV = target_probs_BMV[rows_B, accepted_B]
     # Behind the last draft nothing was proposed: q = 0 there, and the remainder is p itself.
     proposed_BV = draft_probs_BNV[rows_B, accepted_B.clamp(max=num_drafts - 1)]

@@ -58,6 +58,8 @@ def requantise_blocks(weight_NK: Tensor, known_scales: Tensor) -> tuple[Tensor, 
     448 scale overflows bf16: rounding to bf16 moves a number by 2^-9 of itself at most, and no midpoint between two
     codes is nearer than 2^-5.
     """
+    # Why not compute max / 448 again and compare? Rounding to bf16 may have moved the largest weight of a block, and a
+    # scale that is off by one bit moves every code. Trying the old scale asks what matters: do the bits come back?
     back_NK = dequantise_blocks(*quantise_blocks(weight_NK, known_scales), weight_NK.dtype)
     changed = _block_max((back_NK != weight_NK).to(weight_NK.dtype)) > 0
     return quantise_blocks(weight_NK, torch.where(changed, block_scales(weight_NK), known_scales))
@@ -72,6 +74,8 @@ def _bands(out_NK: Tensor, in_NK: Tensor, scales: Tensor) -> Iterator[tuple[Tens
 def _block_max(x_NK: Tensor) -> Tensor:
     """max |x| of each block, in fp32."""
     down, across = block_grid(x_NK.shape)
+    # Band by band, because the absolute values of the whole matrix at once would need its memory a second time. The
+    # columns of a partial last block are filled up with 0, which is never above a maximum.
     out = torch.empty(down, across * BLOCK, device=x_NK.device)
     out[:, x_NK.shape[1] :] = 0
     for row, band in zip(out, x_NK.split(BLOCK), strict=True):

@@ -96,6 +96,8 @@ class Scorer:
         if worker is None:
             raise RuntimeError(OVER)
         try:
+            # `scores` grows as verdicts come, so that a process that is lost costs the sample it was busy with and no
+            # other: the next one goes on behind it. What was lost has a reason instead of a value.
             while len(scores) < len(samples):
                 try:
                     for found in worker.judge(samples[len(scores) :], self._cfg.timeout):
@@ -152,6 +154,8 @@ class _Worker:
         size = 1 if self._ready.one_by_one else len(samples)
         with suppress(Gone, Overdue):  # the missing answer says it
             self.process.send(samples, size * timeout)
+        # All samples go out in one message and verdicts come back one by one, each with a time limit of its own: the
+        # process never waits for the driver between two samples.
         for _ in range(0, len(samples), size):
             answer = self._answer(size * timeout, size)
             assert isinstance(answer, Verdicts)

@@ -62,6 +62,9 @@ def grpo_loss(
         weights_T = torch.full_like(logprobs_T, 1 / max(1, logprobs_T.numel()))
     ratio_T = (logprobs_T - old_logprobs_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
+    # The smaller of the two is a pessimist: it takes the reward of a move away once the ratio has left the band, but
+    # never the cost. With A > 0 a ratio above 1 + clip_high earns nothing more; with A < 0 it goes on being pulled
+    # back.
     gain_T = torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
     loss = -(weights_T * gain_T).sum()
     sums = {"clip_fraction": (weights_T * (clipped_T * advantages_T < ratio_T * advantages_T)).sum().detach()}

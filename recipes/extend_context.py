@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from recipes.sft import fine_tune
 from rlkit.config.compose import clear_errors, load_config, parse_command
 from rlkit.config.runs import ExtendContextRun
+from rlkit.errors import UserError
 from rlkit.extend_context import stage_folder, stage_run, write_extended
 from rlkit.run.plan import show
 from rlkit.run.prepare import INITIAL
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = parse_command("extend_context", sys.argv[1:] if argv is None else argv)
         cfg = load_config("extend_context", ExtendContextRun, command.overrides)
         if not cfg.model.path:
-            raise ValueError("model.path is empty, and only a trained model has a context to extend; set model.path")
+            raise UserError("model.path is empty, and only a trained model has a context to extend; set model.path")
         for number, stage in enumerate(cfg.stages):  # all stages are checked before the first one starts
             checkpoint = Path(scratch) / str(number)
             write_extended(Path(cfg.model.path), checkpoint, stage.factor)

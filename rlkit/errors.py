@@ -7,4 +7,5 @@ class UserError(ValueError):
     """Something that the user can mend: the message names the key or file, its value, and the fix.
 
     A command prints it as one paragraph. A plain ValueError, from a library or from a mistake of ours, is not caught.
+    In `rewards`, which does not know rlkit, the same is a RewardError.
     """

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlkit.config.runs import ExtendContextRun
+from rlkit.errors import UserError
 from rlkit.model import DeepseekV3Config
 from rlkit.model.config import CONFIG, Yarn, read_config
 
@@ -18,7 +19,7 @@ from rlkit.model.config import CONFIG, Yarn, read_config
 def extended(config: DeepseekV3Config, factor: float) -> DeepseekV3Config:
     """The same model with its original context stretched by `factor`; what YaRN it has already is kept but for that.
 
-    A model without YaRN gets V3's: mscale and mscale_all_dim 1, 32 turns and 1. ValueError for a factor below 1.
+    A model without YaRN gets V3's: mscale and mscale_all_dim 1, 32 turns and 1. UserError for a factor below 1.
     """
     yarn = config.rope_scaling
     if yarn is None:
@@ -32,7 +33,7 @@ def extended(config: DeepseekV3Config, factor: float) -> DeepseekV3Config:
 def write_extended(source: Path, target: Path, factor: float) -> None:
     """Make `target` the checkpoint `source` with its context stretched: a config.json of its own, links to the rest.
 
-    A target that is there already stays as it is. ValueError if the source is no checkpoint of ours.
+    A target that is there already stays as it is. UserError if the source is no checkpoint of ours.
     """
     if target.exists():
         return
@@ -53,12 +54,12 @@ def write_extended(source: Path, target: Path, factor: float) -> None:
 def stage_run(cfg: ExtendContextRun, number: int, checkpoint: Path) -> ExtendContextRun:
     """The SFT run of one stage, from a checkpoint that `write_extended` made, in a folder of its own.
 
-    ValueError if the stage is longer than the checkpoint's context.
+    UserError if the stage is longer than the checkpoint's context.
     """
     stage = cfg.stages[number]
     reach = DeepseekV3Config.from_folder(checkpoint).max_position_embeddings
     if stage.length > reach:
-        raise ValueError(
+        raise UserError(
             f"stages[{number}].length={stage.length}: the original context times stages[{number}].factor="
             f"{stage.factor:g} is {reach} tokens; raise the factor or lower the length"
         )

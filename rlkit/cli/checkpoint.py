@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlkit.checks import number
+from rlkit.errors import UserError
 from rlkit.model.files.convert import convert_checkpoint
 from rlkit.model.files.folder import DTYPES, Checkpoint
 from rlkit.model.files.shards import MAX_SHARD_BYTES, read_headers
@@ -26,16 +28,16 @@ GB = 1_000_000_000
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one of the two commands; raises SystemExit with code 1 for a bad checkpoint, ValueError for a mistake."""
+    """Run one of the two commands; raises SystemExit with code 1 for a bad checkpoint, UserError for no command."""
     commands = {"verify": _verify, "convert": _convert}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
     if argv[0] not in commands:
-        raise ValueError(f"'rlkit checkpoint {argv[0]}' is not a command; there are {', '.join(commands)}\n\n{USAGE}")
+        raise UserError(f"'rlkit checkpoint {argv[0]}' is not a command; there are {', '.join(commands)}\n\n{USAGE}")
     try:
         fine = commands[argv[0]](argv[1:])
-    except ValueError as error:
+    except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if not fine:
         raise SystemExit(1)
@@ -80,9 +82,10 @@ def _convert(words: Sequence[str]) -> bool:
     parser.add_argument("--dtype", required=True, choices=DTYPES)
     parser.add_argument("--max-shard-gb", type=float, default=MAX_SHARD_BYTES / GB, help="per file (default 5)")
     args = parser.parse_args(words)
+    number("--max-shard-gb", args.max_shard_gb, above=0, fix="5 is the default")
     total = len(Checkpoint.open(args.source).weights)
     with Console(stream=sys.stderr).bar("convert", total, "tensors") as bar:
-        convert_checkpoint(args.source, args.target, args.dtype, int(args.max_shard_gb * GB), bar.advance)
+        convert_checkpoint(args.source, args.target, args.dtype, max(1, int(args.max_shard_gb * GB)), bar.advance)
     print(f"{args.target}: {total} weights in {args.dtype}")
     return True
 

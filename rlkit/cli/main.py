@@ -75,10 +75,7 @@ def _look(words: Sequence[str]) -> None:
         raise UserError(f"{' '.join(words)!r} is not a command{suggestion(command, COMMANDS)}\n\n{_usage()}")
     module = import_module(f"rlkit.cli.{command}")
     raise_again()
-    try:
-        module.main(words[1:])
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    module.main(words[1:])
 
 
 def _usage() -> str:

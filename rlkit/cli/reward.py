@@ -19,6 +19,7 @@ import rewards
 from rewards.attacks import ROWS, boxed, fenced, in_tags
 from rewards.audit import audit
 from rewards.extract import last_boxed
+from rlkit.errors import UserError
 from rlkit.overrides import read_value
 from rlkit.watch.console import Console
 
@@ -41,13 +42,13 @@ SHOWN = 20
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one of the three commands; raises SystemExit with code 1 for a fault found, ValueError for a mistake."""
+    """Run one of the three commands; raises SystemExit with code 1 for a fault found, UserError for a mistake."""
     commands = {"test": _test, "score": _score, "verify-dataset": _verify}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
     if argv[0] not in commands:
-        raise ValueError(f"'rlkit reward {argv[0]}' is not a command; there are {', '.join(commands)}\n\n{USAGE}")
+        raise UserError(f"'rlkit reward {argv[0]}' is not a command; there are {', '.join(commands)}\n\n{USAGE}")
     if not commands[argv[0]](argv[1:]):
         raise SystemExit(1)
 
@@ -81,7 +82,7 @@ class Offline:
 
 
 def read(source: str, prompt_column: str = "", answer_column: str = "") -> list[Offline]:
-    """Read all rows of a file or named dataset, its splits one after the other; raises ValueError if it cannot.
+    """Read all rows of a file or named dataset, its splits one after the other; raises UserError if it cannot.
 
     As in a run, `answer` is text, or the box of a `solution` where there is no such column. Without `prompt_column` the
     prompt is the first of `prompt`, `question`, `problem` and `text`; a row may have none of these, and no answer.
@@ -103,11 +104,11 @@ def read(source: str, prompt_column: str = "", answer_column: str = "") -> list[
     )
     found = open_source(source, cfg, "DATA")
     if found.endless:
-        raise ValueError(f"DATA={source!r} has no end; give a file of rows")
+        raise UserError(f"DATA={source!r} has no end; give a file of rows")
     columns = prompt_column, answer_column
     rows = [_offline(id, record, *columns) for split in found.splits.values() for id, record in split]
     if not rows:
-        raise ValueError(f"DATA={source!r} has no rows; use another file or dataset")
+        raise UserError(f"DATA={source!r} has no rows; use another file or dataset")
     return rows
 
 
@@ -151,7 +152,7 @@ def honest_completion(row: Mapping[str, Any], template: str) -> str:
 
     `template` holds columns in braces, as `<answer>{answer}</answer>`. Without one: a worked solution (with a box or
     ####) as it is, another `answer` in R1's form, a `canonical_solution` or `code` as a program, a `solution` as it is.
-    Raises ValueError for a row that has none of these.
+    Raises UserError for a row that has none of these.
     """
     if template:
         return _filled(template, row)
@@ -165,7 +166,7 @@ def honest_completion(row: Mapping[str, Any], template: str) -> str:
     if "solution" in row:
         solution = str(row["solution"])
         return solution if "\\boxed" in solution or "####" in solution else boxed(solution)
-    raise ValueError(
+    raise UserError(
         f"a row has none of answer, canonical_solution, code, solution (its columns: {', '.join(map(str, row))}); give "
         "--completion with the column, as --completion '<answer>{gold}</answer>'"
     )
@@ -276,7 +277,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
         key, separator, text = word.partition("=")
         if not separator or not key.isidentifier():
             short = word.removeprefix("reward.kwargs.")
-            raise ValueError(f"{word!r} is not a setting; write {short if short != word else 'key=value'}")
+            raise UserError(f"{word!r} is not a setting; write {short if short != word else 'key=value'}")
         settings[key] = read_value(key, text)
     return settings
 
@@ -293,7 +294,7 @@ def _recorded(index: int, one: Offline) -> rewards.Sample:
     row = one.row
     if not isinstance(row.get("completion"), str):
         columns = ", ".join(map(str, one.record))
-        raise ValueError(f"row {index + 1} has no text in a column `completion` (its columns: {columns}); rename yours")
+        raise UserError(f"row {index + 1} has no text in a column `completion` (its columns: {columns}); rename yours")
     own = ("prompt", "completion", "completion_ids", "finish_reason", "step")
     return rewards.Sample(
         one.prompt,
@@ -321,6 +322,7 @@ def _printable(text: str) -> str:
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    # Half a character, which JSON can hold and UTF-8 cannot, is written as it was read, \udxxx.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     print(f"{path}: {len(rows)} rows")

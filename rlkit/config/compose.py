@@ -29,8 +29,10 @@ from omegaconf.errors import (
 )
 from pydantic import TypeAdapter, ValidationError
 
+from rewards import RewardError
 from rlkit.checks import shown, suggestion
 from rlkit.config.runs import GrpoRun, RunConfig
+from rlkit.errors import UserError
 from rlkit.overrides import ConfigError, Override, read_override, read_text, read_value
 
 C = TypeVar("C")
@@ -111,7 +113,7 @@ def compose_dict(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         for override in values:
             _set(composed, override, recipe, groups)
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(_explain(error, recipe)) from error
     assert isinstance(resolved, dict)
     found = {str(key): value for key, value in resolved.items()}
@@ -126,6 +128,10 @@ def parse(cls: type[C], values: Mapping[str, Any]) -> C:
     try:
         return _adapter(cls).validate_python(values)
     except ValidationError as error:
+        for item in error.errors():
+            cause = item.get("ctx", {}).get("error")
+            if isinstance(cause, Exception) and not isinstance(cause, UserError):
+                raise cause from None  # of a class's own check: a bug in it, and no value that the user can mend
         # Where a key may be of two types, pydantic names each of them in a problem of its own; one says enough.
         problems = {_key(item): _problem(item) for item in reversed(error.errors())}
         raise ConfigError("\n".join(reversed(problems.values()))) from error
@@ -167,10 +173,10 @@ def to_yaml(cfg: RunConfig) -> str:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Prints a configuration or input error as one paragraph and leaves with exit code 2, without a traceback."""
+    """Prints what the user can mend as one paragraph and leaves with exit code 2; a bug keeps its traceback."""
     try:
         yield
-    except ValueError as error:
+    except (UserError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -287,13 +293,15 @@ def _explain(error: Exception, recipe: str | Path) -> str:
 
 
 def _expand(values: dict[str, Any], key: str) -> None:
-    """Writes a leading ~ out, and refuses the empty name of a folder."""
+    """Writes a leading ~ out, and refuses names that nothing can have."""
     *groups, name = key.split(".")
     for group in groups:
         values = values.get(group) or {}
     value = values.get(name)
     if key == "output_dir" and value == "":
         raise ConfigError("output_dir= is empty; name the folder of the run, as output_dir=outputs/first")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{key}={value!r} holds a zero byte, which is in no name of a file; take it out")
     if isinstance(value, str) and value.startswith("~"):
         values[name] = os.path.expanduser(value)
         if values[name] == value:

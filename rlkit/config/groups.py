@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit.checks import number, one_of, seed, whole
+from rlkit.errors import UserError
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.load import KINDS
 
@@ -39,14 +40,14 @@ class ModelConfig:
         """Refuses an unknown kind, and a model that has neither a folder nor a shape to be made in."""
         one_of("model.kind", self.kind, KINDS)
         if self.kind == "hf" and not self.path:
-            raise ValueError(
+            raise UserError(
                 "model.path='' but model=hf starts from a checkpoint; set model.path=FOLDER, one that save_pretrained "
                 "or a download made"
             )
         if self.kind == "hf" and self.architecture is not None:
-            raise ValueError("model.architecture: model=hf takes the model's sizes from its folder; set it to null")
+            raise UserError("model.architecture: model=hf takes the model's sizes from its folder; set it to null")
         if self.architecture is None and not self.path:
-            raise ValueError(
+            raise UserError(
                 "model.architecture=null, but with model.path='' the model is new and needs its shape; give "
                 "model=deepseek_v3_tiny or another one, or the folder of a checkpoint as model.path"
             )
@@ -75,11 +76,17 @@ class DataConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuses sizes that leave nothing to train or test on."""
+        """Refuses sizes that leave nothing to train or test on, and an instruction that no tokenizer takes."""
         if self.train_size != -1:
             whole("data.train_size", self.train_size, least=1, fix="-1 takes all rows")
         whole("data.eval_size", self.eval_size, least=1)
         seed("data.seed", self.seed)
+        try:
+            self.instruction.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"data.instruction={self.instruction!r} is no text in UTF-8, which every tokenizer reads; write it anew"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +140,7 @@ class EngineConfig:
         fix = "it is in GiB on a CPU, and a share of the device's memory on a GPU"
         number("engine.memory", self.memory, above=0, most=MAX_MEMORY_GIB, fix=fix)
         if self.kind == "torch" and self.dtype != "fp32":
-            raise ValueError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")
+            raise UserError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,16 +197,16 @@ class TrainerConfig:
         number("trainer.bias_update_speed", self.bias_update_speed, least=0, most=1, fix=fix)
         number("trainer.balance_coef", self.balance_coef, least=0, fix="V3's pre-training has 1e-4, 0 turns it off")
         if self.kind == "torch" and self.dtype != "fp32":
-            raise ValueError(
+            raise UserError(
                 f"trainer.dtype={self.dtype} needs trainer=deepspeed, which keeps fp32 master weights; without them "
                 "small steps round to nothing"
             )
         if self.zero_stage not in (1, 2):
-            raise ValueError(f"trainer.zero_stage={self.zero_stage} is not supported; use 1 or 2")
+            raise UserError(f"trainer.zero_stage={self.zero_stage} is not supported; use 1 or 2")
         if self.kind == "torch" and self.num_ranks > 1:
-            raise ValueError(f"trainer.num_ranks={self.num_ranks} needs trainer=deepspeed; trainer=torch has one rank")
+            raise UserError(f"trainer.num_ranks={self.num_ranks} needs trainer=deepspeed; trainer=torch has one rank")
         if self.bias_update_speed and self.lora is not None:
-            raise ValueError(
+            raise UserError(
                 f"trainer.bias_update_speed={self.bias_update_speed} moves what an adapter cannot hold, so that the "
                 "base with the adapter would be another model; set it to 0, or trainer.lora to null"
             )

@@ -20,6 +20,7 @@ from rlkit.config.groups import (
     TrainerConfig,
 )
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
+from rlkit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,18 @@ class RunConfig:
         one_of("resume", self.resume, ("auto", "never"))
         seed("seed", self.seed)
         if self.cluster.kind == "local" and self.engine.num_engines > 1:
-            raise ValueError(
+            raise UserError(
                 f"cluster=local is one process, but engine.num_engines={self.engine.num_engines}; set it to 1 or use "
                 "cluster=ray"
             )
         if self.cluster.kind == "local" and self.engine.kind == "vllm":
-            raise ValueError("engine=vllm needs a process of its own; use cluster=ray, or engine=torch")
+            raise UserError("engine=vllm needs a process of its own; use cluster=ray, or engine=torch")
         self._check_room("evaluation", self.evaluation.sampling)
 
     def _check_room(self, group: str, sampling: SamplingConfig) -> None:
         """Refuses completions that would fill the whole context."""
         if sampling.max_new_tokens >= self.engine.max_model_len:
-            raise ValueError(
+            raise UserError(
                 f"{group}.sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
                 f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
             )
@@ -96,7 +97,7 @@ class TrainingRun(RunConfig):
         """Checks what all recipes need, then that there is a process for every rank."""
         super().__post_init__()
         if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
-            raise ValueError(
+            raise UserError(
                 f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
                 "cluster=ray"
             )
@@ -123,19 +124,19 @@ class GrpoRun(TrainingRun):
         super().__post_init__()
         algo = self.algo
         if algo.prompts_per_step % self.engine.num_engines:
-            raise ValueError(
+            raise UserError(
                 f"algo.prompts_per_step={algo.prompts_per_step} cannot be dealt evenly to engine.num_engines="
                 f"{self.engine.num_engines}; use a multiple of it"
             )
         num_rollouts = algo.prompts_per_step * algo.group_size
         if (num_rollouts // algo.minibatches) % self.trainer.num_ranks:
-            raise ValueError(
+            raise UserError(
                 f"algo.prompts_per_step x algo.group_size / algo.minibatches = {num_rollouts // algo.minibatches} "
                 f"rollouts cannot be dealt evenly to trainer.num_ranks={self.trainer.num_ranks}; change one of them"
             )
         self._check_room("algo", algo.sampling)
         if algo.mtp_weight and self.trainer.lora is not None:
-            raise ValueError(
+            raise UserError(
                 f"algo.mtp_weight={algo.mtp_weight} trains MTP modules, which trainer.lora leaves as they are; set it "
                 "to 0, or trainer.lora to null"
             )
@@ -184,7 +185,7 @@ class SftRun(TrainingRun):
         """Checks what all recipes need, then that the batch can be dealt to the ranks."""
         super().__post_init__()
         if self.sft.batch_size % self.trainer.num_ranks:
-            raise ValueError(
+            raise UserError(
                 f"sft.batch_size={self.sft.batch_size} cannot be dealt evenly to trainer.num_ranks="
                 f"{self.trainer.num_ranks}; use a multiple of it"
             )
@@ -238,10 +239,10 @@ class ExtendContextRun(SftRun):
         super().__post_init__()
         lengths = [stage.length for stage in self.stages]
         if not lengths or lengths != sorted(set(lengths)):
-            raise ValueError(f"stages: lengths {lengths} must rise from stage to stage; reorder them or drop some")
+            raise UserError(f"stages: lengths {lengths} must rise from stage to stage; reorder them or drop some")
         for place, stage in enumerate(self.stages):
             if self.sft.batch_size * lengths[0] % stage.length:
-                raise ValueError(
+                raise UserError(
                     f"stages[{place}].length={stage.length}: sft.batch_size={self.sft.batch_size} samples of "
                     f"{lengths[0]} tokens are no whole number of samples of this length; change one of the three"
                 )

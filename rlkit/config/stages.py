@@ -114,14 +114,14 @@ class AlgoConfig:
         one_of("algo.aggregate", self.aggregate, AGGREGATES)
         num_rollouts = self.prompts_per_step * self.group_size
         if num_rollouts % self.minibatches:
-            raise ValueError(
+            raise UserError(
                 f"algo.minibatches={self.minibatches} does not divide algo.prompts_per_step x algo.group_size = "
                 f"{self.prompts_per_step} x {self.group_size} = {num_rollouts}; change one of the three"
             )
         if self.sampling.temperature == 0:
-            raise ValueError("algo.sampling.temperature=0 makes all rollouts of a group equal; use 1.0")
+            raise UserError("algo.sampling.temperature=0 makes all rollouts of a group equal; use 1.0")
         if self.sampling.top_p < 1:
-            raise ValueError(
+            raise UserError(
                 f"algo.sampling.top_p={self.sampling.top_p} cuts tokens whose probability the ratio needs; use 1.0"
             )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlkit.data.rows import Row
+from rlkit.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,11 +22,11 @@ FIX = "correct chat_template.jinja in the folder of model.path, or use another m
 def render(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[str]:
     """Puts each question, with the instruction before it, into the chat template, up to where the model writes.
 
-    Raises ValueError for a tokenizer without a template, and, naming the row, for a template that raises or whose text
+    Raises UserError for a tokenizer without a template, and, naming the row, for a template that raises or whose text
     does not hold the question.
     """
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template; add chat_template.jinja to the folder of "
             "model.path, or use an instruction-tuned model's tokenizer"
         )
@@ -35,17 +36,17 @@ def render(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, instruction:
 
 
 def check_distinct(rows: Sequence[Row], prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ValueError for a prompt without tokens, and for two questions whose prompts are the same tokens.
+    """Raises UserError for a prompt without tokens, and for two questions whose prompts are the same tokens.
 
     Questions that differ in white space around them may share a prompt: templates are free to strip it.
     """
     first: dict[tuple[int, ...], Row] = {}
     for row, tokens in zip(rows, map(tuple, prompts), strict=True):
         if not tokens:
-            raise ValueError(f"the prompt of row {row.id!r} is empty: {_named(tokenizer)} makes no token of it; {FIX}")
+            raise UserError(f"the prompt of row {row.id!r} is empty: {_named(tokenizer)} makes no token of it; {FIX}")
         other = first.setdefault(tokens, row)
         if other.question.strip() != row.question.strip():
-            raise ValueError(
+            raise UserError(
                 f"rows {other.id!r} and {row.id!r} have different questions and the same prompt: {_named(tokenizer)} "
                 f"loses what differs; {FIX}, or remove one of the rows"
             )
@@ -82,12 +83,12 @@ def _render_row(row: Row, content: str, tokenizer: PreTrainedTokenizerBase, form
     try:
         text = _apply(tokenizer, form(content))
     except Exception as error:  # jinja's own errors, raise_exception of the template, or Python's from inside it
-        raise ValueError(
+        raise UserError(
             f"model.path: the chat template of {_named(tokenizer)} fails on row {row.id!r} with a single user message "
             f"({type(error).__name__}: {error}); {FIX}"
         ) from error
     if not _holds(text, content):
-        raise ValueError(
+        raise UserError(
             f"model.path: the chat template of {_named(tokenizer)} loses the question of row {row.id!r}: it makes "
             f"{text[:200]!r} of {content[:200]!r}; {FIX}"
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlkit.data.chat import check_distinct, render
 from rlkit.data.rows import Row
+from rlkit.errors import UserError
 from rlkit.types import Prompt
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def to_prompts(
 ) -> tuple[Prompt, ...]:
     """Puts each question into the tokenizer's chat template, up to where the assistant starts to write.
 
-    Raises ValueError for a template or a tokenizer that loses a question (see `rlkit.data.chat`), for text that cannot
+    Raises UserError for a template or a tokenizer that loses a question (see `rlkit.data.chat`), for text that cannot
     be encoded, and for a prompt that does not fit.
     """
     texts = render(rows, tokenizer, instruction)
@@ -46,7 +47,7 @@ def to_prompts(
     prompts = []
     for row, text, tokens in zip(rows, texts, encoded, strict=True):
         if len(tokens) > max_prompt_tokens:
-            raise ValueError(
+            raise UserError(
                 f"the prompt of row {row.id!r} has {len(tokens)} tokens, but only {max_prompt_tokens} fit before the "
                 "completion: raise engine.max_model_len, lower max_new_tokens, or remove the row"
             )
@@ -68,13 +69,13 @@ def to_demonstrations(
     or an answer brings along are taken out first, so that each stands there once.
 
     A row shows its solution if hash(seed, row id) < think_share; the others have an empty think. Prompts are exactly
-    those of `to_prompts`: the completion is encoded on its own, so no token spans the boundary. Raises ValueError as
+    those of `to_prompts`: the completion is encoded on its own, so no token spans the boundary. Raises UserError as
     `to_prompts` does, for a tokenizer without an end token, for a row without an answer or with an end token in its
     middle, and for a demonstration longer than `max_tokens`.
     """
     end = tokenizer.eos_token_id
     if not isinstance(end, int):
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its config")
+        raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its config")
     prompts = to_prompts(rows, tokenizer, instruction, max_tokens)
     texts = []
     for row, prompt in zip(rows, prompts, strict=True):
@@ -83,13 +84,13 @@ def to_demonstrations(
     demonstrations = []
     for row, prompt, text in zip(rows, prompts, _encode(tokenizer, rows, texts), strict=True):
         if end in text:
-            raise ValueError(
+            raise UserError(
                 f"the demonstration of row {row.id!r} holds the end token {tokenizer.eos_token!r} in its middle, "
                 "where the model would learn to stop; take it out of the solution or the answer"
             )
         completion = (*text, end)
         if len(prompt.tokens) + len(completion) > max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"the demonstration of row {row.id!r} has {len(prompt.tokens)} + {len(completion)} tokens, more than "
                 f"{max_tokens}: raise engine.max_model_len (and trainer.max_tokens), or remove the row"
             )
@@ -131,7 +132,7 @@ def _completion(row: Row, solution: str, prompt: str, end: str) -> str:
     """Returns what a model should write after a prompt, up to its end token."""
     answer = _unmarked(row.answer, end)
     if not answer.strip():
-        raise ValueError(
+        raise UserError(
             f"the demonstration of row {row.id!r} would teach an empty answer; set data.answer_column to the column "
             "that holds the answers, or remove the row"
         )
@@ -169,7 +170,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], texts: list
             try:
                 ids([text])
             except Exception as error:
-                raise ValueError(
+                raise UserError(
                     f"the tokenizer {tokenizer.name_or_path!r} of model.path cannot encode row {row.id!r} "
                     f"({type(error).__name__}: {error}); repair the text or remove the row"
                 ) from error

@@ -15,6 +15,8 @@ from itertools import count
 from types import ModuleType
 from typing import Any
 
+from rlkit.errors import UserError
+
 Parameters = Mapping[str, Any]
 
 
@@ -22,10 +24,10 @@ def draw(tasks: Mapping[str, Parameters | None], seed: int) -> Iterator[tuple[st
     """Yields (id, record) without end, one task after the other in turn; no question comes twice.
 
     A record has `question`, `answer`, `solution` ("" where no steps are known), `task` and reasoning-gym's `metadata`.
-    Raises ValueError for an unknown task, a bad parameter, and a task that runs out of new questions.
+    Raises UserError for an unknown task, a bad parameter, and a task that runs out of new questions.
     """
     if not tasks:
-        raise ValueError("data.tasks is empty: name at least one reasoning-gym task, such as data.tasks.chain_sum={}")
+        raise UserError("data.tasks is empty: name at least one reasoning-gym task, such as data.tasks.chain_sum={}")
     seen: set[str] = set()
     streams = [_draw_task(name, dict(parameters or {}), seed, seen) for name, parameters in tasks.items()]
     while True:
@@ -52,19 +54,19 @@ def _draw_task(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     bare = parameters.pop("bare", False)
     if bare and task not in _EXPRESSIONS:
-        raise ValueError(f"data.tasks.{task}.bare=true: only {', '.join(_EXPRESSIONS)} have a bare form; remove it")
+        raise UserError(f"data.tasks.{task}.bare=true: only {', '.join(_EXPRESSIONS)} have a bare form; remove it")
     dataset = _create(task, parameters, seed)
     found = misses = 0
     for index in count():
         try:
             item = dataset[index]
         except Exception as error:
-            raise ValueError(f"data.tasks.{task}: reasoning-gym failed on question {index}: {error!r}") from error
+            raise UserError(f"data.tasks.{task}: reasoning-gym failed on question {index}: {error!r}") from error
         question = _EXPRESSIONS[task](item["metadata"]) if bare else item["question"]
         if question in seen:
             misses += 1
             if misses > 1000 + 5 * found:
-                raise ValueError(
+                raise UserError(
                     f"data.tasks.{task} has no more than about {found} distinct questions: lower data.train_size and "
                     f"data.eval_size, or widen the task's own parameters ({_parameter_names(task)})"
                 )
@@ -83,14 +85,14 @@ def _create(task: str, parameters: Parameters, seed: int) -> Any:
 
     if task not in DATASETS:
         near = get_close_matches(task, DATASETS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"data.tasks.{task}: reasoning-gym has no such task; nearest: {near!r} (of {len(DATASETS)})")
+        raise UserError(f"data.tasks.{task}: reasoning-gym has no such task; nearest: {near!r} (of {len(DATASETS)})")
     for name in ("seed", "size"):
         if name in parameters:
-            raise ValueError(f"data.tasks.{task}.{name}: set data.seed, data.train_size and data.eval_size instead")
+            raise UserError(f"data.tasks.{task}.{name}: set data.seed, data.train_size and data.eval_size instead")
     try:
         return reasoning_gym.create_dataset(task, seed=_task_seed(task, seed), **parameters)
     except Exception as error:  # a task checks its parameters with assert, or trips over them in its own way
-        raise ValueError(
+        raise UserError(
             f"data.tasks.{task}={dict(parameters)}: {error}; its parameters are {_parameter_names(task)}"
         ) from error
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rewards.extract import last_boxed
 from rlkit.data.cells import Template, cell_text, is_missing, is_text
 from rlkit.data.sources import Source, open_source
+from rlkit.errors import UserError
 
 if TYPE_CHECKING:
     from rlkit.config import DataConfig
@@ -48,12 +49,12 @@ def read_rows(cfg: DataConfig) -> Split:
 
     Held-out rows are chosen first, so they do not change with `data.train_size`. Questions count as equal when their
     lines are, save for white space at the ends of lines: line breaks and indentation can be what a question is about.
-    Raises ValueError naming the key, the value and the fix.
+    Raises UserError naming the key, the value and the fix.
     """
     source = open_source(cfg.source, cfg, "data.source")
     train = _stream(source, _train_split(source, cfg.source, "data.source"), cfg, "data.source")
     if source.endless and cfg.train_size < 0:
-        raise ValueError(f"data.train_size={cfg.train_size}: reasoning_gym has no end; give a number of rows")
+        raise UserError(f"data.train_size={cfg.train_size}: reasoning_gym has no end; give a number of rows")
     if cfg.eval_source and cfg.eval_source != cfg.source:
         other = open_source(cfg.eval_source, cfg, "data.eval_source")
         split = _test_split(other) or _train_split(other, cfg.eval_source, "data.eval_source")
@@ -83,7 +84,7 @@ def _take(rows: Iterator[Row], size: int, seen: set[str], key: str) -> tuple[tup
             seen.add(question)
             taken.append(row)
     if len(taken) < max(size, 1):
-        raise ValueError(
+        raise UserError(
             f"{key}={size}: only {len(taken)} distinct rows are left for it (duplicates and held-out questions do not "
             "count); ask for fewer, or use more data"
         )
@@ -95,7 +96,7 @@ def _train_split(source: Source, name: str, key: str) -> str:
         return "train"
     if len(source.splits) == 1:
         return next(iter(source.splits))
-    raise ValueError(f"{key}={name!r} has no split 'train', only {', '.join(source.splits)}; use another dataset")
+    raise UserError(f"{key}={name!r} has no split 'train', only {', '.join(source.splits)}; use another dataset")
 
 
 def _test_split(source: Source) -> str | None:
@@ -107,7 +108,7 @@ def _stream(source: Source, split: str, cfg: DataConfig, key: str) -> Iterator[R
     if isinstance(records, list):
         if not records:
             name = cfg.source if key == "data.source" else cfg.eval_source
-            raise ValueError(f"{key}={name!r}: its split {split!r} has no rows; use another file or dataset")
+            raise UserError(f"{key}={name!r}: its split {split!r} has no rows; use another file or dataset")
         records = random.Random(f"{cfg.seed}/{split}").sample(records, len(records))
     return (_row(id, record, source) for id, record in records)
 
@@ -115,7 +116,7 @@ def _stream(source: Source, split: str, cfg: DataConfig, key: str) -> Iterator[R
 def _row(id: str, record: dict[str, Any], source: Source) -> Row:
     question = question_of(id, record, source.question)
     if not question.strip():
-        raise ValueError(f"row {id!r} has an empty {source.question!r} (data.prompt_column); remove the row")
+        raise UserError(f"row {id!r} has an empty {source.question!r} (data.prompt_column); remove the row")
     solution = _text(id, record, source.solution, "data.solution_column") if source.solution else ""
     answer = answer_of(id, record, source.answer, solution) if source.answer else ""
     return Row(
@@ -130,7 +131,7 @@ def _row(id: str, record: dict[str, Any], source: Source) -> Row:
 def answer_of(id: str, record: Mapping[str, Any], column: str, solution: str) -> str:
     """Returns the gold as the reward gets it: the column as text, else the last box of the solution.
 
-    Raises ValueError for a row that has neither, and for a cell of which no text can be made.
+    Raises UserError for a row that has neither, and for a cell of which no text can be made.
     """
     boxed = last_boxed(solution) if column not in record else None  # MATH keeps its answer in the solution only
     return _text(id, record, column, "data.answer_column") if boxed is None else boxed
@@ -139,7 +140,7 @@ def answer_of(id: str, record: Mapping[str, Any], column: str, solution: str) ->
 def question_of(id: str, record: Mapping[str, Any], column: str) -> str:
     """Returns the text of a column, or of a template such as "{text} Tests: {test_list}" (see `rlkit.data.cells`).
 
-    Raises ValueError for a column that is not there and for a template that cannot be filled.
+    Raises UserError for a column that is not there and for a template that cannot be filled.
     """
     if "{" not in column:
         return _text(id, record, column, "data.prompt_column")
@@ -147,12 +148,12 @@ def question_of(id: str, record: Mapping[str, Any], column: str) -> str:
         question = Template().fill(column, record)
     except KeyError as error:
         columns = ", ".join(str(name) for name, cell in record.items() if not is_missing(cell))
-        raise ValueError(
+        raise UserError(
             f"data.prompt_column={column!r}: row {id!r} has no value in a column {error}, only in {columns}; name "
             "one of these between the braces"
         ) from None
     except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"data.prompt_column={column!r} cannot be filled with row {id!r}: {error}; write column names between "
             "single braces, as in '{text} Tests: {test_list}' or '{choices[0]}', and {{ or }} for a brace"
         ) from None
@@ -162,17 +163,17 @@ def question_of(id: str, record: Mapping[str, Any], column: str) -> str:
 def _text(id: str, record: Mapping[str, Any], column: str, key: str) -> str:
     if column not in record:
         columns = ", ".join(map(str, record))
-        raise ValueError(f"{key}={column!r}: row {id!r} has no such column, only {columns}; set {key} to one of these")
+        raise UserError(f"{key}={column!r}: row {id!r} has no such column, only {columns}; set {key} to one of these")
     value = record[column]
     if is_missing(value):
-        raise ValueError(f"row {id!r} has no value in column {column!r} ({key}); fill it in or remove the row")
+        raise UserError(f"row {id!r} has no value in column {column!r} ({key}); fill it in or remove the row")
     try:
         if key == "data.prompt_column" and not is_text(value):
             raise TypeError(f"a {type(value).__name__}, not text")
         return _whole(id, cell_text(value), column, key)
     except TypeError as error:
         fix = "a column of plain questions" if key == "data.prompt_column" else "a column of text, numbers or dates"
-        raise ValueError(f"{key}={column!r}: row {id!r} holds {error}; give {fix}") from None
+        raise UserError(f"{key}={column!r}: row {id!r} holds {error}; give {fix}") from None
 
 
 def _whole(id: str, text: str, column: str, key: str) -> str:
@@ -181,7 +182,5 @@ def _whole(id: str, text: str, column: str, key: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         broken = f"half a character ({text[error.start]!r} at place {error.start})"
-        raise ValueError(
-            f"row {id!r} holds {broken} in {column!r} ({key}); repair the text or remove the row"
-        ) from None
+        raise UserError(f"row {id!r} holds {broken} in {column!r} ({key}); repair the text or remove the row") from None
     return text

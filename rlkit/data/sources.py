@@ -1,6 +1,6 @@
 """Where records come from: the shipped GSM8K, a local file, the Hugging Face hub or reasoning-gym.
 
-Every reader returns a `Source`; every failure is a ValueError that names the config key, the value and the fix.
+Every reader returns a `Source`; every failure is a UserError that names the config key, the value and the fix.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlkit.data.reasoning import draw
+from rlkit.errors import UserError
 
 if TYPE_CHECKING:
     from rlkit.config import DataConfig
@@ -58,7 +59,7 @@ def open_source(source: str, cfg: DataConfig, key: str) -> Source:
     elif "/" in source:
         splits = _read_hub(source, key)
     else:
-        raise ValueError(
+        raise UserError(
             f"{key}={source!r}: not a data source; use one of {', '.join(NAMED)}, a file ending in "
             f"{', '.join(FILE_ENDINGS)} (or these with .gz), or a hub id such as 'openai/gsm8k:main'"
         )
@@ -80,14 +81,14 @@ def _read_gsm8k(split: str) -> list[Record]:
 
 def _read_file(path: Path, key: str) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise ValueError(f"{key}={str(path)!r}: no such file (looked at {path.resolve()}); correct the path")
+        raise UserError(f"{key}={str(path)!r}: no such file (looked at {path.resolve()}); correct the path")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return (
             _parse_parquet(content) if ".parquet" in path.suffixes else list(_parse_json(content.decode("utf-8-sig")))
         )
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{key}={str(path)!r} cannot be read: {error}; repair or replace the file") from error
+        raise UserError(f"{key}={str(path)!r} cannot be read: {error}; repair or replace the file") from error
 
 
 def _parse_json(text: str) -> Iterator[dict[str, Any]]:
@@ -137,7 +138,7 @@ def _read_hub(source: str, key: str) -> dict[str, Iterable[Record]]:
     try:
         loaded = datasets.load_dataset(path, config or None)
     except Exception as error:  # the hub fails in many ways: no network, no such id, no such config, no rights
-        raise ValueError(
+        raise UserError(
             f"{key}={source!r} cannot be loaded from the Hugging Face hub: {error}; check the id ('owner/name', or "
             "'owner/name:config'), the network and your login, or download it and give the file's path"
         ) from error

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rlkit.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -43,12 +45,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Trains byte-level BPE with single digits: any text encodes, and 123 is always three tokens.
 
     The result has at most `vocab_size` tokens, fewer if the texts offer no more pairs to merge. Marks stay in decoded
-    text when special tokens are skipped. Raises ValueError if `vocab_size` cannot hold the bytes and the marks.
+    text when special tokens are skipped. Raises UserError if `vocab_size` cannot hold the bytes and the marks.
     """
     from transformers import PreTrainedTokenizerFast  # takes seconds to import
 
     if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(
+        raise UserError(
             f"model.architecture.vocab_size={vocab_size} is too small: 256 bytes, {len(SPECIAL_TOKENS)} special "
             f"tokens and {len(MARKS)} marks need {MIN_VOCAB_SIZE}"
         )
@@ -84,7 +86,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer.json then. Where the name is wrong, that tokenizer drops spaces and line breaks without a word; engines
     decode with tokenizer.json. So the class is not asked, and the two are compared on text and on a rendered prompt.
 
-    `<think>` and `<answer>` may be tokens, or plain text in several tokens. Raises ValueError if there is no tokenizer,
+    `<think>` and `<answer>` may be tokens, or plain text in several tokens. Raises UserError if there is no tokenizer,
     if it has no chat template or end token, if it loses a part of a text that goes through its ids, and if it drops a
     mark when it decodes, since rewards read them.
     """
@@ -94,12 +96,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # each file beside tokenizer.json is read by code of its own
-        raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
+        raise UserError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
     if not tokenizer.chat_template:
         fix = "add chat_template.jinja, or use an instruction-tuned model's tokenizer"
-        raise ValueError(f"model.path={folder}: its tokenizer has no chat template; {fix}")
+        raise UserError(f"model.path={folder}: its tokenizer has no chat template; {fix}")
     if tokenizer.eos_token is None:
-        raise ValueError(f"model.path={folder}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
+        raise UserError(f"model.path={folder}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
     _check_ids(folder, tokenizer, backend)
     return tokenizer
 
@@ -107,7 +109,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def read_decoder(folder: Path) -> Callable[[Sequence[int]], str]:
     """Returns what turns the ids of a completion into text, without special tokens; all engines share it.
 
-    Raises ValueError if the folder has no tokenizer.json, or one that cannot be read.
+    Raises UserError if the folder has no tokenizer.json, or one that cannot be read.
     """
     backend = _read_backend(folder)
 
@@ -141,11 +143,11 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def _read_backend(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise ValueError(f"model.path={folder}: there is no tokenizer.json, with which engines decode; {FIX}")
+        raise UserError(f"model.path={folder}: there is no tokenizer.json, with which engines decode; {FIX}")
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
+        raise UserError(f"model.path={folder}: its tokenizer cannot be read; {FIX} ({error})") from error
 
 
 def _check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> None:
@@ -155,21 +157,21 @@ def _check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, backend: Tokeni
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         theirs = backend.encode(text, add_special_tokens=False).ids
         if list(ids) != theirs:
-            raise ValueError(
+            raise UserError(
                 f"model.path={folder}: tokenizer_config.json adds to what tokenizer.json says: {text!r} is {ids} with "
                 f"both and {theirs} without, which engines decode with; {FIX}"
             )
     for text in PROBES:
         back = backend.decode(_ids(backend, text), skip_special_tokens=True)
         if back not in (text, f" {text}"):  # some write a blank in front of every text
-            raise ValueError(
+            raise UserError(
                 f"model.path={folder}: its tokenizer does not give text back: {text!r} comes back as {back!r}; use the "
                 "tokenizer.json that belongs to the model"
             )
     for mark, text in zip(MARKS[2:], marked, strict=True):
         if mark not in backend.decode(_ids(backend, text), skip_special_tokens=True):
             fix = 'if it is a special token, give it "special": false in tokenizer.json'
-            raise ValueError(f"model.path={folder}: its tokenizer drops {mark} when it decodes; {fix}")
+            raise UserError(f"model.path={folder}: its tokenizer drops {mark} when it decodes; {fix}")
 
 
 def _ids(backend: Tokenizer, text: str) -> list[int]:

@@ -68,7 +68,7 @@ class VllmEngine:
         """Starts vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
         `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA.
-        Raises RuntimeError if vllm cannot be imported, ValueError if the checkpoint names no end token or has no
+        Raises RuntimeError if vllm cannot be imported, UserError if the checkpoint names no end token or has no
         tokenizer.json.
         """
         self._lock = threading.Lock()

@@ -57,7 +57,7 @@ class Architecture(Protocol):
         ...
 
     def check_files(self) -> None:
-        """Reads the headers of the weight files; raises ValueError if they are not the weights of this model."""
+        """Reads the headers of the weight files; raises UserError if they are not the weights of this model."""
         ...
 
     def write(self, path: Path, weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.checks import MOST, is_number, is_whole, shown
+from rlkit.errors import UserError
 from rlkit.model.routing import RULES
 
 CONFIG = "config.json"
@@ -117,7 +118,7 @@ class DeepseekV3Config:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses sizes that cannot be built with a ValueError that names the key, its value and the fix."""
+        """Refuses sizes that cannot be built with a UserError that names the key, its value and the fix."""
         values = asdict(self)
         counts = ("first_k_dense_replace", "num_nextn_predict_layers")
         for field in fields(self):
@@ -188,7 +189,7 @@ class DeepseekV3Config:
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> DeepseekV3Config:
-        """Reads the content of a config.json; raises ValueError where it asks for what is not computed here."""
+        """Reads the content of a config.json; raises UserError where it asks for what is not computed here."""
         raw = _with_router(raw)
         for key, wanted in FIXED.items():
             _check(raw.get(key, wanted) == wanted, key, raw.get(key), f"only {wanted!r} is supported")
@@ -212,13 +213,13 @@ class DeepseekV3Config:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> DeepseekV3Config:
-        """Reads `path`/config.json; raises ValueError if it is missing, not JSON, or describes another architecture."""
+        """Reads `path`/config.json; raises UserError if it is missing, not JSON, or describes another architecture."""
         folder = Path(path)
         raw = read_config(folder)
         try:
             return cls.from_hf(raw)
-        except ValueError as error:
-            raise ValueError(f"{folder / CONFIG}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{folder / CONFIG}: {error}") from error
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of a config.json that transformers and vLLM load as it is.
@@ -243,28 +244,28 @@ class DeepseekV3Config:
 
 
 def read_json(folder: Path) -> dict[str, Any]:
-    """Returns the content of any checkpoint's config.json; raises ValueError if it is not there or not JSON."""
+    """Returns the content of any checkpoint's config.json; raises UserError if it is not there or not JSON."""
     file = folder / CONFIG
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
+        raise UserError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
     if not file.is_file():
-        raise ValueError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
+        raise UserError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
     try:
         raw = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); copy the file again") from error
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(f"{file}: not valid JSON ({error}); copy the file again") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{file}: model_type={raw!r}, but there should be keys and values; copy the file again")
+        raise UserError(f"{file}: model_type={raw!r}, but there should be keys and values; copy the file again")
     return raw
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Returns the content of a checkpoint's config.json; raises ValueError if it is not that of a DeepSeek-V3 or V2."""
+    """Returns the content of a checkpoint's config.json; raises UserError if it is not that of a DeepSeek-V3 or V2."""
     raw = read_json(folder)
     if raw.get("model_type") not in _model_types():
         kinds = " and ".join(map(repr, _model_types()))
         fix = f"only {kinds} can be loaded by our own class; model=hf loads others through transformers"
-        raise ValueError(f"{folder / CONFIG}: model_type={raw.get('model_type')!r}; {fix}")
+        raise UserError(f"{folder / CONFIG}: model_type={raw.get('model_type')!r}; {fix}")
     return raw
 
 
@@ -311,4 +312,4 @@ def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(fine: bool, key: str, value: object, fix: str) -> None:
     if not fine:
-        raise ValueError(f"{key}={shown(value)}: {fix}")
+        raise UserError(f"{key}={shown(value)}: {fix}")

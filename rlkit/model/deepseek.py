@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rlkit.errors import UserError
 from rlkit.model.backbone import Backbone
 from rlkit.model.base import CausalLM
 from rlkit.model.config import DeepseekV3Config
@@ -72,7 +73,7 @@ class DeepseekV3(CausalLM):
     def from_checkpoint(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> DeepseekV3:
         """Loads a Hugging Face folder (config.json and safetensors in fp32, bf16 or FP8) as parameters of `dtype`.
 
-        Raises ValueError, with the file and the tensor, for a folder that is missing, incomplete, not finite or of
+        Raises UserError, with the file and the tensor, for a folder that is missing, incomplete, not finite or of
         another architecture.
         """
         checkpoint = Checkpoint.open(path)
@@ -80,7 +81,7 @@ class DeepseekV3(CausalLM):
         table = published_names(config)
         checkpoint.check(table)
         for fault in checkpoint.copy_faults(table):
-            raise ValueError(str(fault))
+            raise UserError(str(fault))
         # Nothing is drawn for weights that the file replaces, and memory is taken once, in the dtype that is wanted.
         with on_meta():
             model = cls(config)

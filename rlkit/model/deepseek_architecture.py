@@ -31,7 +31,7 @@ class DeepseekArchitecture:
 
     @classmethod
     def from_folder(cls, folder: Path) -> DeepseekArchitecture:
-        """Reads config.json; raises ValueError if it is missing or describes another model."""
+        """Reads config.json; raises UserError if it is missing or describes another model."""
         config = DeepseekV3Config.from_folder(folder)
         if config.num_nextn_predict_layers:
             config = as_stored(config, read_headers(folder))
@@ -91,7 +91,7 @@ class DeepseekArchitecture:
         return DeepseekV3(self.config)
 
     def check_files(self) -> None:
-        """Compares the headers of the weight files with the table of names; raises ValueError naming the tensor."""
+        """Compares the headers of the weight files with the table of names; raises UserError naming the tensor."""
         assert self.folder is not None, "a new model has no files"
         Checkpoint.open(self.folder).check(published_names(self.config))
 

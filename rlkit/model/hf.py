@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
+from rlkit.errors import UserError
 from rlkit.model.base import CausalLM
 from rlkit.model.files.hf_folder import HfFolder
 from rlkit.model.files.names import HEAD
@@ -79,7 +80,7 @@ class HfModel(CausalLM):
     def from_checkpoint(cls, path: Path, dtype: torch.dtype = torch.float32) -> HfModel:
         """Loads a Hugging Face folder (config.json and safetensors) as parameters of `dtype`.
 
-        Raises ValueError for a folder that is missing or incomplete, for a weight that is not finite, and for a model
+        Raises UserError for a folder that is missing or incomplete, for a weight that is not finite, and for a model
         whose logits are not its hidden states times one matrix.
         """
         files = HfFolder.read(path)
@@ -88,13 +89,13 @@ class HfModel(CausalLM):
             model = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype), files)
         embedding = model.inner.get_input_embeddings()
         if HEAD in files.tied and model.lm_head.weight is not embedding.weight:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {HEAD} differs from the embedding, although config.json says tie_word_embeddings=true; set "
                 "it to false there, or remove the tensor from the file"
             )
         for name, parameter in model.inner.named_parameters():
             if not parameter.isfinite().all():
-                raise ValueError(f"{path}: {name}: a number is NaN or infinite; copy the files again")
+                raise UserError(f"{path}: {name}: a number is NaN or infinite; copy the files again")
         model.check_head()
         return model
 
@@ -113,7 +114,7 @@ class HfModel(CausalLM):
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Raises ValueError if logits are more than hidden states times a matrix: capped, scaled, with a bias."""
+        """Raises UserError if logits are more than hidden states times a matrix: capped, scaled, with a bias."""
         tokens_1T = torch.arange(8, device=self.lm_head.weight.device).unsqueeze(0) % self.files.text_config.vocab_size
         # The logits of the model itself against those that `CausalLM` promises: a soft cap or a scale shows here even
         # where no key of config.json names it.
@@ -122,7 +123,7 @@ class HfModel(CausalLM):
         gap = float((ours - theirs).abs().max() / theirs.abs().max())
         if not gap <= ROUNDING[ours.dtype]:
             kind = self.files.config.model_type
-            raise ValueError(
+            raise UserError(
                 f"{self.files.folder}: logits of model_type={kind!r} are not hidden states times one matrix "
                 f"(relative difference {gap:.1e}: a soft cap or a scale); such a model cannot be trained here"
             )

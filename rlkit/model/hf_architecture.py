@@ -30,7 +30,7 @@ class HfArchitecture:
 
     @classmethod
     def from_folder(cls, folder: Path) -> HfArchitecture:
-        """Reads config.json; raises ValueError if it is missing or describes a model that cannot be trained here."""
+        """Reads config.json; raises UserError if it is missing or describes a model that cannot be trained here."""
         return cls(HfFolder.read(folder))
 
     @property
@@ -101,7 +101,7 @@ class HfArchitecture:
         return HfModel(AutoModelForCausalLM.from_config(self.files.config), self.files)
 
     def check_files(self) -> None:
-        """Compares the headers of the weight files with the model; raises ValueError naming file, tensor and fix."""
+        """Compares the headers of the weight files with the model; raises UserError naming file, tensor and fix."""
         self.files.check()
 
     def write(self, path: Path, weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:

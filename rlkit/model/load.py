@@ -17,14 +17,14 @@ KINDS = ("deepseek", "hf")
 
 
 def read_architecture(path: Path, kind: str) -> Architecture:
-    """Reads what config.json in `path` says of a model of this `kind`; raises ValueError if it cannot be read."""
+    """Reads what config.json in `path` says of a model of this `kind`; raises UserError if it cannot be read."""
     return {"deepseek": DeepseekArchitecture, "hf": HfArchitecture}[kind].from_folder(path)
 
 
 def load_model(path: Path, dtype: torch.dtype, kind: str) -> CausalLM:
     """Loads the model in `path` on the CPU, in `dtype`, with the class that its `kind` (one of `KINDS`) stands for.
 
-    Raises ValueError, with file and tensor, for a folder that is missing, incomplete, not finite or of another
+    Raises UserError, with file and tensor, for a folder that is missing, incomplete, not finite or of another
     architecture.
     """
     if kind == "deepseek":

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlkit.errors import UserError
 from rlkit.model.base import CausalLM
 
 ALL = "all-linear"
@@ -33,19 +34,19 @@ def choose_targets(model: CausalLM, targets: str | Sequence[str]) -> list[str]:
 
     Left out are the head, MTP modules, and every name that the projections of routed experts have too: peft 0.21 reads
     gate_proj of such a model as that of the stacked experts, also where only the shared expert or a dense layer is
-    meant. Raises ValueError for a name that no layer has.
+    meant. Raises UserError for a name that no layer has.
     """
     experts = {name.split(".")[-2] for name in model.published() if ".experts." in name}
     allowed = sorted({name.rpartition(".")[2] for name, _ in _linear_layers(model)} - experts)
     if not allowed:
-        raise ValueError("trainer.lora: the model has no linear layer that can be a target; set trainer.lora=null")
+        raise UserError("trainer.lora: the model has no linear layer that can be a target; set trainer.lora=null")
     if targets == ALL:
         return allowed
     chosen = [targets] if isinstance(targets, str) else list(targets)
     wrong = [name for name in chosen if name not in allowed]
     if wrong or not chosen:
         why = " (peft would take it for the routed experts)" if set(wrong) & experts else ""
-        raise ValueError(
+        raise UserError(
             f"trainer.lora.targets={targets!r}: {f'{wrong[0]} cannot be a target{why}' if wrong else 'it is empty'}; "
             f"give {ALL} or some of {', '.join(allowed)}"
         )

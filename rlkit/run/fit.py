@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from rlkit.config import TrainingRun
+from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.lora import choose_targets
 
 
 def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
-    """Raises ValueError, naming key, value and fix, where the engine or the trainer cannot work with the model."""
+    """Raises UserError, naming key, value and fix, where the engine or the trainer cannot work with the model."""
     if cfg.engine.kind == "vllm":
         _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
     _check_drafts(cfg, architecture)
@@ -22,7 +23,7 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
 
 def _refuse(problem: str | None, key: str = "") -> None:
     if problem is not None:
-        raise ValueError(f"{key}{problem}")
+        raise UserError(f"{key}{problem}")
 
 
 def _check_drafts(cfg: TrainingRun, architecture: Architecture) -> None:
@@ -30,7 +31,7 @@ def _check_drafts(cfg: TrainingRun, architecture: Architecture) -> None:
     if not drafted:
         return
     if not architecture.num_mtp_modules:
-        raise ValueError(
+        raise UserError(
             f"engine.speculative_tokens={drafted}: the model has no module that could draft them "
             "(num_nextn_predict_layers=0); set it to 0, or for a new model "
             "model.architecture.num_nextn_predict_layers to 1"
@@ -43,11 +44,11 @@ def _check_length(cfg: TrainingRun, architecture: Architecture) -> None:
     """Refuses samples that are longer than the model can place, or than it places alike in every batch."""
     length, reach, exact = cfg.engine.max_model_len, architecture.max_position_embeddings, architecture.exact_positions
     if length > reach:
-        raise ValueError(
+        raise UserError(
             f"engine.max_model_len={length} is more than the model's max_position_embeddings={reach}; lower the first"
         )
     if length > exact:
-        raise ValueError(
+        raise UserError(
             f"engine.max_model_len={length}: the RoPE of this model changes for a whole batch when one sample in it is "
             f"longer than {exact} tokens; set engine.max_model_len to that"
         )

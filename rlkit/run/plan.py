@@ -85,7 +85,7 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
 
 
 def lora_parameters(cfg: TrainingRun, architecture: Architecture) -> int:
-    """Counts the parameters of all adapters, 0 without LoRA; raises ValueError for a target that is not there."""
+    """Counts the parameters of all adapters, 0 without LoRA; raises UserError for a target that is not there."""
     if cfg.trainer.lora is None:
         return 0
     model = architecture.empty_model()

@@ -16,6 +16,7 @@ from rlkit.config import RewardConfig, TrainingRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.files.end_tokens import end_tokens
@@ -51,7 +52,7 @@ def prepare(cfg: TrainingRun) -> Task:
     """Reads and checks all that the run needs, without starting or writing anything.
 
     Raises:
-        ValueError: naming key, value and fix, for missing files and columns, empty data, prompts that do not fit,
+        UserError: naming key, value and fix, for missing files and columns, empty data, prompts that do not fit,
             a checkpoint that is not one, a reward that does not load.
     """
     cfg.check_files()
@@ -93,9 +94,9 @@ def prepare(cfg: TrainingRun) -> Task:
 
 
 def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError if the reward cannot judge these rows, or not within `reward.timeout`."""
+    """Raises UserError if the reward cannot judge these rows, or not within `reward.timeout`."""
     if judge.longest_s >= cfg.timeout:
-        raise ValueError(
+        raise UserError(
             f"reward.timeout={cfg.timeout:g} is no more than the {judge.longest_s:g} seconds that reward {cfg.fn!r} "
             "allows a sample itself, so its verdict would come too late; raise reward.timeout, or lower the reward's "
             "own limit in reward.kwargs"
@@ -123,13 +124,13 @@ def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
 def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
     """Refuses a tokenizer with ids that the model lacks, or whose end token does not end the model's completions."""
     if len(tokenizer) > architecture.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"model.path={checkpoint}: its tokenizer has {len(tokenizer)} tokens, its config.json a vocab_size of "
             f"{architecture.vocab_size}; use the tokenizer that belongs to the model"
         )
     ends = sorted(end_tokens(checkpoint))
     if tokenizer.eos_token_id not in ends:
-        raise ValueError(
+        raise UserError(
             f"model.path={checkpoint}: its tokenizer ends texts with {tokenizer.eos_token!r} (id "
             f"{tokenizer.eos_token_id}), but its config.json says eos_token_id {ends}; add the id there"
         )

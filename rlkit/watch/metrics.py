@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+from rlkit.errors import UserError
+
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -46,7 +48,7 @@ class Metrics:
 
     `resume_after=(stage, step)` names the last step in the checkpoint: lines newer than it are dropped, and so is a
     torn last line. None means that the run starts from nothing, so that nothing in the folder is kept.
-    Raises ValueError if `wandb_project` is set and wandb is not installed.
+    Raises UserError if `wandb_project` is set and wandb is not installed.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Every whole line of `folder/metrics.jsonl`, oldest first; none if there is no file.
 
     A last line without its newline is left out: the run died, or is writing it right now.
-    Raises ValueError if any other line is not JSON.
+    Raises UserError if any other line is not JSON.
     """
     path = folder / _FILE
     if not path.exists():
@@ -116,7 +118,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(text))
         except ValueError as error:
-            raise ValueError(f"{path} line {number} is not JSON: {text[:80]!r}. Delete that line.") from error
+            raise UserError(f"{path} line {number} is not JSON: {text[:80]!r}. Delete that line.") from error
     return lines
 
 
@@ -226,7 +228,7 @@ class _Wandb:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise UserError(
                 f"wandb_project={project!r} needs the wandb package: pip install wandb, or leave wandb_project empty."
             ) from error
         id_file = folder / "wandb_id"

@@ -193,11 +193,12 @@ def test_a_yaml_file_beside_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, content, part in (
         ("gone.yaml", None, "gone.yaml: there is no such file"),
         ("torn.yaml", "defaults: [grpo\n", "torn.yaml"),
+        ("latin.yaml", "defaults: [grpo, _self_]\nrecipe: gr\udcf6sse\n", "latin.yaml: 'utf-8' codec can't decode"),
         ("other.yaml", "defaults: [nothing]\n", "nothing"),
         ("typo.yaml", "defaults: [grpo, _self_]\nalgo: {step: 3}\n", "algo.step is not a key (did you mean 'steps'?)"),
     ):
         if content is not None:
-            Path(name).write_text(content)
+            Path(name).write_text(content, errors="surrogateescape")
         with pytest.raises(ConfigError) as refused:
             load_config(name, GrpoRun)
         assert part in str(refused.value)

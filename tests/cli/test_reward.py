@@ -15,6 +15,7 @@ import pytest
 
 from rlkit.cli import main as cli
 from rlkit.cli.reward import honest_completion
+from rlkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -296,6 +297,30 @@ def test_a_reward_that_raises_names_the_rows(tmp_path: Path, capsys: pytest.Capt
     assert reward("score", rows, f"{tmp_path}/mine.py:f") == 2
     printed = capsys.readouterr().err
     assert "sample 6 (prompt '70')" in printed and "within rows 65 to 99" in printed
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), KeyError("a bug")])
+def test_a_bug_keeps_its_traceback_and_a_mistake_is_one_line(
+    bug: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", RECORDED)
+
+    def planted(*_: object) -> str:
+        raise bug
+
+    monkeypatch.setattr("rlkit.cli.reward.summary", planted)
+    with pytest.raises(type(bug), match="a bug") as raised:
+        cli.main(["reward", "score", rows, "number"])
+    assert raised.value is bug and raised.traceback[-1].name == "planted"
+    bug = UserError("key=value: mend it")
+    assert reward("score", rows, "number") == 2
+    assert capsys.readouterr().err.endswith("error: key=value: mend it\n")
+
+
+def test_half_a_character_is_written_as_it_was_read(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [RECORDED[0] | {"note": "half \ud800"}])
+    assert reward("score", rows, "number", "--output", str(tmp_path / "out.jsonl")) == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["note"] == "half \ud800"
 
 
 def test_help_needs_no_torch() -> None:

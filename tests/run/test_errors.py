@@ -12,6 +12,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from recipes import grpo, sft, sft_then_grpo
+from rewards import RewardError
+from rlkit.errors import UserError
 
 LOCAL = ["cluster=local", "engine=torch", "trainer=torch", "data.train_size=50", "data.eval_size=20"]
 
@@ -324,3 +326,41 @@ def test_kwargs_of_a_reward_reach_it(capsys: pytest.CaptureFixture[str], tmp_pat
     grpo.main([*argv, "reward.kwargs.bonus=0.5"])
     assert "bonus: 0.5" in capsys.readouterr().out
     assert "takes no setting 'bonsu'" in refusal(capsys, tmp_path, f"reward={plugin}:f", "reward.kwargs.bonsu=1")
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), KeyError("a bug"), AssertionError("a bug")])
+@pytest.mark.parametrize("place", ["rlkit.run.plan.prepare", "rlkit.config.stages.AlgoConfig.__post_init__"])
+def test_a_bug_keeps_its_traceback(bug: Exception, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(_: object) -> None:
+        raise bug
+
+    monkeypatch.setattr(place, planted)
+    with pytest.raises(type(bug), match="a bug") as raised:
+        grpo.main([*LOCAL, f"output_dir={tmp_path}/run"])
+    assert raised.value is bug and raised.traceback[-1].name == "planted"
+
+
+@pytest.mark.parametrize("mistake", [UserError("key=value: mend it"), RewardError("key=value: mend it")])
+def test_what_the_user_can_mend_is_one_line(
+    mistake: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planted(_: object) -> None:
+        raise mistake
+
+    monkeypatch.setattr("rlkit.run.plan.prepare", planted)
+    assert refusal(capsys, tmp_path) == "error: key=value: mend it\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.instruction=\udcff", r"data.instruction='\udcff' is no text in UTF-8"),
+        (r'algo.loss_fn="a\0b.py:f"', "holds a zero byte"),
+        (r'reward.fn="a\0b.py:f"', "holds a zero byte"),
+        (r'data.source="a\0b.jsonl"', "holds a zero byte"),
+    ],
+)
+def test_texts_that_a_library_would_stumble_over(
+    override: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refusal(capsys, tmp_path, override)

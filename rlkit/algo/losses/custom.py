@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rewards.own_files import import_file, import_name
 from rlkit.algo.losses.base import LossTerms
+from rlkit.errors import UserError
 from rlkit.types import Pack
 
 EXPECTED = "a function (logprobs_T, pack, **settings) that returns rlkit.algo.LossTerms"
@@ -30,12 +31,12 @@ class UserLoss:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise ValueError, with the fix, if the function cannot be found, imported or called with these settings."""
+        """Raise UserError, with the fix, if the function cannot be found, imported or called with these settings."""
         try:
             signature(find_loss(self.name)).bind(None, None, **self.settings)
         except TypeError as error:
             given = ", ".join(self.settings) or "none"
-            raise ValueError(
+            raise UserError(
                 f"algo.loss_fn={self.name!r}: {error} (algo.loss_settings: {given}); write {EXPECTED}"
             ) from error
 
@@ -49,16 +50,16 @@ class UserLoss:
 
 @lru_cache
 def find_loss(name: str) -> Callable[..., LossTerms]:
-    """Import a loss; ValueError names what is missing and how to mend it."""
+    """Import a loss; UserError names what is missing and how to mend it."""
     place, _, attribute = name.rpartition(":")
     if not place:
-        raise ValueError(f"algo.loss_fn={name!r} is not 'file.py:function' or 'package.module:function'")
+        raise UserError(f"algo.loss_fn={name!r} is not 'file.py:function' or 'package.module:function'")
     try:
         module = import_file(Path(place), "loss_file_") if place.endswith(".py") else import_name(place)
     except FileNotFoundError as error:
-        raise ValueError(f"algo.loss_fn={name!r}: the file {place} does not exist; correct the path") from error
+        raise UserError(f"algo.loss_fn={name!r}: the file {place} does not exist; correct the path") from error
     except ModuleNotFoundError as error:
-        raise ValueError(f"algo.loss_fn={name!r}: {error}; install it, or use file.py:function") from error
+        raise UserError(f"algo.loss_fn={name!r}: {error}; install it, or use file.py:function") from error
     if not callable(getattr(module, attribute, None)):
-        raise ValueError(f"algo.loss_fn={name!r}: {place} has no function {attribute!r}; write {EXPECTED}")
+        raise UserError(f"algo.loss_fn={name!r}: {place} has no function {attribute!r}; write {EXPECTED}")
     return getattr(module, attribute)

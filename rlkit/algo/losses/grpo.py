@@ -10,6 +10,7 @@ from torch import Tensor
 from rlkit.algo.kl import MAX_LOG_RATIO, kl_k1, kl_k2, kl_k3
 from rlkit.algo.losses.base import LossTerms
 from rlkit.checks import number
+from rlkit.errors import UserError
 from rlkit.types import Pack, PolicyPack
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
@@ -95,9 +96,9 @@ class GrpoLoss:
             number(f"algo.loss.{name}", getattr(self, name), above=0, fix="0.2 is usual, 10 is R1's")
         number("algo.loss.kl_coef", self.kl_coef, least=0, fix="R1 has 0.001, 0 needs no reference model")
         if self.kl not in KL_ESTIMATORS:
-            raise ValueError(f"algo.loss.kl={self.kl!r} is unknown; use one of {', '.join(KL_ESTIMATORS)}")
+            raise UserError(f"algo.loss.kl={self.kl!r} is unknown; use one of {', '.join(KL_ESTIMATORS)}")
         if self.kl == "k1" and self.kl_coef:
-            raise ValueError(f"algo.loss.kl='k1' with algo.loss.kl_coef={self.kl_coef} {NO_PENALTY}")
+            raise UserError(f"algo.loss.kl='k1' with algo.loss.kl_coef={self.kl_coef} {NO_PENALTY}")
 
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
         """`grpo_loss` of one pack."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from rlkit.errors import UserError
 from rlkit.model.files.folder import SCALE, Checkpoint, check_dtype, encode, write_config
 from rlkit.model.files.names import published_names
 from rlkit.model.files.shards import (
@@ -30,12 +31,12 @@ def convert_checkpoint(
 
     FP8 -> bf16 or fp32 -> FP8 gives the same bits back: bf16 alone does not tell which scale a block had, so the scales
     go along in fp8_scales.sft and serve again for every block that did not change (`requantise_blocks`). `advance` is
-    told of every weight done. Raises ValueError, naming file and tensor, for a bad checkpoint or a target that is not
+    told of every weight done. Raises UserError, naming file and tensor, for a bad checkpoint or a target that is not
     empty; nothing is left of the target then.
     """
     check_dtype(dtype)
     if Path(target).exists() and (not Path(target).is_dir() or any(Path(target).iterdir())):
-        raise ValueError(f"{target}: not empty; give a folder that does not exist yet")
+        raise UserError(f"{target}: not empty; give a folder that does not exist yet")
     checkpoint = Checkpoint.open(source)
     table = published_names(checkpoint.config)
     checkpoint.check(table)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlkit.errors import UserError
 from rlkit.model.config import CONFIG, GENERATION_CONFIG, DeepseekV3Config, read_config
 from rlkit.model.files.names import Place
 from rlkit.model.files.shards import (
@@ -54,7 +55,7 @@ class Fault:
         return ": ".join(filter(None, (str(self.file), self.tensor, self.problem)))
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A fault that was found while reading."""
 
     def __init__(self, fault: Fault) -> None:
@@ -77,7 +78,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Reads config.json and all headers; raises ValueError if that fails or the model is another."""
+        """Reads config.json and all headers; raises UserError if that fails or the model is another."""
         folder = Path(path)
         raw = read_config(folder)
         _check_quantisation(folder, raw)
@@ -93,12 +94,12 @@ class Checkpoint:
 
     @property
     def config(self) -> DeepseekV3Config:
-        """Returns the model's sizes; raises ValueError where config.json asks for what is not computed here."""
+        """Returns the model's sizes; raises UserError where config.json asks for what is not computed here."""
         try:
             config = DeepseekV3Config.from_hf({key: self.raw[key] for key in self.raw if key != "quantization_config"})
             return as_stored(config, self.weights)
-        except ValueError as error:
-            raise ValueError(f"{self.folder / CONFIG}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{self.folder / CONFIG}: {error}") from error
 
     def faults(self, table: Mapping[str, Place]) -> Iterator[Fault]:
         """Yields what is wrong in the headers: a weight missing, misshapen, without its scale, or one too many."""
@@ -150,10 +151,10 @@ class Checkpoint:
                 yield Fault(file=self.weights[name].file, tensor=name, problem=problem)
 
     def check(self, table: Mapping[str, Place]) -> None:
-        """Raises ValueError with the first of `faults` and their number, if there are any."""
+        """Raises UserError with the first of `faults` and their number, if there are any."""
         faults = list(self.faults(table))
         if faults:
-            raise ValueError(f"{faults[0]}" + (f" (and {len(faults) - 1} more like it)" if faults[1:] else ""))
+            raise UserError(f"{faults[0]}" + (f" (and {len(faults) - 1} more like it)" if faults[1:] else ""))
 
     def weight(self, name: str) -> Tensor:
         """Reads a weight as it is stored, or in fp32 if that is FP8; raises CheckpointError where it is not finite."""
@@ -180,7 +181,7 @@ def _check_quantisation(folder: Path, raw: Mapping[str, Any]) -> None:
     for key in ("quant_method", "weight_block_size") if raw.get("quantization_config") else ():
         value, wanted = raw["quantization_config"].get(key), QUANTISATION[key]
         if value != wanted:
-            raise ValueError(f"{folder / CONFIG}: quantization_config.{key}={value!r}; only {wanted!r} can be read")
+            raise UserError(f"{folder / CONFIG}: quantization_config.{key}={value!r}; only {wanted!r} can be read")
 
 
 def as_stored(config: DeepseekV3Config, names: Container[str]) -> DeepseekV3Config:
@@ -193,7 +194,7 @@ def as_stored(config: DeepseekV3Config, names: Container[str]) -> DeepseekV3Conf
 
 
 def checkpoint_files(path: str | Path) -> dict[str, Path]:
-    """The file that holds each weight of a checkpoint folder, scales left out; ValueError as in `read_headers`."""
+    """The file that holds each weight of a checkpoint folder, scales left out; UserError as in `read_headers`."""
     return {name: stored.file for name, stored in read_headers(path).items() if not name.endswith(SCALE)}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rlkit.errors import UserError
 from rlkit.model.config import CONFIG, read_json
 from rlkit.model.files.folder import Checkpoint, write_checkpoint
 from rlkit.model.files.names import Place
@@ -55,16 +56,20 @@ class HfFolder:
 
     @classmethod
     def read(cls, folder: Path) -> HfFolder:
-        """Reads config.json; raises ValueError if it is missing or of no model that can be trained here."""
+        """Reads config.json; raises UserError if it is missing or of no model that can be trained here."""
         from transformers import AutoModelForCausalLM  # takes seconds to import, and our own models do without
         from transformers.core_model_loading import revert_weight_conversion
 
         raw = read_json(folder)
         config = _read(folder, raw)
-        with on_meta():
-            model = AutoModelForCausalLM.from_config(config)
+        try:
+            with on_meta():
+                model = AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # sizes that do not go together fail in as many ways as there are models
+            kind = f"{folder / CONFIG}: model_type={config.model_type!r}"
+            raise UserError(f"{kind} cannot be made by transformers ({error}); copy the file again") from error
         if (problem := head_problem(model) or layers_problem(model)) is not None:
-            raise ValueError(f"{folder / CONFIG}: model_type={config.model_type!r} {problem}")
+            raise UserError(f"{folder / CONFIG}: model_type={config.model_type!r} {problem}")
         # The weights in memory, taken back through transformers' own conversions, are those of a checkpoint. On the
         # meta device this costs no memory, so names and shapes of any model are known before a file is opened.
         tied = frozenset(model.all_tied_weights_keys)
@@ -89,7 +94,7 @@ class HfFolder:
         return {name: Place(name=name, shape=shape) for name, shape in self.published.items()}
 
     def check(self) -> None:
-        """Compares the headers of the weight files with the model; raises ValueError naming file, tensor and fix."""
+        """Compares the headers of the weight files with the model; raises UserError naming file, tensor and fix."""
         weights = {
             name: stored
             for name, stored in read_headers(self.folder).items()
@@ -113,13 +118,13 @@ def _read(folder: Path, raw: Mapping[str, Any]) -> Any:
     kind = f"{folder / CONFIG}: model_type={raw.get('model_type')!r}"
     if raw.get("quantization_config"):
         fix = "a run does not start from quantised weights: save the model in bf16 or fp32 first"
-        raise ValueError(f"{kind}, quantization_config={raw['quantization_config']!r}; {fix}")
+        raise UserError(f"{kind}, quantization_config={raw['quantization_config']!r}; {fix}")
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{kind} is not known to transformers, or the file is damaged: {error}") from error
+        raise UserError(f"{kind} is not known to transformers, or the file is damaged: {error}") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(f"{kind} is no causal language model of transformers; give the folder of one")
+        raise UserError(f"{kind} is no causal language model of transformers; give the folder of one")
     return config
 
 

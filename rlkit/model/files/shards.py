@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlkit.errors import UserError
 from rlkit.model.config import CONFIG
 
 SINGLE = "model.safetensors"
@@ -38,31 +39,31 @@ class Stored:
 def read_headers(path: str | Path) -> dict[str, Stored]:
     """Lists every tensor of a checkpoint folder, file by file, from the headers alone.
 
-    Raises ValueError, naming the file, the tensor and the fix, where there are no weights, a file is missing or cut
+    Raises UserError, naming the file, the tensor and the fix, where there are no weights, a file is missing or cut
     short, or the index and the files contradict each other.
     """
     folder = Path(path)
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be loaded")
+        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be loaded")
     listed = _read_index(folder / INDEX)
     found: dict[str, Stored] = {}
     for shard in sorted(set(listed.values())):
         file, wanted = folder / shard, {name for name in listed if listed[name] == shard}
         if not file.is_file():
-            raise ValueError(f"{file}: missing, but {INDEX} lists it for {min(wanted)}; copy the file again")
+            raise UserError(f"{file}: missing, but {INDEX} lists it for {min(wanted)}; copy the file again")
         header = read_header(file)
         for name in sorted(wanted - header.keys()):
-            raise ValueError(f"{file}: {name} is not in it, but {INDEX} says so; copy both files again")
+            raise UserError(f"{file}: {name} is not in it, but {INDEX} says so; copy both files again")
         for name in sorted(header.keys() - wanted):
-            raise ValueError(f"{file}: {name} is in it, but {INDEX} does not say so; copy both files again")
+            raise UserError(f"{file}: {name} is in it, but {INDEX} does not say so; copy both files again")
         found |= header
     return found
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """Lists the tensors of one file; raises ValueError if it is cut short or not safetensors."""
+    """Lists the tensors of one file; raises UserError if it is cut short or not safetensors."""
     try:
         with safe_open(file, framework="pt") as reader:
             parts = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - not a mapping
@@ -71,7 +72,7 @@ def read_header(file: Path) -> dict[str, Stored]:
                 for name, part in parts.items()
             }
     except SafetensorError as error:
-        raise ValueError(f"{file}: cut short or not safetensors ({error}); copy the file again") from error
+        raise UserError(f"{file}: cut short or not safetensors ({error}); copy the file again") from error
 
 
 def read_tensor(name: str, stored: Stored) -> Tensor:
@@ -85,7 +86,7 @@ def _read_index(file: Path) -> dict[str, str]:
     try:
         return dict(json.loads(file.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: not an index of shards ({error!r}); copy the file again") from error
+        raise UserError(f"{file}: not an index of shards ({error!r}); copy the file again") from error
 
 
 class ShardWriter:

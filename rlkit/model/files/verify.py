@@ -31,7 +31,7 @@ class Difference:
 def checkpoint_faults(path: str | Path, advance: Callable[[int], None] = lambda _done: None) -> Iterator[Fault]:
     """Finds what keeps a DeepSeek-V3 checkpoint from loading: tensors missing, unknown, misshapen, without scale, NaN.
 
-    Raises ValueError where it cannot be read at all. `advance` is told of every weight done.
+    Raises UserError where it cannot be read at all. `advance` is told of every weight done.
     """
     checkpoint = Checkpoint.open(path)
     table = published_names(checkpoint.config)
@@ -54,7 +54,7 @@ def compare_checkpoints(
 ) -> Iterator[Difference]:
     """Finds every tensor whose name, shape, dtype or bytes differ between any two safetensors checkpoints.
 
-    Raises ValueError where one cannot be read. `advance` is told of every tensor done.
+    Raises UserError where one cannot be read. `advance` is told of every tensor done.
     """
     a, b = read_headers(path_a), read_headers(path_b)
     for name in sorted(a.keys() | b.keys()):

@@ -24,6 +24,7 @@ from deepspeed.runtime import bf16_optimizer
 from torch import Tensor, distributed
 
 from rlkit.config import TrainerConfig
+from rlkit.errors import UserError
 from rlkit.model.base import CausalLM
 from rlkit.train.policy import Policy, frozen_names
 from rlkit.train.steppers.base import parameter_groups, set_rates
@@ -92,7 +93,7 @@ class DeepSpeedStepper:
         with redirect_stdout(StringIO()):  # it prints a line that was left in for debugging
             loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
         if loaded is None:
-            raise ValueError(f"{folder} is not a DeepSpeed checkpoint; remove it or set resume=never")
+            raise UserError(f"{folder} is not a DeepSpeed checkpoint; remove it or set resume=never")
 
 
 def _settings(cfg: TrainerConfig) -> dict:

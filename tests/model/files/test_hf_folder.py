@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PhiConfig, PhiForCausalLM
 
+from rlkit.errors import UserError
 from rlkit.model import DeepseekV3
 from rlkit.model.hf import HfModel
 from rlkit.model.hf_architecture import NO_LIMIT, HfArchitecture
@@ -84,6 +85,8 @@ def test_models_that_cannot_be_trained_are_refused(tmp_path: Path) -> None:
     folder = save(make("llama"), tmp_path / "llama")
     with pytest.raises(ValueError, match=r"config.json: model_type='nowhere' is not known to transformers"):
         HfArchitecture.from_folder(configured(folder, model_type="nowhere"))
+    with pytest.raises(UserError, match=r"config.json: model_type='llama' cannot be made by transformers .*copy the"):
+        HfArchitecture.from_folder(configured(save(make("llama"), tmp_path / "sizes"), hidden_act="nothing"))
     fp8 = configured(save(make("llama"), tmp_path / "fp8"), quantization_config={"quant_method": "fp8"})
     with pytest.raises(ValueError, match=r"quantization_config=.*does not start from quantised weights"):
         HfArchitecture.from_folder(fp8)

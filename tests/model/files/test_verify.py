@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlkit.cli.main import main
+from rlkit.errors import UserError
 from rlkit.model.files.verify import compare_checkpoints, tensor_hash
 from tests.model.tiny import seeded
 
@@ -142,6 +143,30 @@ def test_mistakes_are_answered_in_one_line(
     assert stop.value.code not in (0, None)
     assert message in capsys.readouterr().err + str(stop.value.code)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
+def test_a_shard_needs_a_size(size: str, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"^error: --max-shard-gb={size}(\.0)? must be .*5 is the default"):
+        words = [str(saved / "many"), str(tmp_path / "out"), "--dtype", "bf16", "--max-shard-gb", size]
+        main(["checkpoint", "convert", *words])
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), KeyError("a bug")])
+def test_a_bug_keeps_its_traceback_and_a_mistake_is_one_line(
+    bug: Exception, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(*_: object) -> None:
+        raise bug
+
+    monkeypatch.setattr("rlkit.cli.checkpoint.checkpoint_faults", planted)
+    with pytest.raises(type(bug), match="a bug") as raised:
+        main(["checkpoint", "verify", str(saved / "many")])
+    assert raised.value is bug and raised.traceback[-1].name == "planted"
+    bug = UserError("key=value: mend it")
+    with pytest.raises(SystemExit) as stop:
+        main(["checkpoint", "verify", str(saved / "many")])
+    assert stop.value.code == "error: key=value: mend it"
 
 
 def test_usage_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

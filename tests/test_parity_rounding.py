@@ -188,6 +188,7 @@ def test_a_position_too_far_is_caught_in_fp32(fp32: Pair) -> None:
         fp32.check(engine)
 
 
+@pytest.mark.slow
 def test_the_change_that_rounding_makes_is_that_between_two_implementations(fp32: Pair, bf16: Pair, deep: Pair) -> None:
     """So the limit is neither so low that honest engines fail nor so high that it says nothing."""
     for pair in (fp32, bf16, deep):
@@ -200,6 +201,7 @@ def test_the_change_that_rounding_makes_is_that_between_two_implementations(fp32
         assert 1.5 < ratio < 40
 
 
+@pytest.mark.slow
 def test_a_deep_model_passes_honestly(deep: Pair) -> None:
     """Its gap is above the tolerance, which alone would stop the run."""
     with pytest.raises(ParityError, match=r"should be at most 0\.0001"):
@@ -209,6 +211,7 @@ def test_a_deep_model_passes_honestly(deep: Pair) -> None:
     assert "4 x what rounding changes" in found.limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("corrupt", "layer"),
     [("sign", 0), ("exponent", 0), ("gain", 0), ("row", 0), ("sign", 14), ("exponent", 14), ("gain", 25), ("row", 25)],

@@ -49,21 +49,21 @@ def processes_of(mark: str) -> list[str]:
     ("place", "call"),
     [
         # In step 4: step 3 is done, not measured, again.
-        ([*LOCAL, "checkpoint.every=2", "evaluation.every=1"], 94),
-        (["cluster=local", "engine=torch"], 30),
-        (["cluster=ray", "trainer.num_ranks=2"], 30),
+        ([*LOCAL, "checkpoint.every=2", "evaluation.every=1"], 30),
+        (["cluster=local", "engine=torch"], 14),
+        (["cluster=ray", "trainer.num_ranks=2"], 14),
     ],
     ids=["local-torch", "local-deepspeed", "ray"],
 )
 def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(KILLING_REWARD)
-    common = [*GRPO_ONLY, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", "algo.steps=4", *place]
-    common += ["trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", *ALL_CORES]
+    common = [*GRPO_ONLY, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", *place]
+    common += ["data.eval_size=4", "trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", *ALL_CORES]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish("grpo", *common, f"output_dir={whole}")
 
-    # A call is a group: 20 in each evaluation, of which one comes before; 4 in each step. So call 30 is inside step 3.
+    # A call is a group: 4 in each evaluation, of which one comes before; 4 in each step. So call 14 is inside step 3.
     mark = f"RLKIT_TEST_RUN={tmp_path}"
     env = {"DIE_AT_CALL": str(call), "RLKIT_TEST_RUN": str(tmp_path)}
     process = start("grpo", *common, f"output_dir={killed}", env=env)

@@ -62,6 +62,7 @@ def test_a_recipe_of_the_users_own_runs_and_goes_on(tmp_path: Path) -> None:
     assert "resuming after settle step 2" in again.stdout and "this run is complete" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_users_own_takes_the_place_of_grpos(tmp_path: Path) -> None:
     write_blocks(DOCS / "write-a-recipe.md", tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)

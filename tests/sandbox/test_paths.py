@@ -23,6 +23,7 @@ def dig(folder: Path, depth: int, name: str) -> None:
         os.close(home)
 
 
+@pytest.mark.slow
 def test_a_tree_of_any_depth_goes(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -71,6 +72,7 @@ def test_what_cannot_be_removed_is_left_and_the_rest_goes(tmp_path: Path, monkey
     assert left.stat().st_ino == fixed
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sandbox.SandboxWarning")
 @pytest.mark.parametrize("level", ["namespaces", "landlock"])
 def test_a_job_that_digs_deep_leaves_nothing(level: str) -> None:

@@ -150,6 +150,7 @@ def test_an_object_that_judges_samples_on_their_own_loses_only_the_one_that_hang
     assert [score.seconds >= 1 for score in found] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_processes_that_were_never_asked_end_without_a_word(plugin: Path) -> None:
     """Their channel closes before anyone has read that they are ready, and so ends with a reset."""
     script = f"""
@@ -259,6 +260,7 @@ def test_one_that_ends_its_process_costs_itself_only(plugin: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_reward_that_always_hangs_stops_the_run_long_before_its_last_sample(plugin: Path) -> None:
     groups = [group(*["sleep"] * 4, id=f"p{i}") for i in range(25)]
     start = time.monotonic()
@@ -272,6 +274,7 @@ def test_a_reward_that_always_hangs_stops_the_run_long_before_its_last_sample(pl
     assert sum(scores.done() and not scores.cancelled() for _, scores in judged) < 10
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_started_is_killed_too(plugin: Path) -> None:
     before = below({os.getpid()})
     [[score]] = scores(config(f"{plugin}:with_child", timeout=1.0), group("x"))

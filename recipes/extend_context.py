@@ -21,7 +21,7 @@ from rlkit.run.progress import MODEL, Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe with the command line's overrides."""
+    """Runs the recipe with the command line's overrides."""
     with clear_errors(), TemporaryDirectory() as scratch:
         command = parse_command("extend_context", sys.argv[1:] if argv is None else argv)
         cfg = load_config("extend_context", ExtendContextRun, command.overrides)

@@ -14,7 +14,7 @@ from rlkit.run.open import open_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe with the command line's overrides."""
+    """Runs the recipe with the command line's overrides."""
     opened = open_run("grpo", GrpoRun, argv)
     if opened is None:
         return

@@ -15,13 +15,13 @@ from rlkit.sft import finetune
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe with the command line's overrides."""
+    """Runs the recipe with the command line's overrides."""
     if opened := open_run("sft", SftRun, argv):
         fine_tune(*opened)
 
 
 def fine_tune(cfg: SftRun, run: Run) -> None:
-    """Evaluate, train on the demonstrations, evaluate again, write the model."""
+    """Evaluates, trains on the demonstrations, evaluates again, writes the model."""
     with run, started(cfg, run) as parts:
         run.evaluate("before SFT", 0, parts)
         steps = finetune(

@@ -15,7 +15,7 @@ from rlkit.sft import finetune
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe with the command line's overrides."""
+    """Runs the recipe with the command line's overrides."""
     opened = open_run("sft_then_grpo", SftThenGrpoRun, argv)
     if opened is None:
         return

@@ -54,7 +54,7 @@ class Shape:
 
 
 def find_shape(named: set[str], conversational: bool) -> Shape:
-    """Find the shape of a function with these parameters.
+    """Finds the shape of a function with these parameters.
 
     Raises RewardError if none fits, or more than one; its text is meant to follow the name of the reward.
     """
@@ -79,7 +79,7 @@ def find_shape(named: set[str], conversational: bool) -> Shape:
 
 
 def misread(shape: Shape, arguments: Columns, named: set[str], error: BaseException) -> str:
-    """Say what a function was given whose exception looks as if it took that for something else; "" for any other.
+    """Says what a function was given whose exception looks as if it took that for something else; "" for any other.
 
     TRL's own examples come in two kinds, for completions that are texts and for completions that are lists of chat
     messages, and their parameters do not tell which. The exception does: it complains of a `str`, or of a `list`.
@@ -100,12 +100,12 @@ def misread(shape: Shape, arguments: Columns, named: set[str], error: BaseExcept
 
 
 def text_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return a prompt as text: the contents of chat messages stand one below the other."""
+    """Returns a prompt as text: the contents of chat messages stand one below the other."""
     return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
 
 
 def row_columns(shape: Shape, chunk: Chunk) -> Columns:
-    """Turn dataset rows into arguments: into values for a single sample, into lists for a batch."""
+    """Turns dataset rows into arguments: into values for a single sample, into lists for a batch."""
     if not shape.reads_rows:
         return {}
     if shape.per_sample:
@@ -219,7 +219,7 @@ def _openrlhf_results(result: Any, chunk: Chunk) -> Any:
 
 
 def _for_each(column: Any, chunk: Chunk) -> list[Any]:
-    """Give one value for each sample, from a list or tensor of as many, or from one value that holds for all."""
+    """Gives one value for each sample, from a list or tensor of as many, or from one value that holds for all."""
     try:
         values = [column] if isinstance(column, str) else list(column)
     except TypeError:  # a number, or a tensor of one

@@ -36,27 +36,27 @@ ROWS: tuple[dict[str, Any], ...] = tuple(
 
 
 def in_tags(answer: str) -> str:
-    """Write an answer as R1 does."""
+    """Writes an answer as R1 does."""
     return f"<think>{THOUGHT}</think><answer>{answer}</answer>"
 
 
 def boxed(answer: str) -> str:
-    """Write an answer as the solutions of MATH do."""
+    """Writes an answer as the solutions of MATH do."""
     return rf"{THOUGHT} The answer is \boxed{{{answer}}}."
 
 
 def hashed(answer: str) -> str:
-    """Write an answer as the solutions of GSM8K do."""
+    """Writes an answer as the solutions of GSM8K do."""
     return f"{THOUGHT}\n#### {answer}"
 
 
 def plain(answer: str) -> str:
-    """Write nothing but the answer."""
+    """Writes nothing but the answer."""
     return answer
 
 
 def fenced(code: str) -> str:
-    """Write a program into a fenced block of Markdown."""
+    """Writes a program into a fenced block of Markdown."""
     return f"{THOUGHT}\n```python\n{code}\n```"
 
 
@@ -71,7 +71,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 
 def gold_of(row: Row, form: str) -> str:
-    """Return what an honest model would answer: the reference program, or the `answer`; "" where there is none."""
+    """Returns what an honest model would answer: the reference program, or the `answer`; "" where there is none."""
     if form == "program":
         return (
             f"{row.get('prompt', '')}{row['canonical_solution']}"
@@ -82,7 +82,7 @@ def gold_of(row: Row, form: str) -> str:
 
 
 def answer_tricks(form: str, row: Row, other: Row) -> dict[str, str]:
-    """Write completions that do not answer the row, by the name of the trick; `other` is a row with another answer."""
+    """Writes completions that do not answer the row, by the name of the trick; `other` is a row with another answer."""
     wrap, right, wrong = FORMS[form], gold_of(row, form), gold_of(other, form)
     thought = wrap(right) if form == "program" else rf"<answer>{right}</answer> or \boxed{{{right}}}"
     tricks = {
@@ -117,7 +117,7 @@ def answer_tricks(form: str, row: Row, other: Row) -> dict[str, str]:
 
 
 def form_tricks(answer: str) -> dict[str, str]:
-    """Write completions that only look as if they kept to `<think>...</think><answer>...</answer>`."""
+    """Writes completions that only look as if they kept to `<think>...</think><answer>...</answer>`."""
     good = in_tags(answer)
     return {
         "no tags": f"{THOUGHT} {answer}",
@@ -139,14 +139,14 @@ LONG = 200_000
 
 
 def extremes() -> tuple[str, ...]:
-    """Write completions of which at least one is special to whatever judges length, repetition, language or form."""
+    """Writes completions of which at least one is special to whatever judges length, repetition, language or form."""
     scripts = ("\u4e2d\u6587", "\u3072\u304b", "\ud55c\uae00", "\u0440\u0443", "\u03bb\u03cc", "\u0627\u0644")
     others = ("\u05d0\u05d1", "\u0939\u093f", "\u09ac\u09be", "\u0e44\u0e17")
     return ("", "7 " * (LONG // 2), *(f"<think>{script * 50}</think>" for script in (*scripts, *others)))
 
 
 def fuzz_texts(canary: str) -> dict[str, str]:
-    """Write hostile texts, by name; those with code try to create the file `canary`."""
+    """Writes hostile texts, by name; those with code try to create the file `canary`."""
     code = f"__import__('pathlib').Path({canary!r}).touch()"
     shell = f"touch {canary}"
     return {

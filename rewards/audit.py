@@ -55,7 +55,7 @@ class Finding:
 
 
 def audit(name: str, kwargs: Mapping[str, Any], rows: Sequence[Row] = ROWS, seconds: float = 30.0) -> Iterator[Finding]:
-    """Run the checks on the reward `name` and yield what each found; `seconds` is the deadline of one call.
+    """Runs the checks on the reward `name` and yields what each found; `seconds` is the deadline of one call.
 
     There are no further checks once the reward cannot be loaded, or fails on honest answers.
     """
@@ -112,7 +112,7 @@ def _contract(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 
 def _reacts(subject: Subject, row: Row, known: Set[float]) -> bool:
-    """Say whether any extreme completion earns what the honest ones do not; failures are left to the other checks."""
+    """Says whether any extreme completion earns what the honest ones do not; failures are left to the other checks."""
     cut_off = replace(_sample(row, THOUGHT), finish_reason="length")
     for sample in (cut_off, *(_sample(row, text) for text in extremes())):
         try:
@@ -148,7 +148,7 @@ def _pickles(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 
 def _compared(first: Values, tries: Sequence[tuple[str, Values]], good: str) -> Finding:
-    """Check that every try gave what the first one did; each comes with what is said of it otherwise.
+    """Checks that every try gave what the first one did; each comes with what is said of it otherwise.
 
     A judge that asks a service, or a sandbox, rightly gives no verdict when that fails. So only two verdicts can
     differ; where there was one the first time and none the second, or the reverse, we count and do not blame.
@@ -202,7 +202,7 @@ def _survives(subject: Subject, rows: Sequence[Row]) -> Finding:
 
 
 def _pays_no_trick(subject: Subject, rows: Sequence[Row]) -> Finding:
-    """Check that tricks earn less than the honest answer in the form that the reward pays best."""
+    """Checks that tricks earn less than the honest answer in the form that the reward pays best."""
     best, form = 0.0, ""
     for candidate in FORMS:
         gaps = []
@@ -255,7 +255,7 @@ def _finding(faults: Sequence[str], good: str) -> Finding:
 
 
 def _value(subject: Subject, row: Row, text: str) -> float | None:
-    """Return the reward of one completion; a judge without a verdict is asked again before that counts as None."""
+    """Returns the reward of one completion; a judge without a verdict is asked again before that counts as None."""
     values = (subject.judge([_sample(row, text)]).rewards[0].value for _ in range(MAX_TRIES))
     return next((value for value in values if value is not None), None)
 
@@ -281,7 +281,7 @@ def _pairs(rows: Sequence[Row], form: str) -> list[tuple[Row, Row]]:
 
 
 def _honest(rows: Sequence[Row]) -> list[Sample]:
-    """Write right answers in every form that a row has one for, and wrong ones in R1's form and as programs."""
+    """Writes right answers in every form that a row has one for, and wrong ones in R1's form and as programs."""
     samples = []
     for form, write in FORMS.items():
         for row, other in _pairs(rows, form):

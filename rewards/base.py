@@ -44,7 +44,7 @@ class Reward:
 
 
 def thought_is_open(prompt: str | Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether the prompt ends inside a `<think>`, which the chat template opened in the place of the completion."""
+    """Says whether the prompt ends inside a `<think>`, opened by the chat template and not by the completion."""
     if isinstance(prompt, str):
         return prompt.rstrip().endswith("<think>")
     last = prompt[-1] if prompt else {}

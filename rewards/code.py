@@ -58,7 +58,7 @@ class CodeVerifier:
         url: str = "",
         allow_unsafe: bool = False,
     ) -> None:
-        """Check the settings; raises RewardError.
+        """Checks the settings; raises RewardError.
 
         All cases of one program together have `wall` seconds, and each has the row's own time limit. With
         `compare="numbers"` a float that is printed or returned need only be nearly what is expected, as the judges of
@@ -91,7 +91,7 @@ class CodeVerifier:
         self._forget()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge the samples, `workers` at a time, and return their rewards in order.
+        """Judges the samples, `workers` at a time, and returns their rewards in order.
 
         Raises SandboxError if no sandbox can be had.
         """
@@ -100,7 +100,7 @@ class CodeVerifier:
             return list(threads.map(functools.partial(self._reward, box), samples))
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError if no row has tests; if only some have none, these get no verdict."""
+        """Raises RewardError if no row has tests; if only some have none, these get no verdict."""
         if samples and not any(_has_tests(sample) for sample in samples):
             raise RewardError(
                 f"reward 'code': none of {len(samples)} rows has tests (columns of the first: "
@@ -109,7 +109,7 @@ class CodeVerifier:
             )
 
     def close(self) -> None:
-        """End the sandbox; the next call starts another."""
+        """Ends the sandbox; the next call starts another."""
         if self._owner != os.getpid():
             self._forget()
         with self._lock:
@@ -118,7 +118,7 @@ class CodeVerifier:
             box.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the settings; the copy starts a sandbox of its own."""
+        """Pickles the settings; the copy starts a sandbox of its own."""
         settings = {
             "level": self.level,
             "workers": self.workers,
@@ -134,7 +134,7 @@ class CodeVerifier:
         return functools.partial(CodeVerifier, **settings), ()
 
     def _forget(self) -> None:
-        """Be without a sandbox; after a fork the one at hand is the parent's, whose threads may hold its lock."""
+        """Starts without a sandbox; after a fork the one at hand is the parent's, whose threads may hold its lock."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._box: Sandbox | None = None

@@ -39,7 +39,7 @@ class Composite:
     """
 
     def __init__(self, rewards: Sequence[Any] | Mapping[str, Any], by: str = "") -> None:
-        """Load every reward; raises RewardError for an entry that cannot be read or loaded."""
+        """Loads every reward; raises RewardError for an entry that cannot be read or loaded."""
         self.by = by
         if by:
             if not isinstance(rewards, Mapping) or not rewards:
@@ -51,7 +51,7 @@ class Composite:
             self.routes = {"": _parts(rewards)}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge every sample by the rewards of its route; raises RewardError for a task that has none."""
+        """Judges every sample by the rewards of its route; raises RewardError for a task that has none."""
         verdicts: dict[int, Reward] = {}
         for route, indices in self._routed(samples).items():
             chosen = [samples[index] for index in indices]
@@ -60,7 +60,7 @@ class Composite:
 
     @property
     def independent(self) -> bool:
-        """Say whether all rewards judge each sample on its own."""
+        """Says whether all rewards judge each sample on its own."""
         return all(part.judge.independent for parts in self.routes.values() for part in parts)
 
     @property
@@ -69,13 +69,13 @@ class Composite:
         return max(sum(part.judge.longest_s for part in parts) for parts in self.routes.values())
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError for a row whose task has no reward, or that lacks what its rewards need."""
+        """Raises RewardError for a row whose task has no reward, or that lacks what its rewards need."""
         for route, indices in self._routed(samples).items():
             for part in self.routes[route]:
                 part.judge.check_samples([samples[index] for index in indices])
 
     def close(self) -> None:
-        """Let go of all rewards."""
+        """Lets go of all rewards."""
         for parts in self.routes.values():
             for part in parts:
                 part.judge.close()

@@ -105,7 +105,7 @@ def extract(completion: str, thinking: bool = False, extraction: Extraction = "s
 
 
 def last_box(text: str) -> tuple[int, int] | None:
-    r"""Start and end of what stands in the last balanced `\boxed{...}` or `\fbox{...}`; of nested ones the outer."""
+    r"""Finds the place of what stands in the last balanced `\boxed{...}` or `\fbox{...}`; of nested ones the outer."""
     first = _BOX.search(text)
     if first is None:
         return None

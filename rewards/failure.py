@@ -39,7 +39,7 @@ def _text(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Name the user's line rather than one inside Python or a library that it calls; "" if no line is known.
+    """Names the user's line rather than one inside Python or a library that it calls; "" if no line is known.
 
     A traceback runs from the caller to where the exception arose. Its first frames are those that call the reward, its
     last ones may lie in `json` or `re`. The line in question is the last one in a file of the user.

@@ -12,7 +12,7 @@ from rewards.base import Reward, thought_is_open
 
 
 def think_answer(completion: str, prompt: str | Sequence[Mapping[str, Any]] = "", answer_tags: bool = True) -> Reward:
-    """Give 1 if the form is kept, else 0 (the format reward of DeepSeek-R1, arXiv:2501.12948, section 2.2.2).
+    """Gives 1 if the form is kept, else 0 (the format reward of DeepSeek-R1, arXiv:2501.12948, section 2.2.2).
 
     A prompt that ends with `<think>` has opened the thought: the completion must not do so again. With
     `answer_tags=False` all that follows `</think>` is the answer. A blank answer never passes, a blank thought does.

@@ -33,7 +33,7 @@ class Closable(Protocol):
     """Something with workers or files to let go of."""
 
     def close(self) -> None:
-        """Let go of them."""
+        """Lets go of them."""
         ...
 
 
@@ -42,7 +42,7 @@ class Checkable(Protocol):
     """Something that can say of rows that it cannot judge them, before a model has answered them."""
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError for rows that could not be judged."""
+        """Raises RewardError for rows that could not be judged."""
         ...
 
 
@@ -61,7 +61,7 @@ class RewardFunction:
         kwargs: Mapping[str, Any],
         shape: str = "",
     ) -> None:
-        """Check the signature; raises RewardError if it fits no shape (unless one is forced) or refuses `kwargs`."""
+        """Checks the signature; raises RewardError if it fits no shape (unless one is forced) or refuses `kwargs`."""
         self.given, self.kwargs = given, dict(kwargs)
         self.name = given if isinstance(given, str) else str(given)
         is_class = isinstance(target, type)
@@ -87,17 +87,17 @@ class RewardFunction:
             self._check_types(parameters)
 
     def __repr__(self) -> str:
-        """Show the name and the settings."""
+        """Shows the name and the settings."""
         return f"<reward {self.name!r} {self.kwargs}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a call of `rewards.load`."""
+        """Pickles as a call of `rewards.load`."""
         from rewards.registry import reload
 
         return reload, (self.given, self.kwargs, self.forced)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge every sample, in order; raises RewardError if the function fails on any, and never gives a silent 0."""
+        """Judges every sample, in order; raises RewardError if the function fails on any; never gives a silent 0."""
         if not samples:
             return []
         logs: list[dict[str, Any]] = [{} for _ in samples]
@@ -121,7 +121,7 @@ class RewardFunction:
 
     @property
     def independent(self) -> bool:
-        """Say whether each sample is judged on its own, so that one that hangs costs no other its verdict.
+        """Says whether each sample is judged on its own, so that one that hangs costs no other its verdict.
 
         A batch function sees a whole group, and so do coroutines, which wait together. An object that takes a list of
         samples says with an attribute `independent` that it needs only one at a time.
@@ -137,7 +137,7 @@ class RewardFunction:
         return float(getattr(self.fn, "longest_s", 0.0) or 0.0)
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError for a row that lacks what judging it needs, or whose task has no reward; judge nothing."""
+        """Raises RewardError for a row that lacks what judging it needs, or whose task has no reward; judges none."""
         logs: list[dict[str, Any]] = [{} for _ in samples]
         for index in range(len(samples)):
             self._arguments(range(index, index + 1), samples, logs)
@@ -150,7 +150,7 @@ class RewardFunction:
                 raise self._failed(error, f"when it checked {len(samples)} samples") from error
 
     def close(self) -> None:
-        """Let go of the workers of a reward that has some; harmless on any other, and when repeated."""
+        """Lets go of the workers of a reward that has some; harmless on any other, and when repeated."""
         if isinstance(self.fn, Closable):
             try:
                 self.fn.close()
@@ -200,7 +200,7 @@ class RewardFunction:
         return columns if self.takes_any else {key: value for key, value in columns.items() if key in self.named}
 
     def _read(self, result: Any, chunk: range, samples: Sequence[Sample], given: Mapping[str, Any]) -> list[Reward]:
-        """Read the rewards from what the function returned for a chunk of the samples; raise what it raised."""
+        """Reads the rewards from what the function returned for a chunk of the samples; raises what it raised."""
         where = f"on {_where(chunk, samples)}"
         if isinstance(result, RewardError):  # a reward inside this one has failed, and has named itself
             raise result
@@ -257,7 +257,7 @@ class RewardFunction:
         return value
 
     def _check_types(self, parameters: Iterable[inspect.Parameter]) -> None:
-        """Raise RewardError for a setting that is not of its annotated type: "false" is text and not a bool."""
+        """Raises RewardError for a setting that is not of its annotated type: "false" is text and not a bool."""
         for parameter in parameters:
             annotation = parameter.annotation
             written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
@@ -286,7 +286,7 @@ class RewardFunction:
         )
 
     def _failed(self, error: BaseException, where: str, given: Mapping[str, Any] | None = None) -> RewardError:
-        """Make the error that is raised in place of the exception of a user's function."""
+        """Makes the error that is raised in place of the exception of a user's function."""
         words = misread(self.shape, dict(given), self.named, error) if given else ""
         return RewardError(
             f"reward {self.name!r} raised {described(error)} ({where}{f'; {words}' if words else ''}); correct the "

@@ -63,7 +63,7 @@ class LanguageShare:
         self.min_characters = min_characters
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge each sample. Reasons: measured, no_letters, too_short; the logs count the letters of each script."""
+        """Judges each sample. Reasons: measured, no_letters, too_short; the logs count the letters of each script."""
         return [self._one(sample.completion) for sample in samples]
 
     def _one(self, completion: str) -> Reward:
@@ -80,7 +80,7 @@ class LanguageShare:
 
 
 def thought_of(completion: str) -> str:
-    """Return the text between the first `<think>` and the last `</think>`, without the blanks around it.
+    """Returns the text between the first `<think>` and the last `</think>`, without the blanks around it.
 
     Without `<think>` it starts at the beginning, as the prompt may have opened it; without `</think>` it has no end.
     """
@@ -91,7 +91,7 @@ def thought_of(completion: str) -> str:
 
 
 def prose_of(text: str) -> str:
-    """Remove code, formulas, LaTeX commands, tags and letters that stand alone, in time linear in the length."""
+    """Removes code, formulas, LaTeX commands, tags and letters that stand alone, in time linear in the length."""
     for opener, closer in _PAIRS:
         text = " ".join(_outside(text, opener, closer))
     return _ALONE.sub(" ", _INLINE.sub(" ", text))
@@ -99,13 +99,13 @@ def prose_of(text: str) -> str:
 
 @cache
 def script_of(letter: str) -> str:
-    """Return the first word of a letter's Unicode name ("LATIN", "CJK"); wide, narrow and styled forms count alike."""
+    """Returns the first word of a letter's Unicode name ("LATIN", "CJK"); wide, narrow and styled forms count alike."""
     words = unicodedata.name(unicodedata.normalize("NFKC", letter)[:1], "").replace("-", " ").split()
     return words[0] if words else ""
 
 
 def _count(text: str) -> Counter[str]:
-    """Count the letters of each script."""
+    """Counts the letters of each script."""
     letters: Counter[str] = Counter()
     for character, count in Counter(text).items():
         if character.isalpha():

@@ -29,7 +29,7 @@ class SoftOverlong:
         self.longest, self.cache = max_completion_len, soft_punish_cache
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge each sample. Reasons: short, long, overlong, truncated; no_token_ids has no value."""
+        """Judges each sample. Reasons: short, long, overlong, truncated; no_token_ids has no value."""
         return [self._one(sample) for sample in samples]
 
     def _one(self, sample: Sample) -> Reward:
@@ -81,12 +81,12 @@ class Cosine:
         self.correct, self.wrong = (max_value_correct, min_value_correct), (min_value_wrong, max_value_wrong)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Give the other reward's verdicts and reasons new values; a truncated sample has the greatest length."""
+        """Gives the other reward's verdicts and reasons new values; a truncated sample has the greatest length."""
         return [self._scale(sample, verdict) for sample, verdict in zip(samples, self.judge(samples), strict=True)]
 
     @property
     def independent(self) -> bool:
-        """Say whether the other reward judges each sample on its own."""
+        """Says whether the other reward judges each sample on its own."""
         return self.judge.independent
 
     @property
@@ -95,11 +95,11 @@ class Cosine:
         return self.judge.longest_s
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError for rows that the other reward cannot judge."""
+        """Raises RewardError for rows that the other reward cannot judge."""
         self.judge.check_samples(samples)
 
     def close(self) -> None:
-        """Let go of the other reward."""
+        """Lets go of the other reward."""
         self.judge.close()
 
     def _scale(self, sample: Sample, verdict: Reward) -> Reward:
@@ -114,5 +114,5 @@ class Cosine:
 
 
 def num_tokens(sample: Sample) -> int | None:
-    """Count the tokens of the completion; None where there is text but no token ids."""
+    """Counts the tokens of the completion; None where there is text but no token ids."""
     return len(sample.completion_ids) if sample.completion_ids or not sample.completion else None

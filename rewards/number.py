@@ -35,7 +35,7 @@ def number(completion: str, answer: str, prompt: Any = "", **columns: Any) -> Re
 
 
 def parse_number(text: str) -> Fraction | None:
-    """Read `42`, `-1,234.50`, `+7`, `$3` or `.5` exactly; None for anything else."""
+    """Reads `42`, `-1,234.50`, `+7`, `$3` or `.5` exactly; None for anything else."""
     text = str(text).strip()
     match = _NUMBER.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if match is None or (match[1] and match[2]):

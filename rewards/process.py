@@ -57,11 +57,11 @@ class Channel:
     """One end of the pipe. What passes through are whole Python objects, pickled, and never halves of them."""
 
     def __init__(self, end: socket.socket) -> None:
-        """Take over one end of a connected pair of sockets."""
+        """Takes over one end of a connected pair of sockets."""
         self._socket = end
 
     def send(self, message: object, seconds: float | None = None) -> None:
-        """Send an object; raises Overdue if the other side does not read it in time, and Gone if nobody is there."""
+        """Sends an object; raises Overdue if the other side does not read it in time, and Gone if nobody is there."""
         body = pickle.dumps(message)
         try:
             self._socket.settimeout(seconds)
@@ -72,13 +72,13 @@ class Channel:
             raise Gone from None
 
     def receive(self, seconds: float | None = None) -> Any:
-        """Return the next object; raises Overdue if it is not all there in time, and Gone if none will come."""
+        """Returns the next object; raises Overdue if it is not all there in time, and Gone if none will come."""
         deadline = None if seconds is None else time.monotonic() + seconds
         (size,) = _SIZE.unpack(self._read(_SIZE.size, deadline))
         return pickle.loads(self._read(size, deadline))
 
     def close(self) -> None:
-        """Close this end; who waits at the other gets Gone."""
+        """Closes this end; who waits at the other gets Gone."""
         self._socket.close()
 
     def _read(self, size: int, deadline: float | None) -> bytes:
@@ -103,7 +103,7 @@ class Process:
     """The process and the caller's end of the pipe; not for two threads at a time."""
 
     def __init__(self, serve: str, *, prints: bool) -> None:
-        """Start it; `serve`, as "module:function", is called there with its Channel and returns when that closes.
+        """Starts it; `serve`, as "module:function", is called there with its Channel and returns when that closes.
 
         With `prints=False` what it writes to its standard output is thrown away. Raises OSError if the machine lets no
         process start.
@@ -134,19 +134,19 @@ class Process:
         return self._program.pid
 
     def send(self, message: object, seconds: float) -> None:
-        """Send an object; raises Overdue and Gone."""
+        """Sends an object; raises Overdue and Gone."""
         self._channel.send(message, seconds)
 
     def receive(self, seconds: float) -> Any:
-        """Return the next answer; raises Overdue and Gone. After either of these the process is of no more use."""
+        """Returns the next answer; raises Overdue and Gone. After either of these the process is of no more use."""
         return self._channel.receive(seconds)
 
     def dismiss(self) -> None:
-        """Close the pipe: a process that waits for the next question ends by itself, as soon as it has cleaned up."""
+        """Closes the pipe: a process that waits for the next question ends by itself, as soon as it has cleaned up."""
         self._channel.close()
 
     def kill(self) -> int:
-        """End the process and everything below it at once; returns the exit code, below 0 for a signal.
+        """Ends the process and everything below it at once; returns the exit code, below 0 for a signal.
 
         The pipe stays open, so that a thread which waits for an answer reads its end and is not left behind.
         """
@@ -163,7 +163,7 @@ class Process:
         return self._program.wait()
 
     def end(self, patience: float) -> int:
-        """Dismiss it, wait up to `patience` seconds for its end, then kill what is left; returns the exit code."""
+        """Dismisses it, waits up to `patience` seconds for its end, then kills what is left; returns the exit code."""
         self.dismiss()
         with suppress(subprocess.TimeoutExpired):
             self._program.wait(patience)
@@ -204,7 +204,7 @@ def search_path() -> list[str]:
 
 
 def main(descriptor: int, serve: str) -> None:
-    """Run `serve` on an inherited end of a pipe until the other end closes: what the process does."""
+    """Runs `serve` on an inherited end of a pipe until the other end closes: what the process does."""
     del sys.argv[1:]  # they are ours; a reward that looks at the command line has nothing to learn from them
     os.set_inheritable(descriptor, False)  # else whatever the reward starts would hold the pipe open
     module, _, function = serve.partition(":")

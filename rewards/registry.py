@@ -33,7 +33,7 @@ ENTRY_POINTS = "rlkit.rewards"
 
 
 def load(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
-    """Find a reward and bind `kwargs` to it.
+    """Finds a reward and binds `kwargs` to it.
 
     `name` is a registered name ("math"), "package.module:function", "file.py:function", or a function itself; in place
     of a function it may be a class, which is constructed with `kwargs`. Raises RewardError if it cannot be found,
@@ -43,7 +43,7 @@ def load(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
 
 
 def from_trl(name: str | Callable[..., Any], /, *, conversational: bool = False, **kwargs: Any) -> RewardFunction:
-    """Load a function that is called as in TRL, even if its parameters (`**kwargs` alone) do not say so.
+    """Loads a function that is called as in TRL, even if its parameters (`**kwargs` alone) do not say so.
 
     `conversational` gives it chat messages, `completion[0]["content"]`, whatever the prompt is.
     """
@@ -51,7 +51,7 @@ def from_trl(name: str | Callable[..., Any], /, *, conversational: bool = False,
 
 
 def from_verl(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
-    """Load a function that is called as in verl: data_source, solution_str, ground_truth, extra_info.
+    """Loads a function that is called as in verl: data_source, solution_str, ground_truth, extra_info.
 
     Its gold is the row's `reward_model.ground_truth`, else `ground_truth`, else `answer`.
     """
@@ -59,12 +59,12 @@ def from_verl(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunctio
 
 
 def from_openrlhf(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
-    """Load a function that is called as in OpenRLHF: queries, prompts, labels (the row's `label`, else `answer`)."""
+    """Loads a function that is called as in OpenRLHF: queries, prompts, labels (the row's `label`, else `answer`)."""
     return reload(name, kwargs, OPENRLHF.name)
 
 
 def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any], shape: str = "") -> RewardFunction:
-    """Do what `load` does, with the settings in one mapping and a shape that is forced; a pickled reward calls this."""
+    """Does what `load` does, with the settings in one mapping and a forced shape; a pickled reward calls this."""
     kwargs = {key: _absolute(value) for key, value in kwargs.items()}
     if not isinstance(name, str):
         return RewardFunction(name, name, kwargs, shape)
@@ -80,12 +80,12 @@ def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any], shape: str
 
 
 def names() -> tuple[str, ...]:
-    """Return the registered names: the built-in rewards and those of installed packages."""
+    """Returns the registered names: the built-in rewards and those of installed packages."""
     return tuple(sorted(_registered()))
 
 
 def _target(name: str) -> str:
-    """Return what a registered name stands for, as "module:function"; raises RewardError if that is not one thing.
+    """Returns what a registered name stands for, as "module:function"; raises RewardError if that is not one thing.
 
     Two packages may give one name to different rewards, or a package may take the name of a built-in one. Whichever of
     them we took, somebody would train on a reward that he does not mean, so the user has to say.
@@ -110,7 +110,7 @@ def _target(name: str) -> str:
 
 
 def _nearest(attribute: str, module: ModuleType) -> str:
-    """Say what a user may have meant by an attribute that a module does not have."""
+    """Says what a user may have meant by an attribute that a module does not have."""
     file = Path(*module.__name__.split(".")).with_suffix(".py")
     if _is_file(str(file)) and file.resolve() != Path(module.__file__ or "").resolve():
         return f"that is an installed module; for the file in the current folder write '{file}:{attribute}'"
@@ -119,7 +119,7 @@ def _nearest(attribute: str, module: ModuleType) -> str:
 
 
 def _absolute(value: Any) -> Any:
-    """Give rewards that are named as file.py:function the file's full path, also inside lists and tables.
+    """Gives rewards that are named as file.py:function the file's full path, also inside lists and tables.
 
     The pickled form must mean the same file in another directory. Other text stays as it is.
     """
@@ -143,7 +143,7 @@ def _is_file(place: str) -> bool:
 
 
 def _path(place: str) -> Path:
-    """Return the full path; in `reward=~/mine.py:f` the shell leaves the `~` as it is."""
+    """Returns the full path; in `reward=~/mine.py:f` the shell leaves the `~` as it is."""
     try:
         return Path(place).expanduser().resolve()
     except RuntimeError:  # a user who has no home
@@ -151,7 +151,7 @@ def _path(place: str) -> Path:
 
 
 def _registered() -> dict[str, dict[str, str]]:
-    """Return, under each name, what it may stand for ("module:function") and whose that is."""
+    """Returns, under each name, what it may stand for ("module:function") and whose that is."""
     from importlib.metadata import entry_points  # here: it costs more than the rest of the package
 
     found = {name: {target: "rlkit"} for name, target in BUILT_IN.items()}

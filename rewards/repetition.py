@@ -29,7 +29,7 @@ class Repetition:
         self.size, self.penalty = ngram_size, max_penalty
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge each sample. Reasons: distinct, repeated, too_short."""
+        """Judges each sample. Reasons: distinct, repeated, too_short."""
         return [self._one(sample) for sample in samples]
 
     def _one(self, sample: Sample) -> Reward:

@@ -44,19 +44,19 @@ class Subject:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start anew; raises AuditError if the reward cannot be loaded."""
+        """Starts anew; raises AuditError if the reward cannot be loaded."""
         self.end()
         self._process = Process("rewards.subject:serve", prints=False)  # what it prints would tear the table apart
         self.shape = self._ask(self._given, LOAD_S).shape
 
     def judge(self, samples: Sequence[Sample], copy: str = "loaded") -> Answer:
-        """Return the verdicts of the reward, or of its "unpickled" copy; raises AuditError if it gives none."""
+        """Returns the verdicts of the reward, or of its "unpickled" copy; raises AuditError if it gives none."""
         if self._process is None:
             self.start()
         return self._ask((copy, samples), self._seconds)
 
     def end(self, patience: float = LEAVE_S) -> int:
-        """Let the process close its reward within `patience` seconds, then kill it; returns its exit code."""
+        """Lets the process close its reward within `patience` seconds, then kills it; returns its exit code."""
         if self._process is None:
             return 0
         process, self._process = self._process, None
@@ -78,7 +78,7 @@ class Subject:
 
 
 def serve(channel: Channel) -> None:
-    """Load `(name, kwargs)`, then judge a list of samples for each message: what the process runs."""
+    """Loads `(name, kwargs)`, then judges a list of samples for each message: what the process runs."""
     name, kwargs = channel.receive()
     try:
         judge = load(name, **kwargs)

@@ -29,7 +29,7 @@ from rlkit.watch.progress import Progress, silent
 
 @contextmanager
 def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Iterator[Engine]:
-    """Start what samples, from a checkpoint folder; `progress` shows how many rollouts are finished.
+    """Starts what samples, from a checkpoint folder; `progress` shows how many rollouts are finished.
 
     On Ray the engines may still be loading when the block begins; the first call waits for them.
     """
@@ -44,7 +44,7 @@ def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Ite
 
 @contextmanager
 def trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
-    """Start what learns, from a checkpoint folder; on Ray the ranks may still be loading when the block begins."""
+    """Starts what learns, from a checkpoint folder; on Ray the ranks may still be loading when the block begins."""
     if cfg.cluster.kind == "local":
         yield build_trainer(
             cfg.trainer,
@@ -64,7 +64,7 @@ def trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
 
 @contextmanager
 def reward(cfg: RewardConfig) -> Iterator[RewardFn]:
-    """Start what judges, in plain processes beside this one."""
+    """Starts what judges, in plain processes beside this one."""
     with reaped(), build_reward(cfg) as judge:
         yield judge
 
@@ -73,7 +73,7 @@ def reward(cfg: RewardConfig) -> Iterator[RewardFn]:
 def parts(
     cfg: TrainingRun, checkpoint: Path, sequences: Sequence[Sequence[int]], progress: Progress = silent
 ) -> Iterator[Parts]:
-    """Start all three and join them by the parity gate, which compares on `sequences`."""
+    """Starts all three and joins them by the parity gate, which compares on `sequences`."""
     # The reward first: its processes load it while the models are loaded.
     with (
         reaped(),
@@ -88,7 +88,7 @@ def parts(
 
 @contextmanager
 def started(cfg: TrainingRun, run: Run) -> Iterator[Parts]:
-    """Start the parts of a run, bring them to where its newest checkpoint was, and hand them to the recipe."""
+    """Starts the parts of a run, brings them to where its newest checkpoint was, and hands them to the recipe."""
     if cfg.cluster.kind == "ray":
         number, ranks = cfg.engine.num_engines, cfg.trainer.num_ranks
         run.console.line(f"starting {number} engine(s) and {ranks} trainer rank(s) on Ray")

@@ -19,7 +19,7 @@ from rlkit.watch.progress import Progress, silent
 
 
 def build_engine(cfg: EngineConfig, checkpoint: Path, kind: str, progress: Progress = silent) -> Engine:
-    """Build the sampler that the configuration asks for, in this process; `kind` says which class runs the model."""
+    """Builds the sampler that the configuration asks for, in this process; `kind` says which class runs the model."""
     threads = cfg.threads or cores_per(cfg.num_engines)
     if cfg.kind == "vllm":
         from rlkit.engine.vllm import VllmEngine  # vLLM takes seconds to import and is not needed everywhere
@@ -58,7 +58,7 @@ def build_trainer(
     store: distributed.Store,
     rank: int,
 ) -> ModelTrainer:
-    """Build one rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
+    """Builds one rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
     model = load_model(checkpoint, dtype, kind)
@@ -76,5 +76,5 @@ def build_trainer(
 
 
 def cores_per(num_processes: int) -> int:
-    """Share out the CPU cores of this machine among several processes."""
+    """Shares out the CPU cores of this machine among several processes."""
     return max(1, len(os.sched_getaffinity(0)) // num_processes)

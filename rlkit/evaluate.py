@@ -15,7 +15,7 @@ from rlkit.watch.stats import Clock
 def evaluate(
     engine: Engine, reward: RewardFn, problems: Sequence[Prompt], sampling: Sampling, *, name: str, step: int
 ) -> Evaluation:
-    """Sample one completion for each problem and count those that solve it (`Score.correct`).
+    """Samples one completion for each problem and counts those that solve it (`Score.correct`).
 
     A problem without a verdict counts as not solved, so accuracy cannot rise because a verifier failed.
     """

@@ -31,7 +31,7 @@ def extended(config: DeepseekV3Config, factor: float) -> DeepseekV3Config:
 
 
 def write_extended(source: Path, target: Path, factor: float) -> None:
-    """Make `target` the checkpoint `source` with its context stretched: a config.json of its own, links to the rest.
+    """Makes `target` the checkpoint `source` with its context stretched: a config.json of its own, links to the rest.
 
     A target that is there already stays as it is. UserError if the source is no checkpoint of ours.
     """

@@ -29,7 +29,7 @@ def train(
     start: int,
     stage: str = "grpo",
 ) -> Iterator[Step]:
-    """Run GRPO steps start + 1 .. cfg.steps and yield after each; a pack holds at most `max_tokens`.
+    """Runs GRPO steps start + 1 .. cfg.steps and yields after each; a pack holds at most `max_tokens`.
 
     A step depends on nothing but the weights, the optimiser and its own number, so a run that continues from a
     checkpoint of step `start` goes exactly where the uninterrupted one went.
@@ -49,7 +49,7 @@ def grpo_step(
     seed: int,
     stage: str = "grpo",
 ) -> Step:
-    """Take one GRPO step (DeepSeekMath, arXiv:2402.03300, algorithm 1; DeepSeek-R1, arXiv:2501.12948, section 2.2.1).
+    """Takes one GRPO step (DeepSeekMath, arXiv:2402.03300, algorithm 1; DeepSeek-R1, arXiv:2501.12948, section 2.2.1).
 
     When all groups are flat there is nothing to learn: the weights stay, so the engine is up to date already.
     """

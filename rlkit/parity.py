@@ -77,7 +77,7 @@ class Replicated(Protocol):
     """What the gate needs of an engine: every copy of the model that samples, each of which may be wrong alone."""
 
     def replicas(self) -> Sequence[Traced]:
-        """Return the copies: one in this process, or several in others."""
+        """Returns the copies: one in this process, or several in others."""
         ...
 
 
@@ -111,7 +111,7 @@ class Agreement:
 def gate_sequences(
     vocab_size: int, num: int, length: int, seed: int, prompts: Sequences
 ) -> tuple[tuple[int, ...], ...]:
-    """Make `num` fixed sequences of `length` tokens: half start with a real prompt (cut or continued), half are random.
+    """Makes `num` fixed sequences of `length` tokens: half start with a real prompt (cut or extended), half are random.
 
     Random ids reach experts that prompts do not. Raises ValueError if there is nothing to compare.
     """
@@ -127,7 +127,7 @@ def gate_sequences(
 def gate(
     engine: Replicated, trainer: Learner, sequences: Sequences, tolerance: float, unit: float
 ) -> Callable[[], Agreement]:
-    """Make a check of every replica of the engine against the trainer; it returns the worst, or raises ParityError.
+    """Makes a check of every replica of the engine against the trainer; it returns the worst, or raises ParityError.
 
     `unit` is that of the coarser of the two dtypes, see `rlkit.train.rounding.UNIT`.
     """
@@ -150,11 +150,11 @@ class Answered:
     answer: list[list[float]]
 
     def logprobs(self, sequences: Sequences) -> list[list[float]]:
-        """Return the log-probs of the sequences that it was asked about."""
+        """Returns the log-probs of the sequences that it was asked about."""
         return self.answer
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Return block outputs of the model itself."""
+        """Returns block outputs of the model itself."""
         return self.model.trace(tokens)
 
 
@@ -184,13 +184,13 @@ class Noise:
     """What rounding changes in a trainer: measured when a gap has to be explained, then remembered."""
 
     def __init__(self, trainer: Learner, unit: float, sequences: Sequences, plain: list[list[float]]) -> None:
-        """Take the trainer, the unit of rounding, and the trainer's log-probs of the sequences as they are."""
+        """Takes the trainer, the unit of rounding, and the trainer's log-probs of the sequences as they are."""
         self._trainer, self._unit, self._sequences, self._plain = trainer, unit, sequences, plain
         self._draws: list[list[Tensor]] = []
         self.exact = unit < EXACT
 
     def limit(self, tolerance: float, lengths: Sequence[int]) -> Limit:
-        """Say how far an honest engine may be away, on the first so many tokens of each sequence."""
+        """Says how far an honest engine may be away, on the first so many tokens of each sequence."""
         if not self._draws:
             draws = [Rounding(unit=self._unit, seed=seed) for seed in range(DRAWS)]
             self._draws = [_gaps(self._trainer.logprobs(self._sequences, draw), self._plain) for draw in draws]
@@ -205,12 +205,12 @@ class Noise:
         return Limit(largest=largest, mean=mean)
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Trace one sequence with every number rounded anew."""
+        """Traces one sequence with every number rounded anew."""
         return self._trainer.trace(tokens, Rounding(unit=self._unit, seed=0))
 
 
 def _ask_all(replicas: Sequence[Traced], sequences: Sequences) -> list[Answered]:
-    """Ask every replica; several are in processes of their own, so a thread each waits while all are at work."""
+    """Asks every replica; several are in processes of their own, so a thread each waits while all are at work."""
     if len(replicas) == 1:
         return [Answered(replicas[0], replicas[0].logprobs(sequences))]
     with ThreadPoolExecutor(len(replicas)) as threads:
@@ -219,7 +219,7 @@ def _ask_all(replicas: Sequence[Traced], sequences: Sequences) -> list[Answered]
 
 
 def check_parity(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: float | None) -> float:
-    """Compare without measuring rounding; returns the largest gap, in nats, and raises ParityError above `tolerance`.
+    """Compares without measuring rounding; returns the largest gap, in nats, and raises ParityError above `tolerance`.
 
     With `tolerance=None` the gap is only reported, but one that is not finite is never let through.
     """
@@ -227,7 +227,7 @@ def check_parity(engine: Traced, trainer: Traced, sequences: Sequences, toleranc
 
 
 def compare(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: float, noise: Noise | None) -> Agreement:
-    """Compare as the head of this file says; ParityError if the two disagree. Without `noise` the tolerance decides."""
+    """Compares as the head of this file says; ParityError if they disagree. Without `noise` the tolerance decides."""
     gaps = _gaps(engine.logprobs(sequences), trainer.logprobs(sequences))
     limit, finite = Limit(largest=tolerance, measured=False), bool(torch.cat(gaps).isfinite().all())
     if finite and torch.cat(gaps).max() > tolerance:
@@ -252,7 +252,7 @@ def _gaps(ours: list[list[float]], theirs: list[list[float]]) -> list[Tensor]:
 def _up_to_ties(
     gaps: Sequence[Tensor], trainer: Traced, sequences: Sequences, tolerance: float, noise: Noise | None
 ) -> list[Tensor]:
-    """Cut sequences with a gap above the tolerance where, in any layer, rounding could first turn a choice of experts.
+    """Cuts sequences with a gap above the tolerance where, in any layer, rounding could first turn a choice of experts.
 
     How small a margin that takes follows from what rounding does to the margins themselves, where that is known.
     """
@@ -270,7 +270,7 @@ def _up_to_ties(
 
 
 def _margins(traced: Mapping[str, Tensor]) -> Tensor | None:
-    """Stack the margins of all routers, [L, T]; None for a model that has no routers or whose rule is unknown."""
+    """Stacks the margins of all routers, [L, T]; None for a model that has no routers or whose rule is unknown."""
     layers = [traced[name].flatten() for name in traced if name.endswith(GATE)]
     return torch.stack(layers) if layers else None
 
@@ -283,7 +283,7 @@ def _explain(
     limit: Limit,
     noise: Noise | None,
 ) -> str:
-    """Say how far the two are apart, on which token it shows most, and in which block it starts."""
+    """Says how far the two are apart, on which token it shows most, and in which block it starts."""
     kept = torch.cat(list(gaps))
     row = max(range(len(gaps)), key=lambda i: float(gaps[i].max()) if len(gaps[i]) else -1.0)
     place = int(gaps[row].argmax()) + 1 if len(kept) else 0
@@ -307,7 +307,7 @@ def _explain(
 
 
 def _first_difference(engine: Mapping[str, Tensor], trainer: Mapping[str, Tensor], noisy: Mapping[str, Tensor]) -> str:
-    """Name the first block, in order of execution, whose output differs: later ones have their input changed already.
+    """Names the first block, in order of execution, whose output differs: later ones have their input changed already.
 
     A block differs when its error is above `BLOCK` and above `LARGEST` times what rounding did up to there.
     """

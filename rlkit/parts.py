@@ -26,6 +26,6 @@ class Parts:
     """Compares engine and trainer, returns how far their log-probs are apart and raises when it is too far."""
 
     def sync(self, version: int) -> Agreement:
-        """Publish the trainer's weights to the engine and check that both now say the same."""
+        """Publishes the trainer's weights to the engine and checks that both now say the same."""
         self.engine.load(self.trainer.weights(), version)
         return self.gate()

@@ -22,7 +22,7 @@ def finetune(
     start: int,
     stage: str = "sft",
 ) -> Iterator[Step]:
-    """Run SFT steps start + 1 .. cfg.steps and yield after each; a pack holds at most `max_tokens`.
+    """Runs SFT steps start + 1 .. cfg.steps and yields after each; a pack holds at most `max_tokens`.
 
     The loss is the cross entropy of the completions alone, in nats, without the term of multi-token prediction.
     """

@@ -38,7 +38,7 @@ class Sandbox:
         url: str = "",
         allow_unsafe: bool = False,
     ) -> None:
-        """Start the fork servers and attack the first one from inside; the sandbox opens only if that fails.
+        """Starts the fork servers and attacks the first one from inside; the sandbox opens only if that fails.
 
         `level`: "namespaces", "bwrap", "landlock", "none" (with `allow_unsafe`), "remote" (with `url`), or "auto" for
         the strongest of the first three that works. `imports`: modules to load once for all programs. Of what is not in
@@ -83,7 +83,7 @@ class Sandbox:
             warnings.warn(f"sandbox level {self.level!r}: {levels.OPEN[self.level]}", SandboxWarning, stacklevel=2)
 
     def run(self, code: str, stdin: str = "", *, limits: Limits | None = None) -> ExecResult:
-        """Run `code` as a program of its own and say how it ended; nothing that the program does raises.
+        """Runs `code` as a program of its own and says how it ended; nothing that the program does raises.
 
         If the sandbox itself fails, the program is run once more on another worker before its status is "infra". Raises
         SandboxError if the sandbox is closed, or was made by another process.
@@ -110,7 +110,7 @@ class Sandbox:
         return result
 
     def session(self, code: str, *, limits: Limits | None = None, second: bool = False) -> Session:
-        """Start `code` as a program that answers messages (`sandbox.calls.serve`); it holds a worker until closed.
+        """Starts `code` as a program that answers messages (`sandbox.calls.serve`); it holds a worker until closed.
 
         With `second` the caller holds a session already, and gets a worker beside the `workers`: if sessions took these
         while they wait for each other, none might be left. Raises SandboxError as `run` does, and if no fork server can
@@ -151,7 +151,7 @@ class Sandbox:
             self._give(worker, second=True, used=False)
 
     def close(self) -> None:
-        """End all fork servers and what runs in them; programs that other threads run get the status "infra"."""
+        """Ends all fork servers and what runs in them; programs that other threads run get the status "infra"."""
         with self._lock:
             self._closed = True
         for worker in self._workers:
@@ -164,13 +164,13 @@ class Sandbox:
         self._free.put(None)  # for those who still wait for a worker
 
     def __enter__(self) -> Sandbox:
-        """Return the sandbox itself."""
+        """Returns the sandbox itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the sandbox."""
+        """Closes the sandbox."""
         self.close()
 
     def _check_owner(self) -> None:
@@ -178,7 +178,7 @@ class Sandbox:
             raise SandboxUnusable("this sandbox belongs to the process that made it: make one after the fork")
 
     def _take(self) -> Worker:
-        """Wait until a worker is free, and take it out of the queue."""
+        """Waits until a worker is free, and takes it out of the queue."""
         worker = self._free.get()
         if worker is None:
             self._free.put(None)
@@ -186,7 +186,7 @@ class Sandbox:
         return worker
 
     def _take_second(self) -> Worker:
-        """Take a worker beside the others, which is kept for the next time."""
+        """Takes a worker beside the others, which is kept for the next time."""
         with self._lock:
             if self._closed:
                 raise SandboxUnusable("this sandbox is closed: make a new one")
@@ -196,7 +196,7 @@ class Sandbox:
             return self._workers[-1]
 
     def _give(self, worker: Worker, second: bool = False, used: bool = True) -> None:
-        """Put a worker back where it came from or, if the sandbox is closed, end it."""
+        """Puts a worker back where it came from or, if the sandbox is closed, ends it."""
         is_spent = used and worker.single_use
         if is_spent:
             worker.stop()

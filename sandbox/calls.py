@@ -49,7 +49,7 @@ _assumed: dict[str, Any] = {}
 
 
 def load_assumed() -> None:
-    """Collect what a function may use without an import. The fork server does this once, for all sessions."""
+    """Collects what a function may use without an import. The fork server does this once, for all sessions."""
     for name in STARS:
         exec(f"from {name} import *", _assumed)
     _assumed.update({name: importlib.import_module(name) for name in MODULES})
@@ -70,7 +70,7 @@ class Refused(BaseException):
 
 
 def serve(code: str, read: Read, write: Write, answer_bytes: int) -> None:
-    """Run `code` as a module, then answer every message from `read` with one `write`, until it returns None.
+    """Runs `code` as a module, then answers every message from `read` with one `write`, until it returns None.
 
     A value that takes more than `answer_bytes` is not sent. An exception of the code itself, and SystemExit at any
     time, end the process like any Python program.
@@ -128,7 +128,7 @@ def _test(
     remotes: list[str],
     as_script: bool,
 ) -> None:
-    """Run test source, and then `runner`, the calls that a test runner makes; return if nothing fails."""
+    """Runs test source, and then `runner`, the calls that a test runner makes; returns if nothing fails."""
     proxies = Proxies(read, write)
     names.update({name: importlib.import_module(name) for name in imports})
     names.update({name: proxies.function(name) for name in remotes})
@@ -154,14 +154,14 @@ class Proxies:
     """The candidate's functions as a test sees them: each passes arguments and results on, as data."""
 
     def __init__(self, read: Read, write: Write) -> None:
-        """Keep the way to the judge; nothing has been asked yet."""
+        """Keeps the way to the judge; nothing has been asked yet."""
         self._read, self._write = read, write
         self._has_asked = False
         self._raised: list[Exception] = []
         self.refused: Refused | None = None
 
     def function(self, name: str) -> Callable[..., Any]:
-        """Return a proxy of the candidate's function of that name."""
+        """Returns a proxy of the candidate's function of that name."""
 
         def candidate(*args: Any, **kwargs: Any) -> Any:
             return self._ask(name, args, kwargs)
@@ -170,7 +170,7 @@ class Proxies:
         return candidate
 
     def blame(self, error: Exception) -> None:
-        """Refuse the test if the error is its own: one before its first call, or an import that it cannot make.
+        """Refuses the test if the error is its own: one before its first call, or an import that it cannot make.
 
         Only these can be told from failures of the candidate. Whatever the test raises after the first answer may come
         of that answer, so it counts against the candidate; so does an ImportError that the candidate itself raised.

@@ -21,14 +21,14 @@ class MemoryGroup:
     """One group, which can be removed when no process is left in it."""
 
     def __init__(self, folder: Path, version: int) -> None:
-        """Take a group that exists."""
+        """Takes a group that exists."""
         self.folder, self.version = folder, version
         self._base = 0
         self._limit = 0
 
     @classmethod
     def create(cls, name: str) -> MemoryGroup | None:
-        """Make a group below the caller's own or beside it; return None where that is not allowed."""
+        """Makes a group below the caller's own or beside it; returns None where that is not allowed."""
         for parent, version in _candidates():
             _remove_stale(parent)
             folder = parent / f"{PREFIX}{os.getpid()}-{name}"
@@ -47,7 +47,7 @@ class MemoryGroup:
         return None
 
     def add(self, pid: int) -> bool:
-        """Move a process in, and with it all children that it will have; return False if that is not allowed."""
+        """Moves a process in, and with it all children that it will have; returns False if that is not allowed."""
         try:
             self._write("cgroup.procs", pid)
         except OSError:
@@ -55,11 +55,11 @@ class MemoryGroup:
         return True
 
     def note_base(self) -> None:
-        """Remember what the idle fork server uses, which comes on top of every job's limit."""
+        """Remembers what the idle fork server uses, which comes on top of every job's limit."""
         self._base = self.used()
 
     def limit(self, size: int) -> None:
-        """Bound the jobs to `size` bytes, swap included."""
+        """Bounds the jobs to `size` bytes, swap included."""
         if size == self._limit:
             return
         # Pages that the fork server has touched are counted in this group already, whoever uses them.
@@ -78,17 +78,17 @@ class MemoryGroup:
         self._limit = size
 
     def used(self) -> int:
-        """Return the bytes that all processes of the group use."""
+        """Returns the bytes that all processes of the group use."""
         return int((self.folder / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")).read_text())
 
     def kills(self) -> int:
-        """Return how many processes the kernel has killed so far because the limit was reached."""
+        """Returns how many processes the kernel has killed so far because the limit was reached."""
         text = (self.folder / ("memory.events" if self.version == 2 else "memory.oom_control")).read_text()
         found = re.search(r"^oom_kill (\d+)", text, re.MULTILINE)
         return int(found.group(1)) if found else 0
 
     def remove(self) -> None:
-        """Remove the group, whose processes have ended."""
+        """Removes the group, whose processes have ended."""
         with suppress(OSError):
             self.folder.rmdir()
 

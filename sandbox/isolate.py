@@ -64,23 +64,23 @@ class Walls:
     """Has what all levels have, the limits of the kernel for each process; alone it is level `none`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Keep what the caller said."""
+        """Keeps what the caller said."""
         self.settings = settings
         self.other_processes = 0
         """How many processes count against a job's limit besides its own."""
 
     def enter(self, control: socket.socket) -> None:
-        """Do what is done once, after the imports; raises OSError for a call that the kernel refuses."""
+        """Does what is done once, after the imports; raises OSError for a call that the kernel refuses."""
         # A process whose parent ends goes to the next subreaper above it. So a daemon, which gets away from its family
         # by letting its parent end, becomes our child: `sweep` finds it there, and we can wait for it.
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
 
     def fork(self) -> int:
-        """Make the process of a job; returns its id, and 0 in it."""
+        """Makes the process of a job; returns its id, and 0 in it."""
         return os.fork()
 
     def prepare(self, job: Job) -> None:
-        """Make the job's folders and change into the first; the candidate's process does this."""
+        """Makes the job's folders and changes into the first; the candidate's process does this."""
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # the kernel ends us when the fork server ends
         for name in ("box", "tmp"):
             os.mkdir(f"{self.settings.scratch}/{name}", 0o700)
@@ -90,7 +90,7 @@ class Walls:
         os.chdir(f"{self.settings.scratch}/box")
 
     def confine(self, job: Job, address_space: int) -> None:
-        """Give up all that the candidate must not have; its process does this before its code starts."""
+        """Gives up all that the candidate must not have; its process does this before its code starts."""
         os.setsid()
         for name, soft, hard in (
             (resource.RLIMIT_CORE, 0, 0),
@@ -107,7 +107,7 @@ class Walls:
             resource.setrlimit(name, (soft, hard))
 
     def kill(self, pid: int) -> None:
-        """End a job whose first process has not been waited for; the fork server does this.
+        """Ends a job whose first process has not been waited for; the fork server does this.
 
         Until somebody waits for a process that has ended, its id is taken, so these signals can meet no other process.
         """
@@ -117,7 +117,7 @@ class Walls:
             os.killpg(pid, signal.SIGKILL)
 
     def sweep(self) -> None:
-        """End what else there is of the job, after `kill` and the end of its first process.
+        """Ends what else there is of the job, after `kill` and the end of its first process.
 
         Without a process namespace nothing holds the processes of a job together: they may have left its group and its
         session, and lost their parents. But all of them are our descendants. One look at /proc may miss a process that
@@ -147,7 +147,7 @@ class Filtered(Walls):
     """Adds seccomp, Landlock and a user for the job; alone it is level `landlock`."""
 
     def enter(self, control: socket.socket) -> None:
-        """Build the filter; raises OSError where the kernel has no Landlock."""
+        """Builds the filter; raises OSError where the kernel has no Landlock."""
         super().enter(control)
         self._server = os.getpid()
         self.filter = seccomp.Filter()
@@ -165,11 +165,11 @@ class Filtered(Walls):
         self.kept = 0 if self.settings.uid is None or all(map(_open_to_all, visible)) else CAP_DAC_READ_SEARCH
 
     def writable(self) -> list[str]:
-        """Return the paths below which a job may write."""
+        """Returns the paths below which a job may write."""
         return [f"{self.settings.scratch}/box", f"{self.settings.scratch}/tmp", "/dev/null"]
 
     def confine(self, job: Job, address_space: int) -> None:
-        """Change the user, drop capabilities, set limits, and enter Landlock and the filter.
+        """Changes the user, drops capabilities, sets limits, and enters Landlock and the filter.
 
         The order matters: each step needs what the next one takes away, and the filter forbids all of them.
         """
@@ -198,7 +198,7 @@ class Namespaces(Filtered):
     """Adds a root, network, process and user tree of the sandbox's own: level `namespaces`."""
 
     def enter(self, control: socket.socket) -> None:
-        """Leave the host. When the caller hears "unshared" it maps our users, for which we have no right any more."""
+        """Leaves the host. When the caller hears "unshared" it maps our users, for which we have no right any more."""
         kernel.unshare(
             kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNS
             | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
@@ -248,7 +248,7 @@ class Namespaces(Filtered):
         kernel.mount(None, "/", None, sealed)
 
     def fork(self) -> int:
-        """Make the job's process in a process namespace of its own, beside an init.
+        """Makes the job's process in a process namespace of its own, beside an init.
 
         The first process of a namespace is its init. When it ends, the kernel ends all others in the namespace at once,
         however they try to hide: that is how a job is ended. Orphans become children of the init, which would have to
@@ -276,7 +276,7 @@ class Namespaces(Filtered):
         return pid
 
     def prepare(self, job: Job) -> None:
-        """Mount empty folders on one file system of limited size, and a /proc that shows this job only."""
+        """Mounts empty folders on one file system of limited size, and a /proc that shows this job only."""
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else /proc/self is not ours
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # when memory runs out it is the job that goes, not the fork server
@@ -299,15 +299,15 @@ class Namespaces(Filtered):
         os.chdir("/box")
 
     def writable(self) -> list[str]:
-        """Return the paths below which a job may write."""
+        """Returns the paths below which a job may write."""
         return [*WRITABLE, "/dev/null"]
 
     def kill(self, pid: int) -> None:
-        """End the init; with it the kernel ends all processes, and with these their mounts and files."""
+        """Ends the init; with it the kernel ends all processes, and with these their mounts and files."""
         os.kill(self._init, signal.SIGKILL)
 
     def sweep(self) -> None:
-        """Wait for the init, which is the last to go: what it was parent of is gone then."""
+        """Waits for the init, which is the last to go: what it was parent of is gone then."""
         os.waitpid(self._init, 0)
 
 
@@ -329,13 +329,13 @@ class Contained(Namespaces):
         self.readable = ["/"]
 
     def fork(self) -> int:
-        """Make the job's process, with which the whole container will go."""
+        """Makes the job's process, with which the whole container will go."""
         return os.fork()
 
     kill, sweep = Walls.kill, Walls.sweep
 
     def prepare(self, job: Job) -> None:
-        """Change into the first of the folders, which bubblewrap has made."""
+        """Changes into the first of the folders, which bubblewrap has made."""
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         os.chdir("/box")
 

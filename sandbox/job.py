@@ -44,7 +44,7 @@ class Running:
     def __init__(
         self, worker: Worker, limits: Limits, code: str, stdin: str, channel: socket.socket | None = None
     ) -> None:
-        """Start it; `channel` is the program's end of a session's socket. If the worker is lost, `result` says so."""
+        """Starts it; `channel` is the program's end of a session's socket. If the worker is lost, `result` says so."""
         self.worker, self.limits = worker, limits
         self.verdict: Status | None = None
         self.reply: Reply | None = None
@@ -86,7 +86,7 @@ class Running:
                 os.close(fd)
 
     def _close(self) -> None:
-        """Let go of the output. If the job has not ended, because the caller was interrupted, end its fork server.
+        """Lets go of the output. If the job has not ended, because the caller was interrupted, ends its fork server.
 
         Its reply would otherwise be taken for that of the next job.
         """
@@ -96,7 +96,7 @@ class Running:
             self.worker.stop()
 
     def wait(self, other: int | None = None, events: int = 0) -> bool:
-        """Attend to the job until it ends (return False) or until `other` is ready for `events` (return True)."""
+        """Attends to the job until it ends (returns False) or until `other` is ready for `events` (returns True)."""
         if other is not None:
             self._poll.register(other, events)
         try:
@@ -110,14 +110,14 @@ class Running:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Bring the deadline forward for a while; an exception ends the job, so that nothing has to be put back."""
+        """Brings the deadline forward for a while; an exception ends the job, so that nothing has to be put back."""
         last = self.deadline
         self.deadline = min(last, time.monotonic() + seconds)
         yield
         self.deadline = last
 
     def kill(self, verdict: Status | None) -> None:
-        """End the job now; unless it was over already, its result will say `verdict`."""
+        """Ends the job now; unless it was over already, its result will say `verdict`."""
         if self.ended:
             return
         self.verdict = self.verdict or verdict
@@ -125,7 +125,7 @@ class Running:
         self.deadline = time.monotonic() + KILL_SECONDS
 
     def _attend(self) -> set[int]:
-        """Look once at everything, for as long as nothing happens; return the descriptors that are ready."""
+        """Looks once at everything, for as long as nothing happens; returns the descriptors that are ready."""
         # All that can happen shows on a descriptor of this poll: output, the end of the job, which the fork server says
         # on its control socket, an answer on a session's channel. Only the deadline and the cgroup's counter do not.
         left = min(self.deadline - time.monotonic(), LOOK_SECONDS)
@@ -147,7 +147,7 @@ class Running:
         return ready
 
     def _read(self, fd: int) -> None:
-        """Take what there is on one of the output pipes, up to the limit."""
+        """Takes what there is on one of the output pipes, up to the limit."""
         try:
             data = os.read(fd, CHUNK)
         except BlockingIOError:
@@ -174,7 +174,7 @@ class Running:
             self.verdict = self.verdict or "output_limit"
 
     def result(self) -> ExecResult:
-        """Wait for the end, and say how it was."""
+        """Waits for the end, and says how it was."""
         try:
             self.wait()
             out_of_memory = self.worker.memory_kills() > self._kills_before

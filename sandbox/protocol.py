@@ -40,12 +40,12 @@ class Settings:
     """Whether a memory cgroup bounds the job; if not, the fork server adds up what its processes use."""
 
     def encode(self) -> bytes:
-        """Return it as JSON."""
+        """Returns it as JSON."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Settings:
-        """Read it from JSON."""
+        """Reads it from JSON."""
         given: dict[str, Any] = json.loads(message)
         given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
         return cls(**given)
@@ -64,14 +64,14 @@ class Job:
     """The longest answer of a session; 0 for a program without a channel to answer on."""
 
     def encode(self) -> bytes:
-        """Return it as a `JOB`."""
+        """Returns it as a `JOB`."""
         return JOB.pack(
             self.wall, self.cpu_seconds, self.memory_bytes, self.processes, self.disk_bytes, self.answer_bytes
         )  # fmt: skip
 
     @classmethod
     def decode(cls, message: bytes) -> Job:
-        """Read it from a `JOB`."""
+        """Reads it from a `JOB`."""
         wall, cpu_seconds, memory_bytes, processes, disk_bytes, answer_bytes = JOB.unpack(message)
         return cls(
             wall=wall, cpu_seconds=cpu_seconds, memory_bytes=memory_bytes, processes=processes,
@@ -94,12 +94,12 @@ class Reply:
     """What the fork server could not do, if the flags say NOT_RUN."""
 
     def encode(self) -> bytes:
-        """Return it as a `REPLY`, followed by the text of the problem."""
+        """Returns it as a `REPLY`, followed by the text of the problem."""
         return REPLY.pack(self.wait_status, self.cpu, self.peak_kb, self.flags) + self.problem.encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Reply:
-        """Read it from a `REPLY` and what follows."""
+        """Reads it from a `REPLY` and what follows."""
         wait_status, cpu, peak_kb, flags = REPLY.unpack_from(message)
         problem = message[REPLY.size :].decode("utf-8", "replace")
         return cls(wait_status=wait_status, cpu=cpu, peak_kb=peak_kb, flags=flags, problem=problem)

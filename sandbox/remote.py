@@ -16,13 +16,13 @@ class Client:
     """Asks one service."""
 
     def __init__(self, url: str) -> None:
-        """Keep the address, with or without `/run_code`; raises SandboxError unless it is http or https."""
+        """Keeps the address, with or without `/run_code`; raises SandboxError unless it is http or https."""
         if not url.startswith(("http://", "https://")):
             raise SandboxError(f"url={url!r}: must start with http:// or https://")
         self.url = url.rstrip("/").removesuffix("/run_code") + "/run_code"
 
     def run(self, code: str, stdin: str, limits: Limits) -> ExecResult:
-        """Run a program there; what goes wrong on the way, twice in a row, has the status "infra"."""
+        """Runs a program there; what goes wrong on the way, twice in a row, has the status "infra"."""
         from http.client import HTTPException  # here: it takes longer to import than the rest of the package
 
         started = time.monotonic()

@@ -42,7 +42,7 @@ class Limits:
     """MiB of files in /box, /tmp and /dev/shm together; none of them outlives the job."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a limit that is not a positive number, or not a whole one where it counts things."""
+        """Raises ValueError for a limit that is not a positive number, or not a whole one where it counts things."""
         for name, value in asdict(self).items():
             whole = name not in ("wall", "cpu")
             kind = "a whole number" if whole else "a number"
@@ -79,6 +79,6 @@ class JobEnded(Exception):
     """The program of a session is over; `result` says how it ended."""
 
     def __init__(self, result: ExecResult) -> None:
-        """Keep `result`."""
+        """Keeps `result`."""
         super().__init__(result.status)
         self.result = result

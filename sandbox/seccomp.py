@@ -113,12 +113,12 @@ class Filter:
     """Holds the program, which the fork server makes once and each job installs."""
 
     def __init__(self) -> None:
-        """Lay the program out in memory; raises OSError where no table exists."""
+        """Lays the program out in memory; raises OSError where no table exists."""
         code = program()
         self._code = ctypes.create_string_buffer(code, len(code))
         # struct sock_fprog: the length, padding, the address.
         self._header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(self._code)))
 
     def install(self) -> None:
-        """Bind the calling thread and all that it starts, for good; needs no_new_privs. Raises OSError."""
+        """Binds the calling thread and all that it starts, for good; needs no_new_privs. Raises OSError."""
         kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.addressof(self._header))

@@ -22,13 +22,13 @@ class Session:
     """
 
     def __init__(self, running: Running, channel: socket.socket, release: Callable[[], None]) -> None:
-        """Keep the job and our end of its channel; `release` gives the worker back."""
+        """Keeps the job and our end of its channel; `release` gives the worker back."""
         self._running, self._channel, self._release = running, channel, release
         self._result: ExecResult | None = None
         channel.setblocking(False)
 
     def exchange(self, message: bytes, seconds: float = math.inf) -> bytes:
-        """Send `message`, wait for its answer; raises JobEnded when the program ends or exceeds a limit.
+        """Sends `message` and waits for its answer; raises JobEnded when the program ends or exceeds a limit.
 
         `seconds` is a limit for this answer alone, which cannot extend the one of the whole session.
         """
@@ -52,7 +52,7 @@ class Session:
         return self._receive(size)
 
     def close(self) -> ExecResult:
-        """Tell the program that nothing more will come, wait for its end, and say how it was."""
+        """Tells the program that nothing more will come, waits for its end, and says how it was."""
         if self._result is None:
             try:
                 with suppress(OSError):  # it closed its end first
@@ -64,13 +64,13 @@ class Session:
         return self._result
 
     def __enter__(self) -> Session:
-        """Return the session itself."""
+        """Returns the session itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the session; after an exception, without waiting for the program to end by itself."""
+        """Closes the session; after an exception, without waiting for the program to end by itself."""
         if self._result is None and kind is not None:
             self._running.kill("infra")
         self.close()
@@ -95,5 +95,5 @@ class Session:
             self._over()
 
     def _over(self) -> NoReturn:
-        """Raise JobEnded with the result of the job, which is over or has to be."""
+        """Raises JobEnded with the result of the job, which is over or has to be."""
         raise JobEnded(self.close())

@@ -60,7 +60,7 @@ class Worker:
     """One fork server, which runs one job at a time, for one thread at a time."""
 
     def __init__(self, plan: Plan) -> None:
-        """Keep the settings; nothing runs before `spawn`."""
+        """Keeps the settings; nothing runs before `spawn`."""
         self.plan = plan
         self.number = next(_numbers)
         self.host_uid = FIRST_HOST_UID + (os.getpid() * 8 + self.number) % NUM_HOST_UIDS
@@ -76,7 +76,7 @@ class Worker:
         return self.plan.level == "bwrap"
 
     def spawn(self) -> None:
-        """Start the interpreter, without waiting for it; raises SandboxError if it cannot be started."""
+        """Starts the interpreter, without waiting for it; raises SandboxError if it cannot be started."""
         container = bwrap.command(self.plan.visible) if self.plan.level == "bwrap" else []
         if self.plan.level in ("landlock", "none"):
             self.scratch = tempfile.mkdtemp(prefix="sandbox-")
@@ -114,7 +114,7 @@ class Worker:
         )  # fmt: skip
 
     def await_ready(self) -> None:
-        """Wait until jobs can come; raises SandboxError with what the fork server says is wrong."""
+        """Waits until jobs can come; raises SandboxError with what the fork server says is wrong."""
         if self.ready:
             return
         if self.process is None:
@@ -127,7 +127,7 @@ class Worker:
         self.ready = True
 
     def _greet(self) -> None:
-        """Talk to the new fork server until it is ready."""
+        """Talks to the new fork server until it is ready."""
         message = self._hear(START_SECONDS)
         if message == b"unshared":
             self._map_users()
@@ -138,7 +138,7 @@ class Worker:
             self.group.note_base()
 
     def _map_users(self) -> None:
-        """Map the users of the fork server's namespace: two of them as root, else the one that the kernel allows."""
+        """Maps the users of the fork server's namespace: two of them as root, else the one that the kernel allows."""
         assert self.process is not None
         folder = Path(f"/proc/{self.process.pid}")
         try:
@@ -172,7 +172,7 @@ class Worker:
         return self.process.stderr.read()[-2000:].decode(errors="replace").strip() or "the fork server ended"
 
     def submit(self, job: Job, fds: list[int]) -> None:
-        """Start a job with these descriptors; raises WorkerLost."""
+        """Starts a job with these descriptors; raises WorkerLost."""
         try:
             if self.group is not None:
                 # A job's files are memory, too. The rest lets a program meet its MemoryError before the kernel does.
@@ -182,12 +182,12 @@ class Worker:
             raise WorkerLost from error
 
     def kill_job(self) -> None:
-        """End the running job, if it has not ended."""
+        """Ends the running job, if it has not ended."""
         with suppress(OSError):
             self.control.send(KILL, socket.MSG_NOSIGNAL)
 
     def reply(self) -> Reply:
-        """Read how the job ended, when `control` is readable; raises WorkerLost."""
+        """Reads how the job ended, when `control` is readable; raises WorkerLost."""
         try:
             message = self.control.recv(MESSAGE_BYTES)
         except OSError as error:
@@ -197,11 +197,11 @@ class Worker:
         return Reply.decode(message)
 
     def memory_kills(self) -> int:
-        """Return how many processes were killed so far for want of memory, where a cgroup counts them."""
+        """Returns how many processes were killed so far for want of memory, where a cgroup counts them."""
         return 0 if self.group is None else self.group.kills()
 
     def stop(self) -> None:
-        """End the fork server and all that it has started. It can be spawned again.
+        """Ends the fork server and all that it has started. It can be spawned again.
 
         It sees the end of its socket, and ends. Only if it hangs is it killed: then the kernel ends its jobs, each of
         which has asked to be killed when its parent ends, or lies in a namespace whose first process has.
@@ -226,12 +226,12 @@ class Worker:
             self.scratch = ""
 
     def hang_up(self) -> None:
-        """Make the fork server end, so that whoever waits for one of its jobs sees that it is lost."""
+        """Makes the fork server end, so that whoever waits for one of its jobs sees that it is lost."""
         if self.process is not None:
             with suppress(OSError):
                 self.control.shutdown(socket.SHUT_RDWR)
 
     def abandon(self) -> None:
-        """Let go of it and leave it running, in a child of the process that started it."""
+        """Lets go of it and leaves it running, in a child of the process that started it."""
         if self.process is not None:
             self.control.close()

@@ -78,7 +78,7 @@ class Server:
     """Serves one job after another."""
 
     def __init__(self, control: socket.socket, parent: int, settings: Settings, walls: isolate.Walls) -> None:
-        """Keep what all jobs need; `parent` is a pidfd of the caller."""
+        """Keeps what all jobs need; `parent` is a pidfd of the caller."""
         self.control, self.parent, self.settings, self.walls = control, parent, settings, walls
         self.own_bytes, _ = self._pages("self")
         self.idle = select.poll()
@@ -86,7 +86,7 @@ class Server:
         self.idle.register(parent, select.POLLIN)
 
     def serve_one(self) -> bool:
-        """Run the next job to its end; return False when the caller is gone."""
+        """Runs the next job to its end; returns False when the caller is gone."""
         if any(fd == self.parent for fd, _ in self.idle.poll()):
             return False
         message, fds, _, _ = socket.recv_fds(self.control, protocol.MESSAGE_BYTES, 8)
@@ -125,7 +125,7 @@ class Server:
         return alive
 
     def _watch(self, pid: int, job: Job) -> tuple[int, bool]:
-        """Wait for the end of a job, or for a reason to end it; return flags, and whether the caller still lives.
+        """Waits for the end of a job, or for a reason to end it; returns flags, and whether the caller still lives.
 
         A pidfd is a descriptor of a process that becomes readable when the process ends. So one poll waits for the end
         of the job, a word of the caller, and the end of the caller, without signals or a thread.
@@ -154,7 +154,7 @@ class Server:
         return flags, alive
 
     def _candidate(self, job: Job, fds: list[int], report: int) -> NoReturn:
-        """Be the process of the program; when its code starts, nothing is left that it could use against us."""
+        """Lives as the process of the program; when its code starts, nothing is left that it could use against us."""
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.walls.prepare(job)
@@ -201,7 +201,7 @@ class Server:
 
     @staticmethod
     def _pages(pid: int | str) -> tuple[int, int]:
-        """Return how many bytes of a process are mapped and how many resident, 0 if it is gone."""
+        """Returns how many bytes of a process are mapped and how many resident, 0 if it is gone."""
         with suppress(OSError), open(f"/proc/{pid}/statm", "rb") as file:
             size, resident, *_ = map(int, file.read().split())
             return size * resource.getpagesize(), resident * resource.getpagesize()

@@ -24,7 +24,7 @@ MAX_STEPS = 20_000
 
 
 def decide(gold: str, answer: str, comparison: Comparison) -> Outcome:
-    """Read both texts and compare them; neither is ever evaluated as code. Raises TooFine, and no other exception.
+    """Reads both texts and compares them; neither is ever evaluated as code. Raises TooFine, and no other exception.
 
     Whatever an answer does to this code is the answer's fault as long as the gold alone can be read, so that no text
     of a policy ends its run or hides from its 0.

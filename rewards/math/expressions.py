@@ -42,7 +42,7 @@ class Expressions:
     """
 
     def __init__(self, tokens: list[Token]) -> None:
-        """Start at the first token."""
+        """Starts at the first token."""
         # `bars` counts open absolute values: inside one, the next | closes it and begins no factor.
         self.tokens, self.at, self.depth, self.bars = tokens, 0, 0, 0
 
@@ -66,7 +66,7 @@ class Expressions:
         return self.tokens[at] if 0 <= at < len(self.tokens) else Token("op", "")
 
     def take(self, *values: str) -> bool:
-        """Step over the next token if it is one of these operators or commands."""
+        """Steps over the next token if it is one of these operators or commands."""
         token = self.peek()
         if token.kind in ("op", "cmd") and token.value in values:
             self.at += 1
@@ -74,7 +74,7 @@ class Expressions:
         return False
 
     def expect(self, *values: str) -> str:
-        """Step over one of these; raises Unread if something else comes."""
+        """Steps over one of these; raises Unread if something else comes."""
         token = self.peek()
         if not self.take(*values):
             raise Unread(f"{values[0]!r} is missing")

@@ -207,7 +207,7 @@ class Judge:
         return gap, evaluation.largest * self.arithmetic.number(Fraction(1, 10 ** (self.digits * 3 // 4))).real
 
     def _check_spread(self, evaluation: Evaluation) -> None:
-        """Raise TooFine where a small number may have been lost in the rounding of a large one."""
+        """Raises TooFine where a small number may have been lost in the rounding of a large one."""
         spread = 10 ** (self.digits // 4) if self.digits else MAX_SPREAD
         if evaluation.largest / evaluation.smallest > spread:
             raise TooFine(f"sizes that differ by more than 10^{self.digits // 4 or 12}")

@@ -88,7 +88,7 @@ class _Answers(Expressions):
         return ("list", *items)
 
     def separator(self) -> str:
-        """Step over what separates two values, and return the strongest of it: ", or" is "or"."""
+        """Steps over what separates two values, and returns the strongest of it: ", or" is "or"."""
         found = ""
         while (token := self.peek()).kind in ("op", "cmd") and token.value in SEPARATORS:
             self.at += 1

@@ -36,7 +36,7 @@ class Worker:
     """Holds one process, which no two threads may use at the same time."""
 
     def __init__(self) -> None:
-        """Start it and wait until it is ready; raises Lost."""
+        """Starts it and waits until it is ready; raises Lost."""
         self.num_requests, self.memory_mb, self.has_algebra = 0, 0, False
         try:
             self.process = Process(SERVE, prints=False)
@@ -67,7 +67,7 @@ class Worker:
         return outcome
 
     def load_algebra(self) -> None:
-        """Import and warm up sympy, which takes longer than a verdict may; raises Lost."""
+        """Imports sympy and warms it up, which takes longer than a verdict may; raises Lost."""
         if not self.has_algebra and self.ask({"load": True}, START_SECONDS) != "undecided":
             raise Lost("computer algebra cannot be loaded")
         self.has_algebra = True
@@ -78,7 +78,7 @@ class Worker:
         return self.num_requests >= MAX_REQUESTS or self.memory_mb > MAX_MEMORY_MB
 
     def close(self) -> None:
-        """Kill it, and wait for its end."""
+        """Kills it, and waits for its end."""
         self.process.end(patience=0)
 
 
@@ -86,7 +86,7 @@ class Pool:
     """Holds up to `num_workers` workers; a thread that finds none idle waits for one."""
 
     def __init__(self, num_workers: int) -> None:
-        """Start nothing yet."""
+        """Starts nothing yet."""
         self.num_workers = num_workers
         self._idle = self._slots()
 
@@ -125,7 +125,7 @@ class Pool:
         return outcome
 
     def close(self) -> None:
-        """End the workers, once each has answered; a later request starts them again."""
+        """Ends the workers, once each has answered; a later request starts them again."""
         if self._owner != os.getpid():
             return
         taken: list[Worker | None] = []

@@ -151,7 +151,7 @@ def _is_known(word: str) -> bool:
 
 
 def read_unit(text: str) -> Unit:
-    """Read "cm^2", "square feet", "miles per hour" or "students"."""
+    """Reads "cm^2", "square feet", "miles per hour" or "students"."""
     powers: dict[str, int] = {}
     scale, sign, power, known, last, number = Fraction(1), 1, 1, True, ("", Fraction(1), 0), Fraction(1)
     for match in _PIECE.finditer(text):

@@ -43,7 +43,7 @@ class Steps:
     left: float = math.inf
 
     def take(self, count: int) -> None:
-        """Count some steps; raises TooLong when none are left."""
+        """Counts some steps; raises TooLong when none are left."""
         self.left -= count
         if self.left < 0:
             raise TooLong

@@ -49,7 +49,7 @@ class MathVerifier:
         timeout: float = 5.0,
         workers: int = 2,
     ) -> None:
-        """Check the settings; `timeout` is in seconds per answer. Raises RewardError."""
+        """Checks the settings; `timeout` is in seconds per answer. Raises RewardError."""
         for package in ("mpmath", "math_verify"):
             if importlib.util.find_spec(package) is None:
                 raise RewardError(
@@ -70,7 +70,7 @@ class MathVerifier:
         weakref.finalize(self, self.pool.close)  # at the latest when the interpreter exits
 
     def __call__(self, samples: Sequence[Sample]) -> list[Reward]:
-        """Judge every sample, in order; raises RewardError if a row has no column `answer`."""
+        """Judges every sample, in order; raises RewardError if a row has no column `answer`."""
         self.check_samples(samples)
         found = [extract(s.completion, thought_is_open(s.prompt), self.extraction) for s in samples]
         golds = [gold_text(sample.meta["answer"]) for sample in samples]
@@ -84,7 +84,7 @@ class MathVerifier:
         return results
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise RewardError if a row has no column `answer`."""
+        """Raises RewardError if a row has no column `answer`."""
         for index, sample in enumerate(samples):
             if "answer" not in sample.meta:
                 raise RewardError(
@@ -97,11 +97,11 @@ class MathVerifier:
         return self._outcomes({(gold, answer)})[gold, answer]
 
     def close(self) -> None:
-        """End the worker processes; the next answer that needs one starts them again."""
+        """Ends the worker processes; the next answer that needs one starts them again."""
         self.pool.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the settings; the copy starts workers of its own."""
+        """Pickles the settings; the copy starts workers of its own."""
         settings = {
             "extraction": self.extraction,
             "percent": self.comparison.percent,
@@ -138,7 +138,7 @@ class MathVerifier:
 
 
 def verify(gold: Any, answer: str, *, percent: Percent = "either", units: Units = "optional") -> Reward:
-    r"""Judge one answer, such as `\frac12` or `$x = 0.5$`, without a completion around it.
+    r"""Judges one answer, such as `\frac12` or `$x = 0.5$`, without a completion around it.
 
     For many answers keep one MathVerifier: this function starts and ends a worker whenever it needs one.
     """

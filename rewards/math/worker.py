@@ -28,7 +28,7 @@ MEMORY = 2 << 30
 
 
 def serve(channel: Channel) -> None:
-    """Answer requests; say "ready" first, so that the caller knows when the clock may start."""
+    """Answers requests; says "ready" first, so that the caller knows when the clock may start."""
     import mpmath  # noqa: F401  before "ready": importing it must not count against the first verdict
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a library complains about is for nobody

@@ -15,7 +15,7 @@ SMALLEST = 1e-6
 
 
 def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") -> Tensor:
-    """Compare the rewards of a group with their mean (DeepSeekMath, arXiv:2402.03300, section 4.1.2).
+    """Compares the rewards of a group with their mean (DeepSeekMath, arXiv:2402.03300, section 4.1.2).
 
     scale="std":   A_i = (r_i - mean r) / std r        std is the sample standard deviation (G - 1 in the denominator)
     scale="none":  A_i = r_i - mean r                  (Dr. GRPO, arXiv:2503.20783)
@@ -51,7 +51,7 @@ def group_advantages(rewards_G: Tensor | Sequence[float], scale: str = "std") ->
 
 
 def is_flat(rewards_G: Tensor | Sequence[float]) -> bool:
-    """Say whether no reward of a group is better than another, NaN left out: such a group teaches nothing."""
+    """Says whether no reward of a group is better than another, NaN left out: such a group teaches nothing."""
     return not bool(_spread(torch.as_tensor(rewards_G, dtype=torch.float64)))
 
 

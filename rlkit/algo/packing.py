@@ -25,7 +25,7 @@ def pack_rollouts(
     aggregate: str = "token",
     seed: int = 0,
 ) -> list[Batch]:
-    """Turn judged groups into the batches of one or more optimiser steps; rollouts without a verdict are left out.
+    """Turns judged groups into the batches of one or more optimiser steps; rollouts without a verdict are left out.
 
     aggregate="token":     w_t = 1 / trained tokens of the batch              every token counts alike (DAPO)
     aggregate="sequence":  w_t = 1 / (rollouts of the batch x |o_i|)          every rollout counts alike (DeepSeekMath)
@@ -53,7 +53,7 @@ def pack_rollouts(
 
 
 def pack_demonstrations(demonstrations: Sequence[tuple[Sequence[int], Sequence[int]]], *, max_tokens: int) -> Batch:
-    """Turn (prompt ids, completion ids) pairs into the batch of one SFT step; completion tokens weigh alike."""
+    """Turns (prompt ids, completion ids) pairs into the batch of one SFT step; completion tokens weigh alike."""
     samples = [
         Pack(
             tokens_T=torch.tensor([*prompt, *completion]),
@@ -66,7 +66,7 @@ def pack_demonstrations(demonstrations: Sequence[tuple[Sequence[int], Sequence[i
 
 
 def shard(batch: Batch, num_ranks: int) -> list[Batch]:
-    """Deal the samples of a batch to ranks, longest first to the lightest rank, and pack each share anew.
+    """Deals the samples of a batch to ranks, longest first to the lightest rank, and packs each share anew.
 
     All shares have equally many packs (an empty pack of weight 0 fills up), because ranks that run different numbers
     of forwards wait for each other for ever. `num_samples` and `num_tokens` stay those of the whole batch.

@@ -28,7 +28,7 @@ GB = 1_000_000_000
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one of the two commands; raises SystemExit with code 1 for a bad checkpoint, UserError for no command."""
+    """Runs one of the two commands; raises SystemExit with code 1 for a bad checkpoint, UserError for no command."""
     commands = {"verify": _verify, "convert": _convert}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -91,7 +91,7 @@ def _convert(words: Sequence[str]) -> bool:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their header in columns, at most SHOWN; nothing where there is only the header."""
+    """Prints rows under their header in columns, at most SHOWN; nothing where there is only the header."""
     if len(rows) == 1:
         return
     widths = [max(map(len, column)) for column in zip(*rows[: SHOWN + 1], strict=True)]

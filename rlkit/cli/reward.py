@@ -42,7 +42,7 @@ SHOWN = 20
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one of the three commands; raises SystemExit with code 1 for a fault found, UserError for a mistake."""
+    """Runs one of the three commands; raises SystemExit with code 1 for a fault found, UserError for a mistake."""
     commands = {"test": _test, "score": _score, "verify-dataset": _verify}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def score(judge: rewards.RewardFunction, samples: Sequence[rewards.Sample], label: str) -> Iterator[rewards.Reward]:
-    """Yield the verdicts in order, a batch at a time behind a progress bar.
+    """Yields the verdicts in order, a batch at a time behind a progress bar.
 
     Raises RewardError that names the rows on which the reward fails.
     """
@@ -82,7 +82,7 @@ class Offline:
 
 
 def read(source: str, prompt_column: str = "", answer_column: str = "") -> list[Offline]:
-    """Read all rows of a file or named dataset, its splits one after the other; raises UserError if it cannot.
+    """Reads all rows of a file or named dataset, its splits one after the other; raises UserError if it cannot.
 
     As in a run, `answer` is text, or the box of a `solution` where there is no such column. Without `prompt_column` the
     prompt is the first of `prompt`, `question`, `problem` and `text`; a row may have none of these, and no answer.
@@ -128,7 +128,7 @@ def _offline(id: str, record: Mapping[str, Any], prompt_column: str, answer_colu
 
 
 def summary(verdicts: Sequence[rewards.Reward], seconds: float) -> str:
-    """Write a table by reason, the means over the verdicts and of their parts, and the time."""
+    """Writes a table by reason, the means over the verdicts and of their parts, and the time."""
     by_reason: dict[str, list[float | None]] = {}
     for verdict in verdicts:
         by_reason.setdefault(verdict.reason or "(no reason)", []).append(verdict.value)
@@ -148,7 +148,7 @@ def summary(verdicts: Sequence[rewards.Reward], seconds: float) -> str:
 
 
 def honest_completion(row: Mapping[str, Any], template: str) -> str:
-    """Write what a model that knows the gold answer would write.
+    """Writes what a model that knows the gold answer would write.
 
     `template` holds columns in braces, as `<answer>{answer}</answer>`. Without one: a worked solution (with a box or
     ####) as it is, another `answer` in R1's form, a `canonical_solution` or `code` as a program, a `solution` as it is.
@@ -243,7 +243,7 @@ def _verify(argv: Sequence[str]) -> bool:
 
 
 def _any_verdict(verdicts: Sequence[rewards.Reward]) -> bool:
-    """Say whether the reward judged anything; if not, print it, as a table full of dashes is easily passed over."""
+    """Says whether the reward judged anything; if not, prints it, as a table full of dashes is easily passed over."""
     if any(verdict.value is not None for verdict in verdicts):
         return True
     reasons = Counter(verdict.reason.partition(":")[0] or "no reason" for verdict in verdicts)
@@ -307,7 +307,7 @@ def _recorded(index: int, one: Offline) -> rewards.Sample:
 
 
 def _filled(template: str, row: Mapping[str, Any]) -> str:
-    """Fill the columns in, in one pass, so that braces inside a value stay as they are."""
+    """Fills the columns in, in one pass, so that braces inside a value stay as they are."""
     return re.sub(r"\{([^{}]+)\}", lambda found: str(row[found[1]]) if found[1] in row else found[0], template)
 
 

@@ -55,7 +55,7 @@ class TrainerActor:
         self.rank = rank
 
     def host_store(self, world_size: int) -> tuple[str, int]:
-        """Open the store where the ranks meet, on a free port of this machine; rank 0 does it."""
+        """Opens the store where the ranks meet, on a free port of this machine; rank 0 does it."""
         host = ray.util.get_node_ip_address()
         self.store: distributed.Store = distributed.TCPStore(host, 0, world_size, True, wait_for_workers=False)
         return host, self.store.port
@@ -69,7 +69,7 @@ class TrainerActor:
         seed: int,
         store: tuple[str, int],
     ) -> None:
-        """Join the other ranks and load the model."""
+        """Joins the other ranks and loads the model."""
         if self.rank:
             self.store = distributed.TCPStore(*store, cfg.num_ranks, False)
         self.trainer = build_trainer(
@@ -95,7 +95,7 @@ class TrainerActor:
         return self.trainer.trace(tokens, rounding)
 
     def publish(self) -> RemoteWeights:
-        """Put all weights into the object store, bucket by bucket."""
+        """Puts all weights into the object store, bucket by bucket."""
         return publish(self.trainer.weights())
 
     def adapter(self) -> Mapping[str, Tensor]:

@@ -37,7 +37,7 @@ Birth = tuple[int, str]
 
 @contextmanager
 def reaped() -> Iterator[None]:
-    """End every process that is started inside the block with it, at the latest when this process ends.
+    """Ends every process that is started inside the block with it, at the latest when this process ends.
 
     Blocks may stand inside each other: the outermost one does the work.
     """
@@ -61,7 +61,7 @@ def reaped() -> Iterator[None]:
 
 
 def below(roots: set[int]) -> set[Birth]:
-    """Find all living descendants of some processes."""
+    """Finds all living descendants of some processes."""
     alive = {int(folder.name): _parent_and_birth(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
     found = set(roots)
     # Every round adds the children of those that are known, until a round finds no new ones. A process without a birth
@@ -72,7 +72,7 @@ def below(roots: set[int]) -> set[Birth]:
 
 
 def marked(mark: str) -> set[Birth]:
-    """Find all living processes that were started with a mark in their environment, except this one."""
+    """Finds all living processes that were started with a mark in their environment, except this one."""
     word = f"{VARIABLE}={mark}".encode()
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -85,7 +85,7 @@ def marked(mark: str) -> set[Birth]:
 
 
 def main(driver: int, mark: str, older: set[int]) -> None:
-    """Follow the driver's descendants until its end of the pipe closes, then kill until none is left."""
+    """Follows the driver's descendants until its end of the pipe closes, then kills until none is left."""
     seen: set[Birth] = set()
     spared = {os.getpid(), *older}  # the driver's children from before the block belong to somebody else
     while not select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
@@ -107,7 +107,7 @@ def main(driver: int, mark: str, older: set[int]) -> None:
 
 
 def _parent_and_birth(pid: int) -> tuple[int, str]:
-    """Return parent and start time of a process; (0, "") when it has ended.
+    """Returns parent and start time of a process; (0, "") when it has ended.
 
     The second field of `stat` is the name in brackets, which may hold blanks and brackets: we read behind the last one.
     """

@@ -23,11 +23,11 @@ class RemoteEngines:
     """One or more engine actors as one `Engine`; prompts are dealt in equal runs, so batches and seeds stay."""
 
     def __init__(self, actors: Sequence[Any], progress: Progress = silent) -> None:
-        """Take the handles of the actors; they may still be loading."""
+        """Takes the handles of the actors; they may still be loading."""
         self._actors, self._progress = actors, progress
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
-        """Draw `n` completions for each prompt; groups come as the engines send them, in no order between engines."""
+        """Draws `n` completions for each prompt; groups come as the engines send them, in no order between engines."""
         per_engine = -(-len(prompts) // len(self._actors))
         shares = [prompts[i : i + per_engine] for i in range(0, len(prompts), per_engine)]
         running = [a.generate.remote(share, n, sampling) for a, share in zip(self._actors, shares, strict=False)]
@@ -45,24 +45,24 @@ class RemoteEngines:
                         yield ray.get(arrived)
 
     def finished(self) -> int:
-        """Count the rollouts that the running `generate` has finished, on all engines."""
+        """Counts the rollouts that the running `generate` has finished, on all engines."""
         return sum(_answers([actor.finished.remote() for actor in self._actors]))
 
     def drafts(self) -> tuple[int, int]:
-        """Count the tokens proposed and accepted in the last `generate`, on all engines."""
+        """Counts the tokens proposed and accepted in the last `generate`, on all engines."""
         proposed, accepted = zip(*_answers([actor.drafts.remote() for actor in self._actors]), strict=True)
         return sum(proposed), sum(accepted)
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replace the weights of every engine."""
+        """Replaces the weights of every engine."""
         _answers([actor.load.remote(weights, version) for actor in self._actors])
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Ask the first engine for log-probs; the gate asks each of them (`replicas`)."""
+        """Asks the first engine for log-probs; the gate asks each of them (`replicas`)."""
         return _answers([self._actors[0].logprobs.remote(sequences)])[0]
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
-        """Ask the first engine for block outputs."""
+        """Asks the first engine for block outputs."""
         return _answers([self._actors[0].trace.remote(tokens)])[0]
 
     def replicas(self) -> Sequence[RemoteEngines]:
@@ -74,50 +74,50 @@ class RemoteTrainer:
     """The trainer's ranks as one `Trainer`; a batch is dealt to them by samples."""
 
     def __init__(self, ranks: Sequence[Any], starting: Sequence[ray.ObjectRef] = ()) -> None:
-        """Take the handles of the ranks, and what they answer when they have joined each other and loaded the model."""
+        """Takes the handles of the ranks, and what they answer when they have met and loaded the model."""
         self._ranks, self._starting = ranks, list(starting)
 
     def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
-        """Take one optimiser step on the whole batch, spread over the ranks; each of them knows all numbers."""
+        """Takes one optimiser step on the whole batch, spread over the ranks; each of them knows all numbers."""
         shares = shard(batch, len(self._ranks))
         return self._all(
             [rank.update.remote(share, loss, lr, mtp) for rank, share in zip(self._ranks, shares, strict=True)]
         )[0]
 
     def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
-        """Ask rank 0 for log-probs; all ranks hold the same weights."""
+        """Asks rank 0 for log-probs; all ranks hold the same weights."""
         return self._all([self._ranks[0].logprobs.remote(sequences, rounding)])[0]
 
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
-        """Ask rank 0 for block outputs."""
+        """Asks rank 0 for block outputs."""
         return self._all([self._ranks[0].trace.remote(tokens, rounding)])[0]
 
     def weights(self) -> RemoteWeights:
-        """Publish rank 0's weights in the object store."""
+        """Publishes rank 0's weights in the object store."""
         return self._all([self._ranks[0].publish.remote()])[0]
 
     def adapter(self) -> Mapping[str, Tensor]:
-        """Ask rank 0 for LoRA's matrices."""
+        """Asks rank 0 for LoRA's matrices."""
         return self._all([self._ranks[0].adapter.remote()])[0]
 
     def begin_stage(self) -> None:
-        """Forget the moments and refresh the reference on every rank."""
+        """Forgets the moments and refreshes the reference on every rank."""
         self._all([rank.begin_stage.remote() for rank in self._ranks])
 
     def refresh_reference(self) -> None:
-        """Make the policy the reference on every rank."""
+        """Makes the policy the reference on every rank."""
         self._all([rank.refresh_reference.remote() for rank in self._ranks])
 
     def save(self, folder: Path) -> None:
-        """Write every rank's state; the folder must be one that all machines share."""
+        """Writes every rank's state; the folder must be one that all machines share."""
         self._all([rank.save.remote(folder.absolute()) for rank in self._ranks])
 
     def load(self, folder: Path) -> None:
-        """Restore every rank's state."""
+        """Restores every rank's state."""
         self._all([rank.load.remote(folder.absolute()) for rank in self._ranks])
 
     def _all(self, asked: Sequence[ray.ObjectRef]) -> list[Any]:
-        """Wait for answers; what went wrong while the ranks started is raised first, where it says more."""
+        """Waits for answers; what went wrong while the ranks started is raised first, where it says more."""
         answers = _answers([*self._starting, *asked])[len(self._starting) :]
         self._starting = []
         return answers

@@ -30,7 +30,7 @@ ACTOR_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PAR
 
 @contextmanager
 def on_ray(cfg: RunConfig, checkpoint: Path) -> Iterator[None]:
-    """Make sure that Ray runs; whoever started it, the first part of a run, also ends it, the last to leave."""
+    """Makes sure that Ray runs; whoever started it, the first part of a run, also ends it, the last to leave."""
     if ray.is_initialized():
         yield
         return
@@ -51,7 +51,7 @@ def on_ray(cfg: RunConfig, checkpoint: Path) -> Iterator[None]:
 
 @contextmanager
 def engines_on_ray(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Iterator[RemoteEngines]:
-    """Start `engine.num_engines` actors, which may still be loading when the block begins and end with it."""
+    """Starts `engine.num_engines` actors, which may still be loading when the block begins and end with it."""
     remote: Any = ray.remote  # its overloads do not know options
     # A second thread answers how far sampling is while the first one samples.
     new = remote(EngineActor).options(max_concurrency=2, **_resources(cfg))
@@ -62,7 +62,7 @@ def engines_on_ray(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Iter
 
 @contextmanager
 def trainer_on_ray(cfg: TrainingRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
-    """Start `trainer.num_ranks` actors, which meet in a store on the first one's machine and end with the block."""
+    """Starts `trainer.num_ranks` actors, which meet in a store on the first one's machine and end with the block."""
     remote: Any = ray.remote
     new = remote(TrainerActor).options(**_resources(cfg))
     ranks = [new.remote(rank) for rank in range(cfg.trainer.num_ranks)]
@@ -74,7 +74,7 @@ def trainer_on_ray(cfg: TrainingRun, checkpoint: Path) -> Iterator[RemoteTrainer
 
 @contextmanager
 def _ending(parts: Mapping[str, Any]) -> Iterator[None]:
-    """End actors with the block, whoever still holds a handle, so that what starts next has their cores and memory."""
+    """Ends actors with the block, whoever still holds a handle, so that what starts next has their cores and memory."""
     with named_parts(parts):
         yield
     # A block that raises ends the run, and with it Ray: nothing is asked of a Ray that may be what has failed.

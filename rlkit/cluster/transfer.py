@@ -17,7 +17,7 @@ BUCKET_BYTES = 2**28
 
 
 def buckets(weights: Weights, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Deal weights in order into lists of at most `max_bytes` (or one tensor), in memory of their own on the CPU.
+    """Deals weights in order into lists of at most `max_bytes` (or one tensor), in memory of their own on the CPU.
 
     Parameters are views: experts of a stack, everything of ZeRO's flat buffer. Sending a view sends all that it views.
     """
@@ -38,7 +38,7 @@ class RemoteWeights:
     buckets: tuple[ray.ObjectRef, ...]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Give every tensor under its checkpoint name."""
+        """Gives every tensor under its checkpoint name."""
         for bucket in self.buckets:
             with deaths_named():
                 named = ray.get(bucket)
@@ -46,5 +46,5 @@ class RemoteWeights:
 
 
 def publish(weights: Weights) -> RemoteWeights:
-    """Put all weights into the object store, bucket by bucket."""
+    """Puts all weights into the object store, bucket by bucket."""
     return RemoteWeights(tuple(ray.put(bucket) for bucket in buckets(weights, BUCKET_BYTES)))

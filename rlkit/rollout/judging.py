@@ -32,7 +32,7 @@ class NoVerdictError(RuntimeError):
 
 
 def collect(judged: Sequence[tuple[Group, Verdicts]], prompts: Sequence[Prompt]) -> list[ScoredGroup]:
-    """Wait for all verdicts; groups come in the order in which they were finished, and leave in that of `prompts`.
+    """Waits for all verdicts; groups come in the order in which they were finished, and leave in that of `prompts`.
 
     Raises what the reward raised, and NoVerdictError as soon as too many rollouts have no verdict.
     """
@@ -48,7 +48,7 @@ def collect(judged: Sequence[tuple[Group, Verdicts]], prompts: Sequence[Prompt])
 
 
 def check_masked(masked: Counter[str], num_rollouts: int) -> None:
-    """Raise NoVerdictError if more than max(1, 5 %) of the rollouts of a step have no verdict.
+    """Raises NoVerdictError if more than max(1, 5 %) of the rollouts of a step have no verdict.
 
     `masked` counts them by reason. They are left out of their groups, so groups shrink, and a reward that fails on some
     kind of answer would bias what is learned (verl issue 5635: scores were silently 0 for whole runs).
@@ -64,7 +64,7 @@ def check_masked(masked: Counter[str], num_rollouts: int) -> None:
 
 
 def is_flat(group: ScoredGroup) -> bool:
-    """Say whether all rollouts with a verdict have the same reward, so that none is better than its siblings."""
+    """Says whether all rollouts with a verdict have the same reward, so that none is better than its siblings."""
     return rewards_are_flat(rewards_of(group))
 
 

@@ -13,7 +13,7 @@ from rlkit.watch.stats import Clock
 def judged_groups(
     engine: Engine, reward: RewardFn, prompts: Sequence[Prompt], *, n: int, sampling: Sampling, clock: Clock
 ) -> list[ScoredGroup]:
-    """Draw `n` completions for each prompt and judge them; the groups come in the order of the prompts.
+    """Draws `n` completions for each prompt and judges them; the groups come in the order of the prompts.
 
     Each group goes to the reward as soon as it is finished, so most verdicts are there when the last group arrives.
     The clock counts waiting for the rest as "score". Raises as `collect` does.

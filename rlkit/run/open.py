@@ -16,7 +16,7 @@ R = TypeVar("R", bound=TrainingRun)
 
 
 def open_run(recipe: str | Path, cls: type[R], argv: Sequence[str] | None) -> tuple[R, Run] | None:
-    """Open the run that a command line asks for; None when it only asked for a look.
+    """Opens the run that a command line asks for; None when it only asked for a look.
 
     `recipe` names a file in `configs/`, or is the path of the YAML file beside a recipe of the user's own.
 

@@ -119,7 +119,7 @@ class Run:
         return gate_sequences(self.task.architecture.vocab_size, NUM_SEQUENCES, length, self.cfg.seed, prompts)
 
     def restore(self, parts: Parts) -> None:
-        """Bring trainer and engine to where the newest checkpoint was, and check that they agree."""
+        """Brings trainer and engine to where the newest checkpoint was, and checks that they agree."""
         if self.restored:
             path, position = self.restored
             parts.trainer.load(path)
@@ -129,7 +129,7 @@ class Run:
         self.sync(parts, self.position.weight_version)
 
     def sync(self, parts: Parts, version: int) -> None:
-        """Publish the weights outside a step, and say what the parity gate measured."""
+        """Publishes the weights outside a step, and says what the parity gate measured."""
         self.console.line(f"parity: {parts.sync(version)}")
 
     def steps_done(self, stage: str, total: int) -> int:
@@ -146,14 +146,14 @@ class Run:
             self.sync(parts, self.position.weight_version)
 
     def follow(self, stage: str, total: int, steps: Iterator[Step], parts: Parts) -> None:
-        """Take the steps of a stage behind a progress bar: print and record each, take a checkpoint when one is due."""
+        """Takes the steps of a stage behind a progress bar: prints and records each, saves when it is due."""
         with self.console.bar(named(stage), total, "steps") as bar:
             for step in steps:
                 self.record(step, total, parts)
                 bar.set(step.step)
 
     def record(self, done: Step, total: int, parts: Parts) -> None:
-        """Print a step's line, append its numbers, evaluate and take a checkpoint when they are due."""
+        """Prints a step's line, appends its numbers, evaluates and takes a checkpoint when they are due."""
         stage, step, sampled = done.stage, done.step, done.weight_version is not None
         if sampled or step == 1 or step % max(1, total // QUIET_LINES) == 0:
             self.console.step(stage, step, total, done.numbers)
@@ -167,7 +167,7 @@ class Run:
             self._newest = save_checkpoint(checkpoints, self.position, parts.trainer, keep)
 
     def evaluate(self, name: str, step: int, parts: Parts) -> None:
-        """Measure held-out accuracy once: an evaluation that the folder already has is not repeated."""
+        """Measures held-out accuracy once: an evaluation that the folder already has is not repeated."""
         result = next((done for done in read_evaluations(self.folder) if done.name == name), None)
         known = result is not None
         if result is None:
@@ -185,7 +185,7 @@ class Run:
         )
 
     def export(self, parts: Parts, folder: str = MODEL) -> None:
-        """Write the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
+        """Writes the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
         path = self.folder / folder
         self.task.architecture.write(path, parts.trainer.weights(), self.cfg.trainer.dtype)
         copy_tokenizer(self.initial(), path)

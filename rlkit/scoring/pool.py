@@ -33,7 +33,7 @@ OVER = "the run is over"
 
 @contextmanager
 def build_reward(cfg: RewardConfig) -> Iterator[Scorer]:
-    """Give the reward behind the loop's types, in processes of its own that end with the block."""
+    """Gives the reward behind the loop's types, in processes of its own that end with the block."""
     scorer = Scorer(cfg)
     try:
         yield scorer
@@ -51,7 +51,7 @@ class Scorer:
     """
 
     def __init__(self, cfg: RewardConfig) -> None:
-        """Start the processes; they load the reward while the run starts its other parts."""
+        """Starts the processes; they load the reward while the run starts its other parts."""
         self._cfg = cfg
         self._lock, self._closed = Lock(), False
         self._workers: set[_Worker] = set()
@@ -62,11 +62,11 @@ class Scorer:
         self._threads = ThreadPoolExecutor(cfg.workers, "reward")
 
     def __call__(self, group: Group) -> Future[Sequence[Score]]:
-        """Queue a group; the future has one score for each rollout, in their order."""
+        """Queues a group; the future has one score for each rollout, in their order."""
         return self._threads.submit(self._judge, group)
 
     def close(self) -> None:
-        """Drop what is queued, kill busy processes, and let idle ones close their reward.
+        """Drops what is queued, kills busy processes, and lets idle ones close their reward.
 
         There is one thread for each process. A thread is in one of three places: without work, waiting in `_judge` for
         an idle process, or waiting for the verdict of one. Each must find its way out before the threads are joined.
@@ -145,7 +145,7 @@ class _Worker:
             self.process.send((name, kwargs), LOAD_S)
 
     def judge(self, samples: Sequence[Sample], timeout: float) -> Iterator[list[Score]]:
-        """Yield the scores of all samples as they come; `timeout` is in seconds for each sample.
+        """Yields the scores of all samples as they come; `timeout` is in seconds for each sample.
 
         Raises _Lost for those samples that get none, and RewardError if the reward fails.
         """

@@ -46,7 +46,7 @@ class Failed:
 
 
 def serve(channel: Channel) -> None:
-    """Load the reward that the first message names, then judge a list of samples for each message; never returns.
+    """Loads the reward that the first message names, then judges a list of samples for each message; never returns.
 
     The channel raises Gone when the driver has closed its end.
     """
@@ -74,7 +74,7 @@ def _judge(channel: Channel, judge: rewards.RewardFunction, samples: Sequence[re
 
 
 def _portable(verdict: rewards.Reward) -> rewards.Reward:
-    """Keep what the run needs of a verdict; a reason may be a whole completion, and `logs` may hold anything."""
+    """Keeps what the run needs of a verdict; a reason may be a whole completion, and `logs` may hold anything."""
     reason = str(verdict.reason)[:MAX_REASON]
     return replace(verdict, reason=reason, parts=_numbers(verdict.parts), logs=_numbers(verdict.logs))
 

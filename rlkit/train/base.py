@@ -17,7 +17,7 @@ class Trainer(Protocol):
     """Holds the policy, its optimiser and the frozen reference."""
 
     def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
-        """Take one optimiser step on the whole batch and return what it measured.
+        """Takes one optimiser step on the whole batch and returns what it measured.
 
         A trainer that keeps a reference fills `ref_logprobs_T` of the packs first. `mtp` is for models that have
         modules for multi-token prediction.
@@ -32,7 +32,7 @@ class Trainer(Protocol):
         ...
 
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
-        """Run one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
+        """Runs one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...
 
     def weights(self) -> Weights:
@@ -44,17 +44,17 @@ class Trainer(Protocol):
         ...
 
     def begin_stage(self) -> None:
-        """Start a new stage of training: forget the optimiser's moments; the policy becomes the reference."""
+        """Starts a new stage of training: forgets the optimiser's moments; the policy becomes the reference."""
         ...
 
     def refresh_reference(self) -> None:
-        """Make the current policy the reference, keeping the optimiser's moments."""
+        """Makes the current policy the reference, keeping the optimiser's moments."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write everything that the next step depends on: weights, optimiser, reference, random state."""
+        """Writes everything that the next step depends on: weights, optimiser, reference, random state."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, bit for bit."""
+        """Restores what `save` wrote, bit for bit."""
         ...

@@ -33,7 +33,7 @@ class ExpertBalance:
         self.begin()
 
     def begin(self) -> None:
-        """Start a step: nothing has been counted."""
+        """Starts a step: nothing has been counted."""
         self._loads: dict[str, Tensor] = {
             name: torch.zeros(len(router.weight), dtype=torch.int64, device=router.weight.device)
             for name, router in self.routers.items()
@@ -41,11 +41,11 @@ class ExpertBalance:
         self._loss = 0.0
 
     def recording(self) -> AbstractContextManager[Mapping[str, Routing]]:
-        """Watch the training pass over one pack."""
+        """Watches the training pass over one pack."""
         return recorded_routing(self.routers)
 
     def count(self, routings: Mapping[str, Routing], pack: Pack, num_samples: int) -> Tensor | float:
-        """Add a pack to the load; returns its part of the balance loss, which sums to that of the batch.
+        """Adds a pack to the load; returns its part of the balance loss, which sums to that of the batch.
 
         L = alpha / num_samples x sum over sequences and layers of sum_e f_e P_e, with `num_samples` those of the whole
         global batch. MTP modules, which see the sequences without their ends, are not in it. A pack that trains nothing
@@ -67,7 +67,7 @@ class ExpertBalance:
 
     @torch.no_grad()
     def end(self) -> dict[str, float]:
-        """Add the counts of all ranks, step every bias once, and return the numbers of the step; all ranks call it.
+        """Adds the counts of all ranks, steps every bias once, and returns the numbers of the step; all ranks call it.
 
         The counts are whole numbers, so all ranks get the same biases. {} for a model without experts.
         """

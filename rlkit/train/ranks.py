@@ -17,20 +17,20 @@ def rank() -> int:
 
 
 def total(values: Tensor) -> Tensor:
-    """Add up a tensor over the ranks, in place."""
+    """Adds up a tensor over the ranks, in place."""
     if _several():
         distributed.all_reduce(values)
     return values
 
 
 def totals(numbers: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Add up named numbers over the ranks in float64; all ranks must have the same names in the same order."""
+    """Adds up named numbers over the ranks in float64; all ranks must have the same names in the same order."""
     summed = total(torch.tensor(list(numbers.values()), dtype=torch.float64, device=device))
     return dict(zip(numbers, summed.tolist(), strict=True))
 
 
 def largest(value: float, device: torch.device) -> float:
-    """Find the largest of one number over the ranks; NaN, which no comparison finds, wins over every number."""
+    """Finds the largest of one number over the ranks; NaN, which no comparison finds, wins over every number."""
     if not _several():
         return value
     found = torch.tensor([float("inf") if value != value else value, float(value != value)], device=device).double()

@@ -32,7 +32,7 @@ class Rounding:
 
 @contextmanager
 def rounded_anew(model: nn.Module, rounding: Rounding | None) -> Iterator[None]:
-    """Multiply the output of every module by 1 + unit r, r uniform in -1..1, inside the block; None changes nothing.
+    """Multiplies the output of every module by 1 + unit r, r uniform in -1..1, inside the block; None changes nothing.
 
     That covers matrices, norms, blocks and the sums along the residual stream, for any architecture. What a module
     returns beside tensors, such as the choice of a router, stays: it changes because its inputs do.

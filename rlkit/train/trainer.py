@@ -47,7 +47,7 @@ class ModelTrainer:
         self.reference = Policy(frozen_copy(model)) if keep_reference else None
 
     def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
-        """Take one optimiser step: sum the gradients of all packs, clip, step; then the routers' biases.
+        """Takes one optimiser step: sums the gradients of all packs, clips, steps; then the routers' biases.
 
         Every rank returns the same numbers, those of the whole batch: sums over its tokens with the batch's weights,
         the largest log-prob gap, the gradient norm, and how evenly the experts were used.
@@ -80,7 +80,7 @@ class ModelTrainer:
 
     @torch.no_grad()
     def _with_reference(self, pack: Pack, temperature: float) -> Pack:
-        """Fill `ref_logprobs_T` here, where this rank's share already lies, so that the batch travels once."""
+        """Fills `ref_logprobs_T` here, where this rank's share already lies, so that the batch travels once."""
         if self.reference is None or not isinstance(pack, PolicyPack):
             return pack
         return replace(pack, ref_logprobs_T=self.reference(pack, temperature).logprobs_T)
@@ -97,7 +97,7 @@ class ModelTrainer:
         return [shifted_T[end - length : end - 1].tolist() for end, length in zip(starts, lengths, strict=True)]
 
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
-        """Run one sequence and return the output of every block under its checkpoint name."""
+        """Runs one sequence and returns the output of every block under its checkpoint name."""
         with rounded_anew(self.model, rounding):
             return self.model.trace(tokens)
 
@@ -110,24 +110,24 @@ class ModelTrainer:
         return adapter_weights(self.model)
 
     def begin_stage(self) -> None:
-        """Forget the optimiser's moments; the policy becomes the reference."""
+        """Forgets the optimiser's moments; the policy becomes the reference."""
         self.stepper.forget()
         self.refresh_reference()
 
     def refresh_reference(self) -> None:
-        """Make the current policy the reference."""
+        """Makes the current policy the reference."""
         if self.reference is not None:
             self.reference.model.load_state_dict(self.model.state_dict())
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimiser, reference and random state."""
+        """Writes weights, optimiser, reference and random state."""
         self.stepper.save(folder)
         torch.save(torch.get_rng_state(), folder / f"rng-{ranks.rank()}.pt")
         if self.reference is not None and ranks.rank() == 0:
             torch.save(without(frozen_names(self.model), self.reference.model), folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, bit for bit."""
+        """Restores what `save` wrote, bit for bit."""
         self.stepper.load(folder)
         torch.set_rng_state(torch.load(folder / f"rng-{ranks.rank()}.pt"))
         if self.reference is not None:
@@ -137,7 +137,7 @@ class ModelTrainer:
 
 
 def require_finite(name: str, value: float) -> None:
-    """Stop a run that has left the numbers, while its weights are still good; FloatingPointError says what to do."""
+    """Stops a run that has left the numbers, while its weights are still good; FloatingPointError says what to do."""
     if not math.isfinite(value):
         raise FloatingPointError(
             f"the {name} is {value}, so no step was taken and the weights are those of the step before; start again in "
@@ -146,7 +146,7 @@ def require_finite(name: str, value: float) -> None:
 
 
 def add_to(sums: dict[str, float], measured: Mapping[str, Tensor]) -> None:
-    """Add what one pack measured, in float64; one copy from the device for all numbers."""
+    """Adds what one pack measured, in float64; one copy from the device for all numbers."""
     values = torch.stack([value.detach().double() for value in measured.values()]).tolist()
     for name, value in zip(measured, values, strict=True):
         sums[name] = sums.get(name, 0.0) + value
@@ -161,5 +161,5 @@ def largest_gap(logprobs_T: Tensor, pack: Pack) -> float:
 
 
 def to_device(pack: Pack, device: torch.device) -> Pack:
-    """Move the pack's tensors to a device."""
+    """Moves the pack's tensors to a device."""
     return replace(pack, **{name: getattr(pack, name).to(device) for name in tensor_names(pack)})

@@ -38,11 +38,11 @@ class Bar(Protocol):
     """Shows progress through a known number of things."""
 
     def advance(self, n: int = 1) -> None:
-        """Count `n` more as done."""
+        """Counts `n` more as done."""
         ...
 
     def set(self, done: int) -> None:
-        """Say how many are done in all."""
+        """Says how many are done in all."""
         ...
 
 
@@ -61,11 +61,11 @@ class Console:
         self._stages: set[str] = set()
 
     def bar(self, label: str, total: int, unit: str) -> AbstractContextManager[Bar]:
-        """Show progress through `total` units with the time left; silent if it ends within a second."""
+        """Shows progress through `total` units with the time left; silent if it ends within a second."""
         return self._live_bar(label, total, unit) if self._terminal else self._plain_bar(label, total, unit)
 
     def line(self, text: str) -> None:
-        """Print a line, above the bar if one is live."""
+        """Prints a line, above the bar if one is live."""
         encoding = self._stream.encoding
         safe = visible(text).encode(encoding, errors="backslashreplace").decode(encoding)
         if self._terminal:
@@ -74,7 +74,7 @@ class Console:
             print(safe, file=self._stream, flush=True)
 
     def step(self, stage: str, step: int, total: int, values: Mapping[str, float]) -> None:
-        """Print the line of a step, under a header if it is the first of its stage in this process."""
+        """Prints the line of a step, under a header if it is the first of its stage in this process."""
         row = step_line(stage, step, total, values)
         if stage not in self._stages and "\n" not in row:
             row = "\n".join([*step_header(stage, values), row])
@@ -82,7 +82,7 @@ class Console:
         self.line(row)
 
     def warn(self, text: str) -> None:
-        """Print "warning: ..." once; later calls with the same text are counted, and `close` says how often."""
+        """Prints "warning: ..." once; later calls with the same text are counted, and `close` says how often."""
         self._counts[text] = self._counts.get(text, 0) + 1
         self._total[text] = self._total.get(text, 0) + 1
         if self._counts[text] == 1:
@@ -91,7 +91,7 @@ class Console:
             write_atomic(self._path, json.dumps(self._total, indent=1))
 
     def close(self) -> None:
-        """Say how often each repeated warning came up."""
+        """Says how often each repeated warning came up."""
         for text, count in self._counts.items():
             if count > 1:
                 self.line(f"warning ({count} times): {text}")
@@ -122,12 +122,12 @@ class Console:
 
 
 def visible(text: str) -> str:
-    """Write out the control characters of a text (\\x00), all but tab and newline."""
+    """Writes out the control characters of a text (\\x00), all but tab and newline."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def read_warnings(folder: Path) -> dict[str, int]:
-    """Read how often each warning of a run came up, over all its lives; empty if there was none."""
+    """Reads how often each warning of a run came up, over all its lives; empty if there was none."""
     path = folder / WARNINGS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -220,12 +220,12 @@ _STEP_WIDTH = 10
 
 
 def _columns(values: Mapping[str, float]) -> tuple[_Column, ...]:
-    """Choose the table that a step's numbers belong to; () for a step that neither sampled nor trained."""
+    """Chooses the table that a step's numbers belong to; () for a step that neither sampled nor trained."""
     return _SAMPLED if "reward" in values else _TRAINED if "loss" in values else ()
 
 
 def step_header(stage: str, values: Mapping[str, float]) -> list[str]:
-    """Write the header lines of the table that a step's numbers belong to; none for numbers that have no table."""
+    """Writes the header lines of the table that a step's numbers belong to; none for numbers that have no table."""
     columns = _columns(values)
     if not columns:
         return []
@@ -247,7 +247,7 @@ def step_header(stage: str, values: Mapping[str, float]) -> list[str]:
 
 
 def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:
-    """Write one row of a table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
+    """Writes one row of a table, with the header above it at steps 1, 21, 41; `step` counts from 1 to `total`.
 
     A number that the table has no column for stands behind the last one, after its name, so that whatever a new loss
     measures is seen. So do the load of the busiest expert over the mean, the loss of multi-token prediction, the share
@@ -270,7 +270,7 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
 
 
 def _reasons(values: Mapping[str, float]) -> str:
-    """Name the most frequent verdicts with their counts."""
+    """Names the most frequent verdicts with their counts."""
     counts = [(count, key.removeprefix(REASON)) for key, count in values.items() if key.startswith(REASON)]
     counts.sort(key=lambda item: (-item[0], item[1]))
     shown, rest = counts[:MAX_REASONS], sum(count for count, _ in counts[MAX_REASONS:])
@@ -284,7 +284,7 @@ def _cell(column: _Column, values: Mapping[str, float]) -> str:
 
 
 def _number(value: float, column: _Column) -> str:
-    """Write a number so that it fits its column: as a power of ten if it is too long; only then may the row grow."""
+    """Writes a number so that it fits its column: as a power of ten if it is too long; only then may the row grow."""
     if not math.isfinite(value):
         return str(float(value))
     match column.kind:

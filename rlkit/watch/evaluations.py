@@ -50,7 +50,7 @@ class Evaluation:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write `folder/evaluations/NN-name.json`; NN is the order in which the names first came up."""
+    """Writes `folder/evaluations/NN-name.json`; NN is the order in which the names first came up."""
     files = _files(folder)
     names = [json.loads(path.read_text(encoding="utf-8"))["name"] for path in files]
     slug = re.sub(r"[^a-z0-9]+", "-", evaluation.name.lower()).strip("-")
@@ -61,13 +61,13 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Read the evaluations of a run, in the order in which they were first made."""
+    """Reads the evaluations of a run, in the order in which they were first made."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in _files(folder)]
     return [Evaluation(**row | {"samples": tuple(SampleText(**sample) for sample in row["samples"])}) for row in rows]
 
 
 def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Compute the confidence interval of a share that was measured on `n` trials.
+    """Computes the confidence interval of a share that was measured on `n` trials.
 
     (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2/n)    (Wilson 1927; Newcombe 1998, method 3)
     """
@@ -80,7 +80,7 @@ def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def paired(first: Evaluation, last: Evaluation) -> dict[tuple[bool, bool], int]:
-    """Count the questions of both evaluations by whether `first` and `last` had them right."""
+    """Counts the questions of both evaluations by whether `first` and `last` had them right."""
     before, after = by_question(first), by_question(last)
     counts = {(a, b): 0 for a in (False, True) for b in (False, True)}
     for key in before.keys() & after.keys():
@@ -89,12 +89,12 @@ def paired(first: Evaluation, last: Evaluation) -> dict[tuple[bool, bool], int]:
 
 
 def by_question(evaluation: Evaluation) -> dict[tuple[str, str], SampleText]:
-    """Return the samples under (question, answer), in the order of the data; a repeated question keeps its last one."""
+    """Returns the samples under (question, answer), in the order of the data; a repeated question keeps its last."""
     return {(sample.question, sample.answer): sample for sample in evaluation.samples}
 
 
 def milestones(evaluations: Sequence[Evaluation], limit: int = 3) -> list[Evaluation]:
-    """Choose at most `limit` evaluations that tell the story.
+    """Chooses at most `limit` evaluations that tell the story.
 
     These are the ones before and after a stage, or else the first and the last.
     """
@@ -106,6 +106,6 @@ def milestones(evaluations: Sequence[Evaluation], limit: int = 3) -> list[Evalua
 
 
 def _files(folder: Path) -> list[Path]:
-    """List the files in their order, which is not that of the alphabet once there are more than a thousand."""
+    """Lists the files in their order, which is not that of the alphabet once there are more than a thousand."""
     written = (folder / "evaluations").glob("[0-9]*.json")
     return sorted(written, key=lambda path: (int(re.sub(r"\D.*", "", path.name)), path.name))

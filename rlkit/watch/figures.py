@@ -76,7 +76,7 @@ class _Stage:
         self, title: str, keys: Mapping[str, str], unit: str, note: str = "", *, log: bool = False,
         percent: bool = False, exact: bool = False, lines: Lines | None = None,
     ) -> str:  # fmt: skip
-        """Draw some numbers under the names given; "" if none of them was recorded.
+        """Draws some numbers under the names given; "" if none of them was recorded.
 
         `lines` are others in the place of the stage's own; `exact` says that there is no noise to smooth away.
         """
@@ -185,7 +185,7 @@ def _time(stage: _Stage) -> list[str]:
 
 
 def _others(stage: _Stage, names: Sequence[str]) -> list[str]:
-    """Draw every number that has no figure yet: alone, or with the rest of its family."""
+    """Draws every number that has no figure yet: alone, or with the rest of its family."""
     figures = [_unknown(stage, key, key, "as recorded") for key in names if "/" not in key]
     for family in dict.fromkeys(key.partition("/")[0] for key in names if "/" in key):
         members = [key for key in names if key.startswith(f"{family}/")]

@@ -71,7 +71,7 @@ class Metrics:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, stage: str, step: int, values: Mapping[str, float], name: str = "") -> None:
-        """Append one line; `name` says which evaluation it is ("before SFT").
+        """Appends one line; `name` says which evaluation it is ("before SFT").
 
         An evaluation that the record already has is not written again: it ran before a resume and again after it, with
         the same weights.
@@ -89,7 +89,7 @@ class Metrics:
         self._index += 1
 
     def close(self) -> None:
-        """Flush and close every file; the metrics take no more lines."""
+        """Flushes and closes every file; the metrics take no more lines."""
         self._file.close()
         for sink in self._sinks:
             sink.close()
@@ -128,7 +128,7 @@ def named(stage: str) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a kill at any moment, sees the old text or the new, never a part."""
+    """Replaces a file so that a reader, or a kill at any moment, sees the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with fresh.open("w", encoding="utf-8") as file:
@@ -196,7 +196,7 @@ class _TensorBoard:
 
 
 def _start(folder: Path, step: int, at: float) -> EventFileWriter:
-    """Open a file of TensorBoard events that takes the place of all earlier ones of its folder, from `step` on.
+    """Opens a file of TensorBoard events that takes the place of all earlier ones of its folder, from `step` on.
 
     A START event tells a TensorBoard that is open to drop what it has read from `step` on. That is all
     that SummaryWriter's `purge_step` does, and it is not enough. TensorBoard reads files in the order of their names,

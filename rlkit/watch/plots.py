@@ -62,7 +62,7 @@ class _Scale:
 def line_plot(
     series: Sequence[Series], *, log: bool = False, percent: bool = False, raw_limit: float = RAW_LIMIT
 ) -> str:
-    """Draw curves over steps. On a log axis points at or below 0 have no place and are left out.
+    """Draws curves over steps. On a log axis points at or below 0 have no place and are left out.
 
     Up to `raw_limit` points are drawn and joined; more are drawn faint, and the line is their running mean.
     """
@@ -87,7 +87,7 @@ def line_plot(
 
 
 def stacked_plot(series: Sequence[Series]) -> str:
-    """Draw a bar per step, the series on top of each other; above 60 steps a bar is the mean of several steps.
+    """Draws a bar per step, the series on top of each other; above 60 steps a bar is the mean of several steps.
 
     All series have the same xs. The labels on the right give the mean over the run.
     """
@@ -118,7 +118,7 @@ def stacked_plot(series: Sequence[Series]) -> str:
 
 
 def interval_plot(rows: Sequence[Interval]) -> str:
-    """Draw one row per measurement: the value as a dot, its interval as a bar."""
+    """Draws one row per measurement: the value as a dot, its interval as a bar."""
     height = 46.0 + 30 * len(rows)
     x = _Scale(0.0, 1.0, 130.0, WIDTH - 160)
     body = ""
@@ -138,7 +138,7 @@ def interval_plot(rows: Sequence[Interval]) -> str:
 
 
 def histogram(samples: Sequence[tuple[str, Sequence[float]]], unit: str) -> str:
-    """Draw the shares of each named sample in common bins, as outlines over each other."""
+    """Draws the shares of each named sample in common bins, as outlines over each other."""
     top = max(value for _, values in samples for value in values)
     edges = ticks(0.0, max(top, 1.0), 30)
     width = edges[1] - edges[0]
@@ -166,7 +166,7 @@ def histogram(samples: Sequence[tuple[str, Sequence[float]]], unit: str) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Choose about `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
+    """Chooses about `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
     rough = (high - low) / count or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -175,7 +175,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Choose powers of ten that enclose [low, high], at most seven and at least two; `low` is above 0."""
+    """Chooses powers of ten that enclose [low, high], at most seven and at least two; `low` is above 0."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     last = max(last, first + 1)
     step = math.ceil((last - first) / 6)
@@ -183,7 +183,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def smooth(points: Sequence[Point], *, log: bool = False) -> list[Point]:
-    """Take the centred running mean over a twentieth of the points; at the ends over what the window still holds.
+    """Takes the centred running mean over a twentieth of the points; at the ends over what the window still holds.
 
     On a log axis it is the geometric mean, so that a single spike does not lift the whole curve. A long curve is
     evaluated at some 400 of its points, the first and the last among them.
@@ -199,7 +199,7 @@ def smooth(points: Sequence[Point], *, log: bool = False) -> list[Point]:
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """Keep at most 400 points: the lowest and the highest of every stretch, so that no spike is lost."""
+    """Keeps at most 400 points: the lowest and the highest of every stretch, so that no spike is lost."""
     if len(points) <= 2 * _BINS:
         return list(points)
     size = math.ceil(len(points) / _BINS)
@@ -216,14 +216,14 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Let the axis start at 0, unless the values are so far from it that the curve would be flat."""
+    """Lets the axis start at 0, unless the values are so far from it that the curve would be flat."""
     if 0 <= low < 0.6 * high or low == high:
         return min(low, 0.0), max(high, 0.0)
     return low, high
 
 
 def _step_scale(xs: Sequence[float], labels: Sequence[_Label]) -> _Scale:
-    """Make the horizontal axis as wide as the labels to its right allow."""
+    """Makes the horizontal axis as wide as the labels to its right allow."""
     low, high = min(xs), max(xs)
     longest = max(len(text) for _, _, *texts in labels for text in texts)
     return _Scale(low, high if high > low else low + 1, _LEFT, WIDTH - 16 - 7.2 * longest)
@@ -257,7 +257,7 @@ def _path(points: Sequence[Point], x: _Scale, y: _Scale) -> str:
 
 
 def _labels(labels: Sequence[_Label], right: float) -> str:
-    """Write name and value to the right of each curve's end, and push labels apart where they would overlap.
+    """Writes name and value to the right of each curve's end, and pushes labels apart where they would overlap.
 
     Each label belongs at the height where its curve ends. Going down the page, a label moves below the one above it;
     the last ones may then leave the figure, so going back up, each moves above the one below it.
@@ -294,7 +294,7 @@ def _power(value: float) -> str:
 
 
 def _plain(all_ticks: Sequence[float]) -> Callable[[float], str]:
-    """Return a format for evenly spaced ticks: as many decimals as tell them apart, and thousands as k."""
+    """Returns a format for evenly spaced ticks: as many decimals as tell them apart, and thousands as k."""
     gap = min((b - a for a, b in pairwise(all_ticks)), default=1.0)
     if gap >= 500:
         return lambda value: f"{value / 1000:g}k" if value else "0"
@@ -305,7 +305,7 @@ def _plain(all_ticks: Sequence[float]) -> Callable[[float], str]:
 
 
 def _short(value: float, *, percent: bool = False) -> str:
-    """Write three significant digits, for a label."""
+    """Writes three significant digits, for a label."""
     if percent:
         return f"{100 * value:.1f} %"
     if value and not 1e-3 <= abs(value) < 1e5:

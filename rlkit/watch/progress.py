@@ -22,5 +22,5 @@ class _Nothing:
 
 
 def silent(label: str, total: int, unit: str) -> AbstractContextManager[Bar]:
-    """Show no progress."""
+    """Shows no progress."""
     return nullcontext(_Nothing())

@@ -35,7 +35,7 @@ _ROWS_LIMIT = 12
 
 
 def write_report(folder: Path, title: str) -> Path:
-    """Write `folder/report.html` and return its path; also works on a run that is still going."""
+    """Writes `folder/report.html` and returns its path; also works on a run that is still going."""
     lines = read_metrics(folder)
     evaluations = read_evaluations(folder)
     config = folder / "config.yaml"
@@ -86,7 +86,7 @@ def _tile(label: str, value: str, note: str, *, main: bool = False) -> str:
 
 
 def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[str, int]) -> str:
-    """Say what a reader must know before trusting the curves."""
+    """Says what a reader must know before trusting the curves."""
     texts = [f"{text} ({count} times)" if count > 1 else text for text, count in warnings.items()]
     broken = [
         f"{named(line['stage'])} step {line['step']}: {key}"
@@ -134,7 +134,7 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _verdicts(evaluations: Sequence[Evaluation]) -> str:
-    """Count what the reward said in each evaluation; "wrong: got 8" counts as "wrong"."""
+    """Counts what the reward said in each evaluation; "wrong: got 8" counts as "wrong"."""
     shown = [one for one in milestones(evaluations) if one.samples]
     if not shown:
         return ""
@@ -159,7 +159,7 @@ def _stage(stage: str, lines: Lines) -> str:
 
 
 def _samples(evaluations: Sequence[Evaluation]) -> str:
-    """Show what the model wrote at each milestone to the same questions, in the order of the data set."""
+    """Shows what the model wrote at each milestone to the same questions, in the order of the data set."""
     shown = [one for one in milestones(evaluations) if one.samples]
     if not shown:
         return ""
@@ -200,7 +200,7 @@ def _config(text: str) -> str:
 
 
 def _clip(text: str) -> str:
-    """Make a text of the model harmless, and bound its length."""
+    """Makes a text of the model harmless, and bounds its length."""
     rest = len(text) - _TEXT_LIMIT
     return escape(visible(text[:_TEXT_LIMIT])) + (f" ... ({rest:,} more characters)" if rest > 0 else "")
 

@@ -23,14 +23,14 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
+        """Adds the time of the block to a phase."""
         start = time.perf_counter()
         yield
         self.seconds[phase] += time.perf_counter() - start
 
 
 def describe_rollouts(scored: Sequence[ScoredGroup], drafts: tuple[int, int] = (0, 0)) -> dict[str, float]:
-    """Measure what was sampled and what the reward said of it.
+    """Measures what was sampled and what the reward said of it.
 
     `weight_version` is that of the weights that sampled. Rewards and accuracy are means over the rollouts with a
     verdict, lengths count tokens, `masked` counts rollouts without a verdict, and `reason/NAME` what the reward said
@@ -56,7 +56,7 @@ def describe_rollouts(scored: Sequence[ScoredGroup], drafts: tuple[int, int] = (
 
 
 def part_means(scores: Sequence[Score]) -> dict[str, float]:
-    """Average what the rewards broke their verdicts down to, `part/NAME` and `log/NAME`, over those that have it."""
+    """Averages what the rewards broke their verdicts down to, `part/NAME` and `log/NAME`, over those that have it."""
     found = defaultdict[str, list[float]](list)
     for score in scores:
         for kind, numbers in (("part", score.parts), ("log", score.logs)):
@@ -66,7 +66,7 @@ def part_means(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def average(updates: Sequence[Numbers]) -> dict[str, float]:
-    """Average the optimiser steps of one GRPO step, number by number; `ON_POLICY` numbers are those of the first."""
+    """Averages the optimiser steps of one GRPO step, number by number; `ON_POLICY` numbers are those of the first."""
     means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
     return means | {name: updates[0][name] for name in ON_POLICY & means.keys()}
 

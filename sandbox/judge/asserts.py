@@ -109,7 +109,7 @@ class _Run:
             raise CaseFailed("wrong", shown(f"not {ast.unparse(case.test)}", str))
 
     def _check(self, test: ast.expr) -> None:
-        """Raise Unjudged if a part of the test fails that has nothing to do with the candidate: `f(1) == 1 / 0`."""
+        """Raises Unjudged if a part of the test fails that has nothing to do with the candidate: `f(1) == 1 / 0`."""
         for part in constants(test, self.entry_point):
             try:
                 constant(part)
@@ -161,7 +161,7 @@ class _Run:
         raise CaseFailed("wrong", shown(answer))
 
     def _tell(self, message: bytes, has_asked: bool) -> Any:
-        """Send the tester a message, which starts it the first time, and return its answer."""
+        """Sends the tester a message, which starts it the first time, and returns its answer."""
         try:
             if self.tester is None:
                 left = max(self.limits.wall - (time.monotonic() - self.started), 0.1)

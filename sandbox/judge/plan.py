@@ -138,7 +138,7 @@ class _Reader:
     renamed: Mapping[str, str]
 
     def aliases(self, tree: ast.Module) -> set[str]:
-        """Return the names by which tests call the candidate."""
+        """Returns the names by which tests call the candidate."""
         arguments = [argument.arg for entry in entries(tree) for argument in entry.args.args[:1]]
         return {self.entry_point, "candidate", *arguments}
 
@@ -150,7 +150,7 @@ class _Reader:
         return bool(names) or any(isinstance(n, ast.Attribute) and n.attr == self.entry_point for n in nodes)
 
     def asserted(self, tree: ast.Module) -> list[ast.expr]:
-        """Return what a string of tests asserts, if that is all it does and can be taken apart, or else nothing."""
+        """Returns what a string of tests asserts, if that is all it does and can be taken apart, or else nothing."""
         statements = body(tree)
         others = [statement for statement in statements if not isinstance(statement, ast.Assert)]
         if test_cases(tree) or not all(isinstance(s, _SKIPPED) or _is_idle(s) for s in others):

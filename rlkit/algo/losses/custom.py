@@ -31,7 +31,7 @@ class UserLoss:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise UserError, with the fix, if the function cannot be found, imported or called with these settings."""
+        """Raises UserError, with the fix, if the function cannot be found, imported or called with these settings."""
         try:
             signature(find_loss(self.name)).bind(None, None, **self.settings)
         except TypeError as error:
@@ -41,7 +41,7 @@ class UserLoss:
             ) from error
 
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
-        """Call the user's function; TypeError if it returns anything but LossTerms."""
+        """Calls the user's function; TypeError if it returns anything but LossTerms."""
         terms = find_loss(self.name)(logprobs_T, pack, **self.settings)
         if not isinstance(terms, LossTerms):
             raise TypeError(f"algo.loss_fn={self.name!r} returned a {type(terms).__name__}; write {EXPECTED}")
@@ -50,7 +50,7 @@ class UserLoss:
 
 @lru_cache
 def find_loss(name: str) -> Callable[..., LossTerms]:
-    """Import a loss; UserError names what is missing and how to mend it."""
+    """Imports a loss; UserError names what is missing and how to mend it."""
     place, _, attribute = name.rpartition(":")
     if not place:
         raise UserError(f"algo.loss_fn={name!r} is not 'file.py:function' or 'package.module:function'")

@@ -20,5 +20,5 @@ class SftLoss:
     """`sft_loss` of a pack."""
 
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
-        """Compute `sft_loss` of one pack."""
+        """Computes `sft_loss` of one pack."""
         return LossTerms(loss=sft_loss(logprobs_T, pack.weights_T), sums={})

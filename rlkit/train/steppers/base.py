@@ -21,11 +21,11 @@ class Stepper(Protocol):
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""
+        """Adds the gradient of this rank's part of the loss; parts of all ranks sum up."""
         ...
 
     def step(self, lr: float, mtp_lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping, the same on every rank.
+        """Clips, updates the weights, clears the gradients; returns the norm before clipping, the same on every rank.
 
         A gradient whose norm is not finite is dropped: weights and moments stay as they are. `mtp_lr` is for the MTP
         modules; 0 leaves them as they are, whatever moments and weight decay say.
@@ -33,20 +33,20 @@ class Stepper(Protocol):
         ...
 
     def forget(self) -> None:
-        """Drop the optimiser's moments."""
+        """Drops the optimiser's moments."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state."""
+        """Writes weights and optimiser state."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Restore weights and optimiser state, bit for bit."""
+        """Restores weights and optimiser state, bit for bit."""
         ...
 
 
 def parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
-    """Sort what is trained into groups for an optimiser: MTP modules apart ("mtp"), and apart what is not decayed.
+    """Sorts what is trained into groups for an optimiser: MTP modules apart ("mtp"), and apart what is not decayed.
 
     Decay pulls matrices towards 0, where the layer before or after makes up for it. It has no business with gains of
     norms and with biases, whose natural size is not 0, nor with embeddings: most rows of a batch are not in use, and
@@ -64,6 +64,6 @@ def parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any
 
 
 def set_rates(groups: Sequence[dict[str, Any]], lr: float, mtp_lr: float) -> None:
-    """Give each of the `parameter_groups` its learning rate."""
+    """Gives each of the `parameter_groups` its learning rate."""
     for group in groups:
         group["lr"] = mtp_lr if group["mtp"] else lr

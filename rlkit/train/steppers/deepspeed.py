@@ -33,7 +33,7 @@ TAG = "deepspeed"
 
 
 def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
-    """Make this process one of `world_size` ranks that meet in `store`; a second call in one process does nothing."""
+    """Makes this process one of `world_size` ranks that meet in `store`; a second call in one process does nothing."""
     # Its shared-memory collectives are compiled on first use, which takes a C++ compiler and a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -64,12 +64,12 @@ class DeepSpeedStepper:
         self.world_size = distributed.get_world_size()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this rank's part of the loss; parts of all ranks sum up."""
+        """Adds the gradient of this rank's part of the loss; parts of all ranks sum up."""
         # DeepSpeed averages over the ranks, and the weights of a batch already sum to 1 over all of them.
         self.module.backward(loss * self.world_size)
 
     def step(self, lr: float, mtp_lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping.
+        """Clips, updates the weights, clears the gradients; returns the norm before clipping.
 
         A norm that is not finite comes back as infinity, on every rank, and leaves weights and moments as they are.
         """
@@ -80,15 +80,15 @@ class DeepSpeedStepper:
         return float(norm)
 
     def forget(self) -> None:
-        """Drop the optimiser's moments."""
+        """Drops the optimiser's moments."""
         self.zero.optimizer.state.clear()
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state; all ranks call it."""
+        """Writes weights and optimiser state; all ranks call it."""
         self.module.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Restore weights and optimiser state, bit for bit; all ranks call it, with the number of ranks that saved."""
+        """Restores weights and optimiser state, bit for bit; all ranks call it, with the number of ranks that saved."""
         strict = not frozen_names(self.module)
         with redirect_stdout(StringIO()):  # it prints a line that was left in for debugging
             loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)

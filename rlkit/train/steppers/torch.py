@@ -25,11 +25,11 @@ class TorchStepper:
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, cfg.beta2))
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of the loss."""
+        """Adds the gradient of the loss."""
         loss.backward()
 
     def step(self, lr: float, mtp_lr: float) -> float:
-        """Clip, update the weights, clear the gradients; returns the norm before clipping.
+        """Clips, updates the weights, clears the gradients; returns the norm before clipping.
 
         A norm that is not finite leaves weights and moments as they are.
         """
@@ -41,16 +41,16 @@ class TorchStepper:
         return float(norm)
 
     def forget(self) -> None:
-        """Drop the optimiser's moments."""
+        """Drops the optimiser's moments."""
         self.optimizer.state.clear()
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state."""
+        """Writes weights and optimiser state."""
         state = {"module": without(frozen_names(self.module), self.module), "optimizer": self.optimizer.state_dict()}
         torch.save(state, folder / STATE_FILE)
 
     def load(self, folder: Path) -> None:
-        """Restore weights and optimiser state, bit for bit."""
+        """Restores weights and optimiser state, bit for bit."""
         state = torch.load(folder / STATE_FILE)
         self.module.load_state_dict(state["module"], strict=not frozen_names(self.module))
         self.optimizer.load_state_dict(state["optimizer"])

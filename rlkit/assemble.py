@@ -34,7 +34,7 @@ def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Ite
     On Ray the engines may still be loading when the block begins; the first call waits for them.
     """
     if cfg.cluster.kind == "local":
-        yield build_engine(cfg.engine, checkpoint, cfg.model.kind, progress)
+        yield build_engine(cfg.engine, checkpoint, cfg.model.kind, cfg.served_adapter, progress)
         return
     from rlkit.cluster.start import engines_on_ray, on_ray  # cluster=local runs without Ray
 
@@ -83,7 +83,8 @@ def parts(
     ):
         coarser = max(UNIT[cfg.engine.dtype], UNIT[cfg.trainer.dtype])
         check = gate(sampler, learner, sequences, cfg.parity.tolerance, coarser)
-        yield Parts(engine=sampler, trainer=learner, reward=judge, gate=check)
+        adapter = cfg.served_adapter is not None
+        yield Parts(engine=sampler, trainer=learner, reward=judge, gate=check, serves_adapter=adapter)
 
 
 @contextmanager

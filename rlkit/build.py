@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import distributed
 
-from rlkit.config import EngineConfig, TrainerConfig
+from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
 from rlkit.model.files.end_tokens import end_tokens
-from rlkit.model.load import load_model
-from rlkit.model.lora import add_lora
+from rlkit.model.load import load_model, read_architecture
+from rlkit.model.lora import add_lora, choose_targets
 from rlkit.train.trainer import ModelTrainer
 from rlkit.watch.progress import Progress, silent
 
 
-def build_engine(cfg: EngineConfig, checkpoint: Path, kind: str, progress: Progress = silent) -> Engine:
-    """Builds the sampler that the configuration asks for, in this process; `kind` says which class runs the model."""
+def build_engine(
+    cfg: EngineConfig, checkpoint: Path, kind: str, lora: LoraConfig | None = None, progress: Progress = silent
+) -> Engine:
+    """Build the sampler that the configuration asks for, in this process; `kind` says which class runs the model.
+
+    With `lora` it keeps an adapter beside the weights, which only vLLM can.
+    """
     threads = cfg.threads or cores_per(cfg.num_engines)
+    if lora is not None:
+        targets = choose_targets(read_architecture(checkpoint, kind).empty_model(), lora.targets)
+        lora = replace(lora, targets=tuple(targets))
     if cfg.kind == "vllm":
         from rlkit.engine.vllm import VllmEngine  # vLLM takes seconds to import and is not needed everywhere
 
@@ -33,6 +42,7 @@ def build_engine(cfg: EngineConfig, checkpoint: Path, kind: str, progress: Progr
             gpu_memory_utilization=cfg.memory,
             threads=threads,
             speculative_tokens=cfg.speculative_tokens,
+            lora=lora,
             progress=progress,
         )
     from rlkit.engine.local import TorchEngine

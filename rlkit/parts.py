@@ -24,8 +24,11 @@ class Parts:
     reward: RewardFn
     gate: Callable[[], Agreement]
     """Compares engine and trainer, returns how far their log-probs are apart and raises when it is too far."""
+    serves_adapter: bool = False
+    """Whether the engine keeps the base's weights and is sent LoRA's matrices alone, not all weights (`LoraConfig`)."""
 
     def sync(self, version: int) -> Agreement:
-        """Publishes the trainer's weights to the engine and checks that both now say the same."""
-        self.engine.load(self.trainer.weights(), version)
+        """Publish the trainer's weights, or its adapter, to the engine and check that both now say the same."""
+        sent = list(self.trainer.adapter().items()) if self.serves_adapter else self.trainer.weights()
+        self.engine.load(sent, version)
         return self.gate()

@@ -11,16 +11,16 @@ from torch import Tensor, distributed
 from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.transfer import RemoteWeights, publish
-from rlkit.config import EngineConfig, TrainerConfig
+from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
 from rlkit.train.rounding import Rounding
-from rlkit.types import Batch, Group, Numbers, Prompt, Sampling
+from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 
 
 class EngineActor:
     """One engine in a process of its own; needs a second thread, which answers `finished` while the first samples."""
 
-    def __init__(self, cfg: EngineConfig, checkpoint: Path, kind: str) -> None:
-        self.engine = build_engine(cfg, checkpoint, kind)
+    def __init__(self, cfg: EngineConfig, checkpoint: Path, kind: str, lora: LoraConfig | None) -> None:
+        self.engine = build_engine(cfg, checkpoint, kind, lora)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
         """`Engine.generate`, one group at a time: Ray sends each on its way as soon as it is yielded."""
@@ -35,7 +35,7 @@ class EngineActor:
         """`Engine.drafts`."""
         return self.engine.drafts()
 
-    def load(self, weights: RemoteWeights, version: int) -> None:
+    def load(self, weights: Weights, version: int) -> None:
         """`Engine.load`."""
         self.engine.load(weights, version)
 

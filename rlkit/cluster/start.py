@@ -55,7 +55,8 @@ def engines_on_ray(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Iter
     remote: Any = ray.remote  # its overloads do not know options
     # A second thread answers how far sampling is while the first one samples.
     new = remote(EngineActor).options(max_concurrency=2, **_resources(cfg))
-    actors = [new.remote(cfg.engine, checkpoint, cfg.model.kind) for _ in range(cfg.engine.num_engines)]
+    loading = (cfg.engine, checkpoint, cfg.model.kind, cfg.served_adapter)
+    actors = [new.remote(*loading) for _ in range(cfg.engine.num_engines)]
     with _ending({f"engine {number + 1} of {len(actors)}": actor for number, actor in enumerate(actors)}):
         yield RemoteEngines(actors, progress)
 

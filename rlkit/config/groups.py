@@ -20,6 +20,8 @@ OBJECT_STORE_BYTES = 2**29
 """The room for batches and rollouts in Ray's object store, beside that for weights."""
 MAX_MEMORY_GIB = 1_000_000
 """No machine has more memory than a pebibyte."""
+SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM makes room for an adapter of one of these ranks; one in between gets the next."""
 MAX_TOLERANCE = 1.0
 """One nat, a factor of e in a probability: a gate that lets more pass compares nothing."""
 
@@ -152,11 +154,20 @@ class LoraConfig:
     """The product of the two matrices is scaled by alpha / rank."""
     targets: str | tuple[str, ...] = "all-linear"
     """The names of linear layers, such as [q_proj, v_proj]; "all-linear" takes all but head, router and experts."""
+    served: str = "merged"
+    """What engines get at every sync: "merged", all weights with the adapter added to them, or "adapter", its matrices
+    alone, which vLLM keeps beside the base's weights."""
 
     def __post_init__(self) -> None:
         """Refuses adapters that do nothing."""
         whole("trainer.lora.rank", self.rank, least=1)
         number("trainer.lora.alpha", self.alpha, above=0, fix="twice the rank is usual")
+        one_of("trainer.lora.served", self.served, ("merged", "adapter"))
+        if self.served == "adapter" and self.rank > SERVED_RANKS[-1]:
+            raise ValueError(
+                f"trainer.lora.rank={self.rank}: vLLM takes an adapter of rank {SERVED_RANKS[-1]} at most; lower it, "
+                "or set trainer.lora.served=merged"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from rlkit.config.groups import (
     DataConfig,
     EngineConfig,
     LoggingConfig,
+    LoraConfig,
     ModelConfig,
     ParityConfig,
     RewardConfig,
@@ -68,6 +69,11 @@ class RunConfig:
         return self.engine.num_engines
 
     @property
+    def served_adapter(self) -> LoraConfig | None:
+        """Returns the adapter that engines keep beside the weights; None where they get weights alone."""
+        return None
+
+    @property
     def longest_completion(self) -> int:
         """Returns the most tokens that any stage samples after a prompt."""
         return self.evaluation.sampling.max_new_tokens
@@ -101,6 +107,17 @@ class TrainingRun(RunConfig):
                 f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
                 "cluster=ray"
             )
+        if self.served_adapter is not None and self.engine.kind != "vllm":
+            raise ValueError(
+                f"trainer.lora.served=adapter needs engine=vllm; engine={self.engine.kind} takes merged weights; "
+                "set trainer.lora.served=merged"
+            )
+
+    @property
+    def served_adapter(self) -> LoraConfig | None:
+        """Returns the adapter that engines keep beside the weights; None where they get weights alone."""
+        lora = self.trainer.lora
+        return lora if lora is not None and lora.served == "adapter" else None
 
     @property
     def num_actors(self) -> int:

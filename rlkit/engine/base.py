@@ -27,7 +27,7 @@ class Engine(Protocol):
         ...
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replaces all weights; rollouts made from now on carry `version`."""
+        """Replaces all weights, or the adapter that the engine serves; rollouts made from now on carry `version`."""
         ...
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

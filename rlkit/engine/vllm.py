@@ -13,7 +13,7 @@ Defects of the CPU build of vLLM 0.32.0, the first, the third and the last silen
     drafts             their check divides by memory that nobody wrote, not by the temperature -> `_per_token`
     AMX                bf16 attention with heads of 64 or 128 numbers uses the tiles of CPUs that have them without
                        asking the kernel for them: SIGILL -> `torch.cpu._init_amx()` asks
-What is not covered: tensor parallelism, LoRA, images, a checkpoint in FP8 whose trainer sends another format.
+What is not covered: tensor parallelism, images, a checkpoint in FP8 whose trainer sends another format.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlkit.config import LoraConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import completion_text, rollout_seed
+from rlkit.engine.vllm_adapter import adapter_arguments, adapter_request, add_adapter, replace_adapter
 from rlkit.engine.vllm_blocks import watch_blocks
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
@@ -62,32 +64,32 @@ class VllmEngine:
         gpu_memory_utilization: float = 0.6,
         threads: int,
         speculative_tokens: int = 0,
+        lora: LoraConfig | None = None,
         progress: Progress = silent,
         seed: int = 0,
     ) -> None:
         """Starts vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
-        `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA.
+        `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA. With
+        `lora`, whose targets are names of layers, `load` takes an adapter and the weights stay those of the checkpoint.
         Raises RuntimeError if vllm cannot be imported, UserError if the checkpoint names no end token or has no
         tokenizer.json.
         """
         self._lock = threading.Lock()
-        self._threads = threads
-        self._max_model_len = max_model_len
-        self._version = 0
-        self._finished = 0
+        self._threads, self._max_model_len = threads, max_model_len
+        self._version, self._finished, self._drafts_before = 0, 0, (0, 0)
         self._progress = progress
         self._cuda = torch.cuda.is_available()
         self._speculative = speculative_tokens > 0
-        self._drafts_before = (0, 0)
+        self._lora = lora
+        self._adapter: Any = None  # what requests name it by; none has been loaded yet
         self._ends = end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._decode = read_decoder(checkpoint)
         with self._lock, _use_threads(threads), _start_up(self._cuda):
             self._vllm = import_vllm()
-            if self._speculative and not self._cuda:
-                sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
-                sampler.expand_batch_to_tokens = _per_token
+            if not self._cuda:
+                _mend(drafts=self._speculative, adapter=lora is not None)
             arguments = self._vllm.EngineArgs(
                 model=str(checkpoint),
                 dtype=dtype,
@@ -101,6 +103,7 @@ class VllmEngine:
                 disable_log_stats=not self._speculative,  # the statistics count the drafts
                 use_tqdm_on_load=False,
                 speculative_config=_speculative(speculative_tokens),
+                **(adapter_arguments(lora) if lora else {}),
                 **_platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
             )
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
@@ -163,20 +166,30 @@ class VllmEngine:
         return proposed, accepted
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replaces all weights, given under their checkpoint names; rollouts made from now on carry `version`."""
+        """Replaces all weights, given under their checkpoint names; rollouts made from now on carry `version`.
+
+        An engine with `lora` replaces the adapter, given under the keys of peft's files.
+        """
         with self._lock, _use_threads(self._threads):
-            if not self._cuda:
-                # The packed copy of the experts is what runs. A reload writes the plain weights and packs them only
-                # where no packed copy is known, so the first copy has to be forgotten or it goes on sampling.
-                self._engine.apply_model(_forget_packed_experts)
-            drafter: list[tuple[str, Tensor]] = []
-            iterator = self._set_apart(weights, drafter)
-            self._engine.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": iterator, "is_checkpoint_format": True}
-            )
-            if self._speculative:  # reload_weights leaves the MTP modules as they are
-                self._engine.collective_rpc(_reload_drafter, args=(drafter, self._cuda))
+            if self._lora is not None:
+                self._engine.collective_rpc(replace_adapter, args=(list(weights), self._lora))
+                self._adapter = adapter_request()
+            else:
+                self._reload(weights)
             self._version = version
+
+    def _reload(self, weights: Weights) -> None:
+        if not self._cuda:
+            # The packed copy of the experts is what runs. A reload writes the plain weights and packs them only where
+            # no packed copy is known, so the first copy has to be forgotten or it goes on sampling.
+            self._engine.apply_model(_forget_packed_experts)
+        drafter: list[tuple[str, Tensor]] = []
+        iterator = self._set_apart(weights, drafter)
+        self._engine.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": iterator, "is_checkpoint_format": True}
+        )
+        if self._speculative:  # reload_weights leaves the MTP modules as they are
+            self._engine.collective_rpc(_reload_drafter, args=(drafter, self._cuda))
 
     def _set_apart(self, weights: Weights, drafter: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yields all weights, without gradient; those of the MTP modules also go into `drafter` if they are used."""
@@ -240,7 +253,7 @@ class VllmEngine:
         waiting: list[str] = []
         try:
             for i, (prompt, (_, params)) in enumerate(zip(prompts, requests, strict=True)):
-                waiting.append(self._engine.add_request(str(i), prompt, params))
+                waiting.append(self._engine.add_request(str(i), prompt, params, lora_request=self._adapter))
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
                     self._finished += 1
@@ -284,6 +297,16 @@ def import_vllm() -> ModuleType:
             f"engine=vllm needs vllm, which does not import here ({error}): install requirements/cpu.txt or "
             "requirements/cuda.txt with --no-deps, or choose engine=torch"
         ) from error
+
+
+def _mend(*, drafts: bool, adapter: bool) -> None:
+    """Replaces functions of the CPU build by those that do what they should."""
+    if drafts:
+        sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
+        sampler.expand_batch_to_tokens = _per_token
+    if adapter:
+        kernels: Any = import_module("vllm.lora.punica_wrapper.punica_cpu")
+        kernels.PunicaWrapperCPU.add_lora_linear = add_adapter
 
 
 def _speculative(tokens: int) -> dict[str, Any] | None:

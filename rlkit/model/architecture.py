@@ -71,6 +71,10 @@ class Architecture(Protocol):
         """Says why vLLM cannot run the model."""
         ...
 
+    def vllm_adapter_problem(self) -> str | None:
+        """Says why vLLM cannot run the model with an adapter beside its weights."""
+        ...
+
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Says why vLLM cannot draft so many tokens with the model's modules for multi-token prediction."""
         ...

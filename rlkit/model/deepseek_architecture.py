@@ -112,6 +112,10 @@ class DeepseekArchitecture:
                 )
         return None
 
+    def vllm_adapter_problem(self) -> str | None:
+        """Says that vLLM's class for DeepSeek has routed experts."""
+        return "vLLM's kernels for routed experts do not run with an adapter beside them; set it to merged"
+
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Says that vLLM has no drafts for the model's router, or not so many for its modules."""
         if self.config.scoring_func != "sigmoid":

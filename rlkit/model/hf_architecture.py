@@ -119,6 +119,12 @@ class HfArchitecture:
             "engine=torch"
         )
 
+    def vllm_adapter_problem(self) -> str | None:
+        """Says that the model has routed experts."""
+        if not any(".experts." in name for name in self.files.published):
+            return None
+        return "vLLM's kernels for routed experts do not run with an adapter beside them; set it to merged"
+
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Never says anything: without modules for multi-token prediction nothing is drafted."""
         return None

@@ -2,7 +2,7 @@
 
     y = W x + (alpha / r) B A x,  A [r, in], B [out, r];  W is frozen, A starts random and B at 0
 
-Engines never see an adapter: they get the merged weight W + (alpha / r) B A.
+Engines get the merged weight W + (alpha / r) B A, or with `trainer.lora.served=adapter` A and B themselves.
 What is not covered: routed experts (stacked 3-d parameters here and in transformers), the router, embeddings and head.
 """
 

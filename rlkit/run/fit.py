@@ -14,6 +14,8 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     """Raises UserError, naming key, value and fix, where the engine or the trainer cannot work with the model."""
     if cfg.engine.kind == "vllm":
         _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
+    if cfg.served_adapter is not None:
+        _refuse(architecture.vllm_adapter_problem(), "trainer.lora.served=adapter: ")
     _check_drafts(cfg, architecture)
     _check_length(cfg, architecture)
     _check_balance(cfg, architecture)

@@ -110,6 +110,27 @@ def test_what_vllm_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path, fol
     assert "topk_method=None" in printed and '"topk_method": "noaux_tc"' in printed and "engine=torch" in printed
 
 
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_vllm_has_no_adapters_beside_experts(capsys: pytest.CaptureFixture[str], tmp_path: Path, drafts: int) -> None:
+    """Ours and that of transformers; drafts come from modules that only models with experts have."""
+    vllm = ["cluster=ray", "engine=vllm", "trainer.lora={served: adapter}"]
+    ours = [f"model.architecture.num_nextn_predict_layers={drafts}", f"engine.speculative_tokens={drafts}"]
+    said = "trainer.lora.served=adapter: vLLM's kernels for routed experts do not run with an adapter beside them"
+    assert said in refusal(capsys, tmp_path, *vllm, *ours)
+    deepseek = save(make("deepseek"), tmp_path / "deepseek")
+    assert said in refusal(capsys, tmp_path, *vllm, *HF, f"model.path={deepseek}")
+
+
+def test_a_dense_model_is_served_with_its_adapter(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path
+) -> None:
+    """The largest rank that vLLM takes is taken."""
+    lora = "trainer.lora={served: adapter, rank: 512}"
+    sizes = ["data.train_size=50", "data.eval_size=20", f"output_dir={tmp_path}/run", "dry_run=true"]
+    grpo.main(["cluster=ray", "engine=vllm", *HF, f"model.path={folder}", lora, *sizes])
+    assert "the data, the model and the reward are in order" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -121,6 +142,9 @@ def test_what_vllm_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path, fol
         ("{targets: [q_proj]}", ["trainer.lora.targets=('q_proj',)", "kv_b_proj, o_proj, q_a_proj, q_b_proj"]),
         ("{targets: [up_proj]}", ["up_proj cannot be a target", "peft would take it for the routed experts"]),
         ("{targets: some}", ["trainer.lora.targets='some'", "all-linear"]),
+        ("{served: both}", ["trainer.lora.served='both' is unknown; use merged or adapter"]),
+        ("{served: adapter}", ["trainer.lora.served=adapter needs engine=vllm; engine=torch", "served=merged"]),
+        ("{served: adapter, rank: 513}", ["trainer.lora.rank=513", "rank 512 at most", "served=merged"]),
     ],
 )
 def test_wrong_adapters(capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str, words: list[str]) -> None:

@@ -171,6 +171,26 @@ def test_a_step_samples_scores_learns_and_publishes_in_this_order() -> None:
     assert stats["train_tok_s"] * stats["train_s"] == pytest.approx(2 * (4 * 2 + 10))
 
 
+def test_an_engine_that_serves_the_adapter_is_sent_nothing_else() -> None:
+    parts, log = make()
+    adapter, sent = {"layer.lora_A.weight": torch.ones(2, 3)}, []
+
+    class Sending(CountingTrainer):
+        def adapter(self) -> dict[str, Tensor]:
+            return adapter
+
+        def weights(self) -> Weights:
+            return {"layer.weight": torch.zeros(3, 3)}.items()
+
+    class Keeping(CountingEngine):
+        def load(self, weights: Weights, version: int) -> None:
+            sent.append([name for name, _ in weights])
+
+    for serves in (False, True):
+        replace(parts, engine=Keeping(log), trainer=Sending(log), serves_adapter=serves).sync(1)
+    assert sent == [["layer.weight"], ["layer.lora_A.weight"]] and log.events == ["gate", "gate"]
+
+
 def test_the_batch_carries_advantages_and_old_log_probs_and_no_reference() -> None:
     parts, log = make()
     taken(1, PROMPTS[:1], parts, replace(CFG, prompts_per_step=1))

@@ -22,7 +22,7 @@ from rlkit.watch.progress import Progress, silent
 def build_engine(
     cfg: EngineConfig, checkpoint: Path, kind: str, lora: LoraConfig | None = None, progress: Progress = silent
 ) -> Engine:
-    """Build the sampler that the configuration asks for, in this process; `kind` says which class runs the model.
+    """Builds the sampler that the configuration asks for, in this process; `kind` says which class runs the model.
 
     With `lora` it keeps an adapter beside the weights, which only vLLM can.
     """

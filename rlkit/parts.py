@@ -28,7 +28,7 @@ class Parts:
     """Whether the engine keeps the base's weights and is sent LoRA's matrices alone, not all weights (`LoraConfig`)."""
 
     def sync(self, version: int) -> Agreement:
-        """Publish the trainer's weights, or its adapter, to the engine and check that both now say the same."""
+        """Publishes the trainer's weights, or its adapter, to the engine and checks that both now say the same."""
         sent = list(self.trainer.adapter().items()) if self.serves_adapter else self.trainer.weights()
         self.engine.load(sent, version)
         return self.gate()

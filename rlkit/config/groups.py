@@ -164,7 +164,7 @@ class LoraConfig:
         number("trainer.lora.alpha", self.alpha, above=0, fix="twice the rank is usual")
         one_of("trainer.lora.served", self.served, ("merged", "adapter"))
         if self.served == "adapter" and self.rank > SERVED_RANKS[-1]:
-            raise ValueError(
+            raise UserError(
                 f"trainer.lora.rank={self.rank}: vLLM takes an adapter of rank {SERVED_RANKS[-1]} at most; lower it, "
                 "or set trainer.lora.served=merged"
             )

@@ -108,7 +108,7 @@ class TrainingRun(RunConfig):
                 "cluster=ray"
             )
         if self.served_adapter is not None and self.engine.kind != "vllm":
-            raise ValueError(
+            raise UserError(
                 f"trainer.lora.served=adapter needs engine=vllm; engine={self.engine.kind} takes merged weights; "
                 "set trainer.lora.served=merged"
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlkit.config import LoraConfig
 from rlkit.config.groups import SERVED_RANKS
+from rlkit.errors import UserError
 
 NUMBER = 1
 """By which vLLM knows the adapter; there is one, and the next one takes its place."""
@@ -34,7 +35,7 @@ def adapter_request() -> Any:
 def replace_adapter(worker: Any, tensors: Iterable[tuple[str, Tensor]], lora: LoraConfig) -> None:
     """Puts A and B, under peft's keys, in place of the ones before; it runs in vLLM's worker.
 
-    Raises ValueError for layers that vLLM would leave without their adapter, silently.
+    Raises UserError for layers that vLLM would leave without their adapter, silently.
     """
     settings = import_module("vllm.lora.peft_helper").PEFTHelper
     adapter_class = import_module("vllm.lora.lora_model").LoRAModel
@@ -52,7 +53,7 @@ def replace_adapter(worker: Any, tensors: Iterable[tuple[str, Tensor]], lora: Lo
     loader.remove_all_adapters()
     slots.add_adapter(adapter)
     if lost := sorted(adapter.loras.keys() - slots.modules.keys()):
-        raise ValueError(
+        raise UserError(
             f"trainer.lora.served=adapter: vLLM has no place for an adapter on {lost[0]}; leave "
             f"{lost[0].rpartition('.')[2]} out of trainer.lora.targets, or set trainer.lora.served=merged"
         )

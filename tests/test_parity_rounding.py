@@ -1,7 +1,6 @@
 """What the gate lets pass and what not when a gap has to be explained by rounding: two implementations, one corrupted.
 
-The honest engine is the model of transformers, one sequence at a time with eager attention; the trainer is ours, or the
-same class on packed samples with fused attention.
+The honest engine is transformers' model, a sequence at a time with eager attention; the trainer packs and fuses.
 """
 
 from __future__ import annotations
@@ -266,8 +265,8 @@ def test_a_byte_that_makes_a_number_huge_is_caught(dtype: str, name: str, reques
 
 @pytest.mark.parametrize("coarse", ["trainer", "engine"])
 def test_one_side_in_bf16_is_held_against_bf16(fp32: Pair, bf16: Pair, coarse: str) -> None:
-    trainer, engine = (bf16.trainer, fp32.engine) if coarse == "trainer" else (fp32.trainer, bf16.engine)
-    mixed = Pair(trainer=trainer, engine=engine, dtype="bf16")
+    one, other = (bf16, fp32) if coarse == "trainer" else (fp32, bf16)
+    mixed = Pair(trainer=one.trainer, engine=other.engine, dtype="bf16")
     assert mixed.check().mean > 1e-3
     with pytest.raises(ParityError, match="nats on average"):
         mixed.check(mixed.changed(COARSE["two experts swapped"]))
@@ -287,9 +286,8 @@ def test_one_wrong_engine_of_two_is_enough(dtype: str, request: pytest.FixtureRe
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_no_rounding_explains_what_is_not_a_number(dtype: str, number: float, request: pytest.FixtureRequest) -> None:
     pair: Pair = request.getfixturevalue(dtype)
-    engine = pair.changed(lambda state: state[f"{MLP}.shared_experts.up_proj.weight"][0].fill_(number))
     with pytest.raises(ParityError, match=r"inf nats, should be finite.*differs: model\.layers\.1\.mlp "):
-        pair.check(engine, tolerance=100.0)
+        pair.check(pair.changed(lambda s: s[f"{MLP}.shared_experts.up_proj.weight"][0].fill_(number)), tolerance=100.0)
 
 
 def test_rounding_is_measured_only_where_a_gap_needs_it(fp32: Pair) -> None:

@@ -1,4 +1,4 @@
-"""The one error that is a message to the user; every other exception is a bug and keeps its traceback."""
+"""Errors that are messages to the user; every other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class UserError(ValueError):
     A command prints it as one paragraph. A plain ValueError, from a library or from a mistake of ours, is not caught.
     In `rewards`, which does not know rlkit, the same is a RewardError.
     """
+
+
+class DivergedError(FloatingPointError):
+    """A run that has left the numbers, and was stopped while its weights are still good."""

@@ -33,20 +33,25 @@ def extended(config: DeepseekV3Config, factor: float) -> DeepseekV3Config:
 def write_extended(source: Path, target: Path, factor: float) -> None:
     """Makes `target` the checkpoint `source` with its context stretched: a config.json of its own, links to the rest.
 
-    A target that is there already stays as it is. UserError if the source is no checkpoint of ours.
+    A target that is there already stays as it is. UserError if that was made from another source, or if the source is
+    no checkpoint of ours.
     """
-    if target.exists():
-        return
     longer = extended(DeepseekV3Config.from_folder(source), factor).to_hf()
+    linked = {file.name: file.resolve() for file in source.iterdir() if file.is_file() and file.name != CONFIG}
+    if target.exists():
+        made_from = {file.name: file.resolve() for file in target.iterdir() if file.is_symlink()}
+        if made_from != linked:
+            old = next(iter(made_from.values()), target).parent
+            raise UserError(f"{target} was made from {old}, and not from {source} as it is now; set another output_dir")
+        return
     raw = read_config(source) | {
         key: longer[key] for key in ("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")
     }
     unfinished = target.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.is_file() and file.name != CONFIG:
-            (unfinished / file.name).symlink_to(file.resolve())
+    for name, file in linked.items():
+        (unfinished / name).symlink_to(file)
     (unfinished / CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
     unfinished.rename(target)
 

@@ -18,6 +18,9 @@ from rlkit.rollout.single import judged_groups
 from rlkit.types import Prompt, Step
 from rlkit.watch.stats import Clock, average, describe_rollouts, speeds
 
+GRPO = "grpo"
+"""The name of the stage where a recipe gives it no other."""
+
 
 def train(
     parts: Parts,
@@ -27,13 +30,15 @@ def train(
     max_tokens: int,
     seed: int,
     start: int,
-    stage: str = "grpo",
+    stage: str = GRPO,
 ) -> Iterator[Step]:
     """Runs GRPO steps start + 1 .. cfg.steps and yields after each; a pack holds at most `max_tokens`.
 
-    A step depends on nothing but the weights, the optimiser and its own number, so a run that continues from a
-    checkpoint of step `start` goes exactly where the uninterrupted one went.
+    A step depends on nothing but the weights, the optimiser, its own number and its stage, so a run that continues from
+    a checkpoint of step `start` goes exactly where the uninterrupted one went.
     """
+    # A second stage must not draw the same prompts with the same seeds as the first.
+    seed = seed if stage == GRPO else rollout_seed(seed, stage, 0)
     for step in range(start + 1, cfg.steps + 1):
         drawn = prompts_for_step(prompts, cfg.prompts_per_step, step, seed)
         yield grpo_step(step, drawn, parts, cfg, max_tokens=max_tokens, seed=seed, stage=stage)
@@ -47,7 +52,7 @@ def grpo_step(
     *,
     max_tokens: int,
     seed: int,
-    stage: str = "grpo",
+    stage: str = GRPO,
 ) -> Step:
     """Takes one GRPO step (DeepSeekMath, arXiv:2402.03300, algorithm 1; DeepSeek-R1, arXiv:2501.12948, section 2.2.1).
 
@@ -82,7 +87,8 @@ def grpo_step(
             mtp = MtpTerm(weight=cfg.mtp_weight, detached=True)  # its gradient stays in the MTP modules
             updates = [parts.trainer.update(batch, cfg.objective, lr, mtp) for batch in batches]
         with clock("sync"):
-            agreement, version = parts.sync(step), step
+            version += 1
+            agreement = parts.sync(version)
         numbers |= average(updates) | {"lr": lr} | agreement.numbers
         tokens["train"] = sum(batch.num_tokens for batch in batches)
 

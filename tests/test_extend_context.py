@@ -12,6 +12,7 @@ import torch
 from recipes import extend_context
 from rlkit.config.compose import ConfigError, load_config
 from rlkit.config.runs import ExtendContextRun
+from rlkit.errors import UserError
 from rlkit.extend_context import extended, stage_folder, stage_run, write_extended
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.config import Yarn
@@ -65,6 +66,12 @@ def test_an_extended_checkpoint_is_the_same_weights_with_other_positions(tmp_pat
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["initial"]
     write_extended(tmp_path / "base", tmp_path / "run" / "initial", 2)
     assert DeepseekV3Config.from_folder(tmp_path / "run" / "initial") == after.config, "it was there already"
+    seeded(SHORT, seed=1).save_checkpoint(tmp_path / "another", dtype="fp32")
+    with pytest.raises(UserError, match=r"initial was made from .*base, and not from .*another as it is now"):
+        write_extended(tmp_path / "another", tmp_path / "run" / "initial", 4)
+    (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "model-00001-of-00001.safetensors")
+    with pytest.raises(UserError, match="made from"):
+        write_extended(tmp_path / "base", tmp_path / "run" / "initial", 4)
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         write_extended(tmp_path / "nowhere", tmp_path / "other", 2)
     assert not (tmp_path / "other").exists()

@@ -157,7 +157,7 @@ def taken(step: int, prompts: Sequence[Prompt], parts: Parts, cfg: AlgoConfig) -
 def test_a_step_samples_scores_learns_and_publishes_in_this_order() -> None:
     parts, log = make()
     stats = taken(4, PROMPTS[:2], parts, CFG)
-    assert log.events == ["generate p0,p1", "update lr=0.5", "load 4", "gate"]
+    assert log.events == ["generate p0,p1", "update lr=0.5", "load 1", "gate"]
     assert (stats["reward"], stats["accuracy"], stats["groups"], stats["flat_groups"], stats["masked"]) == (
         0.25,
         0.25,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rlkit.algo import Loss, Schedule
+from rlkit.algo.losses.custom import UserLoss
 from rlkit.loop import grpo_step, train
 from rlkit.types import PolicyPack
 from tests.test_loop import CFG, PROMPTS, make, taken
@@ -55,10 +57,25 @@ def test_advantages_and_weights_follow_the_configuration(scale: str, aggregate: 
     assert float(pack.weights_T[pack.advantages_T > 0].sum()) == pytest.approx(share)
 
 
-def test_a_loss_of_the_users_own_takes_the_place_of_grpos() -> None:
+def test_a_loss_of_the_users_own_takes_the_place_of_grpos(tmp_path: Path) -> None:
     parts, log = make()
     seen: list[Loss] = []
     update = parts.trainer.update
     parts.trainer.update = lambda batch, loss, lr, mtp: seen.append(loss) or update(batch, loss, lr, mtp)  # type: ignore[method-assign, func-returns-value]
-    taken(1, PROMPTS[:2], parts, CFG)
-    assert seen == [CFG.objective] and len(log.batches) == 1
+    (tmp_path / "mine.py").write_text("def mine(logprobs_T, pack): ...\n")
+    cfg = replace(CFG, loss_fn=f"{tmp_path / 'mine.py'}:mine")
+    taken(1, PROMPTS[:2], parts, cfg)
+    assert seen == [UserLoss(name=cfg.loss_fn)] and len(log.batches) == 1
+
+
+def test_two_stages_draw_different_prompts_with_different_seeds_and_versions_count_on() -> None:
+    """The first stage has the seeds that a run of it alone has."""
+    parts, log = make()
+    first = [step.weight_version for step in train(parts, PROMPTS, CFG, max_tokens=64, seed=0, start=0)]
+    alone, drawn = list(log.seeds), [event for event in log.events if event.startswith("generate")]
+    log.seeds.clear()
+    log.events.clear()
+    second = [s.weight_version for s in train(parts, PROMPTS, CFG, max_tokens=64, seed=0, start=0, stage="settle")]
+    assert not set(alone) & set(log.seeds)
+    assert drawn != [event for event in log.events if event.startswith("generate")]
+    assert first + second == list(range(1, 2 * CFG.steps + 1))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rlkit.errors import UserError
 from rlkit.run.inputs import digest
 from rlkit.train.base import Trainer
+from rlkit.watch.metrics import EVAL
 
 CHECKPOINTS = "checkpoints"
 """Their folder, inside the output folder."""
 STATE_FILE = "state.json"
+STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What the name of a stage looks like."""
 FILES = "files"
 """In that file: the fingerprints of all others."""
 
@@ -32,17 +36,35 @@ class Position:
     weight_version: int
     """The version of the weights that the engine had."""
     finished: tuple[str, ...] = ()
-    """The stages before this one, in the order in which the recipe ran them."""
+    """The stages before this one, in the order in which the recipe ran them; some may have had no step to take."""
 
     def steps_done(self, stage: str, total: int) -> int:
         """Steps of a stage that need not be run again."""
         return total if stage in self.finished else self.step if stage == self.stage else 0
 
+    def has_begun(self, stage: str) -> bool:
+        """Says whether the run is inside a stage or behind it."""
+        return stage in (self.stage, *self.finished)
+
+    def begin(self, stage: str) -> Position:
+        """The position before the first step of a new stage; UserError for a name that cannot be one.
+
+        Checkpoints are folders named after their stage, and a resumed run looks for them there.
+        """
+        if not STAGE.fullmatch(stage) or stage == EVAL:
+            raise UserError(
+                f"stage={stage!r} is no name for a stage, because its checkpoints and metrics carry it; use letters, "
+                f"digits, '-' and '_', and not {EVAL!r}"
+            )
+        earlier = (*self.finished, self.stage) if self.stage else self.finished
+        return Position(stage=stage, step=0, weight_version=self.weight_version, finished=earlier)
+
     def after(self, stage: str, step: int, weight_version: int | None) -> Position:
         """The position after a step; a `weight_version` of None means that the engine keeps the weights it had."""
-        version = self.weight_version if weight_version is None else weight_version
-        earlier = self.finished if stage == self.stage or not self.stage else (*self.finished, self.stage)
-        return Position(stage=stage, step=step, weight_version=version, finished=earlier)
+        here = self if stage == self.stage else self.begin(stage)
+        return replace(
+            here, step=step, weight_version=here.weight_version if weight_version is None else weight_version
+        )
 
 
 START = Position(stage="", step=0, weight_version=0)

@@ -13,6 +13,7 @@ from typing import NoReturn
 from rewards import RewardError
 from rlkit.config import TrainingRun
 from rlkit.data.tokenizer import copy_tokenizer
+from rlkit.errors import DivergedError, UserError
 from rlkit.evaluate import evaluate
 from rlkit.interrupt import GO_ON, INTERRUPTED, raise_again
 from rlkit.model.lora import write_adapter
@@ -31,7 +32,7 @@ MODEL = "model"
 """Folder of the trained model, inside the output folder."""
 ADAPTER = "adapter"
 """Folder of LoRA's matrices, inside that of the model, where they are merged in."""
-SAY_ALL = (RewardError, NoVerdictError, ParityError)
+SAY_ALL = (UserError, RewardError, NoVerdictError, ParityError, DivergedError)
 """Errors of a run whose message names what failed and what to do; where they arose in rlkit helps nobody."""
 FULL_BYTES = 2**20
 """A disk with less than this free is full: whatever error a run ended with, this is why."""
@@ -61,6 +62,7 @@ class Run:
         write_inputs(self.cfg)
         self.position = self.restored[1] if self.restored else START
         self._newest = self.restored[0] if self.restored else None
+        self._followed: set[str] = set()
         self.console = Console(self.folder)
         self.metrics = Metrics(
             self.folder,
@@ -96,7 +98,8 @@ class Run:
         if isinstance(error, SAY_ALL):
             for note in getattr(error.__cause__, "__notes__", ()):
                 print(note, file=sys.stderr)
-            self._leave(str(error))
+            # What a part on Ray raises is both: an error of its own class, and Ray's, whose text is a traceback.
+            self._leave(str(getattr(error, "cause", error)))
 
     def _leave(self, message: str) -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
@@ -141,12 +144,18 @@ class Run:
 
         The engine gets the weights too. A run that goes on inside the stage, or behind it, has done this before.
         """
-        if self.position.stage != stage and stage not in self.position.finished:
+        if not self.position.has_begun(stage):
+            self.position = self.position.begin(stage)
             parts.trainer.begin_stage()
             self.sync(parts, self.position.weight_version)
 
     def follow(self, stage: str, total: int, steps: Iterator[Step], parts: Parts) -> None:
         """Takes the steps of a stage behind a progress bar: prints and records each, saves when it is due."""
+        if stage in self._followed:
+            raise UserError(
+                f"stage={stage!r} is followed twice by this recipe; give the second stage a name of its own"
+            )
+        self._followed.add(stage)
         with self.console.bar(named(stage), total, "steps") as bar:
             for step in steps:
                 self.record(step, total, parts)

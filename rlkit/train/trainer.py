@@ -13,6 +13,7 @@ from torch import Tensor
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.algo.packing import tensor_names
+from rlkit.errors import DivergedError, UserError
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import adapter_weights
 from rlkit.train import ranks
@@ -137,16 +138,24 @@ class ModelTrainer:
 
 
 def require_finite(name: str, value: float) -> None:
-    """Stops a run that has left the numbers, while its weights are still good; FloatingPointError says what to do."""
+    """Stops a run that has left the numbers, while its weights are still good; DivergedError says what to do."""
     if not math.isfinite(value):
-        raise FloatingPointError(
+        raise DivergedError(
             f"the {name} is {value}, so no step was taken and the weights are those of the step before; start again in "
-            "another output_dir with a lower schedule.lr"
+            "another output_dir with a lower learning rate (sft.schedule.lr or algo.schedule.lr)"
         )
 
 
 def add_to(sums: dict[str, float], measured: Mapping[str, Tensor]) -> None:
-    """Adds what one pack measured, in float64; one copy from the device for all numbers."""
+    """Adds what one pack measured, in float64; one copy from the device for all numbers.
+
+    UserError if the loss measures of this pack what it did not of another: sums over packs and ranks would be wrong.
+    """
+    if sums and (odd := sorted(sums.keys() ^ measured.keys())):
+        raise UserError(
+            f"algo.loss_fn: {', '.join(odd)} is measured of some packs only; put the same names into sums every time, "
+            "also for a pack whose weights are all 0"
+        )
     values = torch.stack([value.detach().double() for value in measured.values()]).tolist()
     for name, value in zip(measured, values, strict=True):
         sums[name] = sums.get(name, 0.0) + value

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo, sft, sft_then_grpo
+from rlkit.algo.losses.base import TAKEN
 from rlkit.cli import main as cli
 from tests.e2e.runs import ALL_CORES, GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, finish, hide_modules
 
@@ -44,6 +45,10 @@ def test_sft_then_grpo_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "  load " in printed
     assert [line["name"] for line in lines(tmp_path, "eval")] == ["before SFT", "after SFT", "after GRPO"]
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    names = {
+        name.partition("/")[0] for stage in ("sft", "grpo", "eval") for line in lines(tmp_path, stage) for name in line
+    }
+    assert names - {"kl", "clip_fraction"} <= TAKEN, "a loss of the user's own could take its place"
 
 
 def test_the_trained_model_loads_elsewhere(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
+from rlkit.errors import DivergedError, UserError
 from rlkit.interrupt import GO_ON
+from rlkit.parity import ParityError
 from rlkit.parts import PartDiedError
 from rlkit.run.lock import Lock
 from rlkit.run.progress import Run
@@ -91,6 +94,19 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     for error in (ZeroDivisionError("a bug"), ValueError("a bug"), OSError(errno.EACCES, "a bug")):
         with pytest.raises(type(error), match="a bug"), Run(cfg, task):
             raise error
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("algo.loss_fn='f': mend it"), DivergedError("the loss is nan"), ParityError("they disagree")]
+)
+def test_a_message_to_the_user_is_one_line_also_when_it_comes_from_ray(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end(tmp_path, error) == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
+    remote = RayTaskError("update", "a traceback\nof many lines", error, "here", 1, "rank", 7).as_instanceof_cause()
+    assert end(tmp_path, remote) == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_ctrl_c_in_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

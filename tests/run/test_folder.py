@@ -88,6 +88,15 @@ def test_stages_have_the_names_that_a_recipe_gives_them() -> None:
     position = position.after("second-sft", 1, None)
     assert position == Position(stage="second-sft", step=1, weight_version=1, finished=("cold-start", "reasoning-rl"))
     assert [position.steps_done(s, 7) for s in ("cold-start", "reasoning-rl", "second-sft", "last-rl")] == [7, 7, 1, 0]
+    begun = position.begin("nothing-to-do").after("last-rl", 1, 2)
+    assert [begun.has_begun(s) for s in ("cold-start", "nothing-to-do", "last-rl", "another")] == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize("stage", ["", "eval", "phase/one", "../up", "phase one", ".hidden", "a.tmp"])
+def test_a_name_that_no_folder_of_checkpoints_can_have_is_refused(stage: str) -> None:
+    for begin in (START.begin, at("sft", 4).begin, lambda name: at("sft", 4).after(name, 1, 1)):
+        with pytest.raises(UserError, match=r"is no name for a stage.*use letters, digits"):
+            begin(stage)
 
 
 def test_a_kill_while_an_old_one_is_deleted_does_not_block_the_next_start(

@@ -15,8 +15,10 @@ from rlkit.assemble import started
 from rlkit.config import SftThenGrpoRun
 from rlkit.config.compose import load_config
 from rlkit.engine.local import TorchEngine
+from rlkit.errors import UserError
 from rlkit.model import DeepseekV3
 from rlkit.parity import ParityError
+from rlkit.parts import Parts
 from rlkit.run.folder import Position
 from rlkit.run.plan import show
 from rlkit.run.prepare import INITIAL, Task, initial_checkpoint
@@ -134,6 +136,31 @@ def test_a_stage_begins_with_the_policy_as_reference_and_no_moments(tmp_path: Pa
         run.record(learned(1), 3, parts)
         run.begin_stage("grpo", parts)
         assert trainer.stepper.optimizer.state, "a run that goes on inside the stage has done this before"
+
+
+def test_a_run_that_goes_on_in_its_third_stage_begins_none_anew(tmp_path: Path) -> None:
+    """Nor one that had no step to take, and so no checkpoint."""
+    cfg, task = configured(tmp_path, "checkpoint.every=1")
+    stages = ("warm-up", "explore", "empty", "settle")
+
+    def live(run: Run, parts: Parts, steps: int) -> list[str]:
+        begun: list[str] = []
+        parts.trainer.begin_stage = lambda: begun.append(stage)  # type: ignore[method-assign]
+        for stage in stages:
+            if stage != "warm-up":
+                run.begin_stage(stage, parts)
+            total = 0 if stage == "empty" else steps
+            done = [replace(learned(k), stage=stage) for k in range(run.steps_done(stage, total) + 1, total + 1)]
+            run.follow(stage, total, iter(done[:1] if stage == "settle" else done), parts)
+        return begun
+
+    with Run(cfg, task) as run, started(cfg, run) as parts:
+        assert live(run, parts, 2) == ["explore", "empty", "settle"]
+    with Run(cfg, task) as run, started(cfg, run) as parts:
+        assert run.position == Position(stage="settle", step=1, weight_version=1, finished=stages[:3])
+        assert live(run, parts, 2) == []
+        with pytest.raises(UserError, match="stage='settle' is followed twice"):
+            run.follow("settle", 2, iter([]), parts)
 
 
 def test_the_export_is_the_policy(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step() -> None:
     before = weights(trainer)
     [batch] = rollouts()
     spoiled = tuple(replace(p, old_logprobs_T=p.old_logprobs_T * float("nan")) for p in batch.packs)  # type: ignore[call-arg, attr-defined]
-    with pytest.raises(FloatingPointError, match=r"the loss is nan, so no step was taken .* lower schedule.lr"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan, so no step was taken .* lower learning rate"):
         trainer.update(replace(batch, packs=spoiled), GrpoLoss(), 1e-2)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(trainer).items())
 

@@ -10,6 +10,16 @@ from torch import Tensor
 
 from rlkit.types import Pack
 
+TAKEN = frozenset((
+    *("stage", "step", "name", "elapsed_s", "weight_version", "tokens", "tok_s", "parity", "parity_mean", "problems"),
+    *("loss", "entropy", "mtp_loss", "grad_norm", "logprob_gap", "lr"),
+    *("balance_loss", "max_violation", "mean_violation", "load_entropy"),
+    *("reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "drafts_accepted"),
+    *("part", "log", "reason", "reward_p50_s", "reward_p99_s"),
+    *("sample_s", "score_s", "train_s", "sync_s", "sample_tok_s", "train_tok_s"),
+))  # fmt: skip
+"""Names that the trainer, the loop and the record give to numbers of their own; a loss of yours needs others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
@@ -21,7 +31,8 @@ class LossTerms:
     loss: Tensor
     sums: Mapping[str, Tensor]
     """Numbers under the names that people read, each a sum over the pack's tokens with the weights of the loss, so that
-    packs and ranks add up to the mean over the batch. They carry no gradient."""
+    packs and ranks add up to the mean over the batch. They carry no gradient. The names are the same for every pack,
+    and none of those that a step has anyway (`TAKEN`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rewards.failure import described
 from rewards.own_files import import_file, import_name
-from rlkit.algo.losses.base import LossTerms
+from rlkit.algo.losses.base import TAKEN, LossTerms
 from rlkit.errors import UserError
 from rlkit.types import Pack
 
@@ -41,10 +42,19 @@ class UserLoss:
             ) from error
 
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
-        """Calls the user's function; TypeError if it returns anything but LossTerms."""
+        """Calls the user's function; UserError if it returns what is no loss, or numbers that cannot be added up."""
         terms = find_loss(self.name)(logprobs_T, pack, **self.settings)
         if not isinstance(terms, LossTerms):
-            raise TypeError(f"algo.loss_fn={self.name!r} returned a {type(terms).__name__}; write {EXPECTED}")
+            raise UserError(f"algo.loss_fn={self.name!r} returned a {type(terms).__name__}; write {EXPECTED}")
+        for name, number in {"loss": terms.loss, **terms.sums}.items():
+            if not isinstance(number, Tensor) or number.ndim:
+                what = f"a tensor of shape {tuple(number.shape)}" if isinstance(number, Tensor) else repr(number)
+                raise UserError(
+                    f"algo.loss_fn={self.name!r}: {name} is {what}; give a tensor without dimensions, for instance "
+                    "(pack.weights_T * number_T).sum()"
+                )
+        if taken := sorted(name for name in terms.sums if name.partition("/")[0] in TAKEN):
+            raise UserError(f"algo.loss_fn={self.name!r}: a step has a number named {taken[0]!r} already; rename yours")
         return terms
 
 
@@ -60,6 +70,8 @@ def find_loss(name: str) -> Callable[..., LossTerms]:
         raise UserError(f"algo.loss_fn={name!r}: the file {place} does not exist; correct the path") from error
     except ModuleNotFoundError as error:
         raise UserError(f"algo.loss_fn={name!r}: {error}; install it, or use file.py:function") from error
+    except Exception as error:
+        raise UserError(f"importing algo.loss_fn={name!r} failed: {described(error)}") from error
     if not callable(getattr(module, attribute, None)):
         raise UserError(f"algo.loss_fn={name!r}: {place} has no function {attribute!r}; write {EXPECTED}")
     return getattr(module, attribute)

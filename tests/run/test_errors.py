@@ -212,6 +212,7 @@ def test_parts_that_do_not_go_together(
     assert words in refusal(capsys, tmp_path, "data.train_size=50", "data.eval_size=20", *overrides)
 
 
+@pytest.mark.slow
 def test_a_tied_model_of_ours_starts_another_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Its file holds the head for vLLM, which `model.path` took for a tensor that nobody knows."""
     tied = ["model.architecture.tie_word_embeddings=true", "evaluation.sampling.max_new_tokens=2"]

@@ -22,6 +22,7 @@ SHORT = ["data.train_size=20", "data.eval_size=4", "engine.max_model_len=64", "e
 RUN = [*LOCAL, *SHORT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek", "hf"])
 def test_tokenizer_and_end_tokens_go_from_the_base_into_the_export(kind: str, tmp_path: Path) -> None:
     """The base is that of R1-Distill-Llama in small: a byte-level tokenizer.json under the name of another class."""

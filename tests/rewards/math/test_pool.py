@@ -283,6 +283,7 @@ def test_a_fork_of_the_caller_does_not_share_its_workers(pool: Pool) -> None:
     assert pool.ask(ROOTS, 5) == "correct" and busy(pool).process.pid == pid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_busy", [False, True])
 def test_no_worker_outlives_a_killed_caller(is_busy: bool) -> None:
     script = (

@@ -70,9 +70,17 @@ def one_of(key: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"{key}={value!r} is unknown; use {' or '.join(choices)}{suggestion(value, choices)}")
 
 
+ELSEWHERE = {"learning_rate": "lr", "beta": "kl_coef", "num_generations": "group_size", "kl_loss_coef": "kl_coef"}
+"""What TRL and verl call a setting, and its name here."""
+
+
 def suggestion(word: str, known: Sequence[str]) -> str:
     """Returns the known word nearest to a misspelt one, as the end of an error message; "" if none is near."""
-    near = difflib.get_close_matches(word, known, n=1)
+    # A key is first looked for by its last part, which people know from elsewhere: algo.lr is algo.schedule.lr.
+    group, _, last = word.rpartition(".")
+    last = ELSEWHERE.get(last, last)
+    ends = [key for key in known if group and key.endswith(f".{last}")]
+    near = sorted(ends, key=lambda key: not key.startswith(group)) or difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

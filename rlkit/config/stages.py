@@ -104,6 +104,10 @@ class AlgoConfig:
 
     def __post_init__(self) -> None:
         """Refuses groups that cannot be compared and batches that do not divide."""
+        if self.loss_settings and not self.loss_fn:
+            raise UserError(
+                f"algo.loss_settings={self.loss_settings} are arguments of algo.loss_fn, which is empty; set that too"
+            )
         whole("algo.steps", self.steps)
         whole("algo.prompts_per_step", self.prompts_per_step, least=1)
         whole("algo.group_size", self.group_size, least=2, fix="an advantage compares the rollouts of one group")

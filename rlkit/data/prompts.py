@@ -49,7 +49,9 @@ def to_prompts(
         if len(tokens) > max_prompt_tokens:
             raise UserError(
                 f"the prompt of row {row.id!r} has {len(tokens)} tokens, but only {max_prompt_tokens} fit before the "
-                "completion: raise engine.max_model_len, lower max_new_tokens, or remove the row"
+                f"completion: raise engine.max_model_len by {len(tokens) - max_prompt_tokens}, lower "
+                "algo.sampling.max_new_tokens or evaluation.sampling.max_new_tokens, whichever is larger, or remove "
+                "the row"
             )
         prompts.append(Prompt(id=row.id, tokens=tokens, text=text, meta=row.meta))
     return tuple(prompts)

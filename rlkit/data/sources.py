@@ -92,6 +92,8 @@ def _read_file(path: Path, key: str) -> list[dict[str, Any]]:
 
 
 def _parse_json(text: str) -> Iterator[dict[str, Any]]:
+    if _is_object(text):
+        raise ValueError("it is one JSON object; give a list of rows, or one row a line")
     if text.lstrip().startswith("["):  # one list of rows, whatever the file's ending says
         rows = enumerate(json.loads(text), start=1)
         unit = "entry"
@@ -102,6 +104,16 @@ def _parse_json(text: str) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise ValueError(f'{unit} {number} is not an object such as {{"question": "...", "answer": "..."}}')
         yield row
+
+
+def _is_object(text: str) -> bool:
+    """Says whether a text is a JSON object over several lines, which is no row and holds none that could be found."""
+    if not text.lstrip().startswith("{\n"):
+        return False
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _parse_lines(text: str) -> Iterator[tuple[int, Any]]:

@@ -247,7 +247,10 @@ def read_json(folder: Path) -> dict[str, Any]:
     """Returns the content of any checkpoint's config.json; raises UserError if it is not there or not JSON."""
     file = folder / CONFIG
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
+        raise UserError(
+            f"{folder}: no such folder; give the folder of a checkpoint as model.path (a model of the hub has to be "
+            "downloaded first: hf download OWNER/NAME --local-dir FOLDER)"
+        )
     if not file.is_file():
         raise UserError(f"{file}: missing; give a folder that save_checkpoint or save_pretrained wrote")
     try:

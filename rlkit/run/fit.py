@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from rlkit.config import TrainingRun
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
+from rlkit.model.config import read_json
 from rlkit.model.lora import choose_targets
+
+SHAPE = "model.architecture."
+"""What the keys of a new model's shape begin with."""
 
 
 def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
@@ -21,6 +28,26 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     _check_balance(cfg, architecture)
     if cfg.trainer.lora is not None:
         choose_targets(architecture.empty_model(), cfg.trainer.lora.targets)
+
+
+def check_shape(cfg: TrainingRun, overrides: Sequence[str]) -> None:
+    """Raises UserError where the command line asks for another shape than that of the checkpoint in `model.path`.
+
+    The checkpoint decides: a key below `model.architecture` describes a new model.
+    """
+    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    keys = sorted(key for key in given if key.startswith(SHAPE) and key != f"{SHAPE}vocab_size")
+    if not cfg.model.path or not keys:
+        return
+    raw = read_json(Path(cfg.model.path))
+    for key in keys:
+        name = key.removeprefix(SHAPE)
+        asked = getattr(cfg.model.architecture, name, None)
+        if name in raw and asked != raw[name]:
+            raise UserError(
+                f"{key}={asked}, but the checkpoint in model.path={cfg.model.path} has {raw[name]}, which a run cannot "
+                f"change; leave {key} out, or model.path for a new model"
+            )
 
 
 def _refuse(problem: str | None, key: str = "") -> None:

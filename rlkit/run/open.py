@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from rlkit.config import TrainingRun
 from rlkit.config.compose import clear_errors, load_config, parse_command
+from rlkit.run.fit import check_shape
 from rlkit.run.plan import show
 from rlkit.run.progress import Run
 
@@ -25,5 +26,6 @@ def open_run(recipe: str | Path, cls: type[R], argv: Sequence[str] | None) -> tu
     with clear_errors():
         command = parse_command(recipe, sys.argv[1:] if argv is None else argv)
         cfg = load_config(recipe, cls, command.overrides)
+        check_shape(cfg, command.overrides)
         task = show(cfg, print_only=command.print_only)
         return None if task is None else (cfg, Run(cfg, task))

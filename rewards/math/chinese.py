@@ -16,7 +16,7 @@ _UNITS = {
     "分": "min",
     "小时": "h", "时": "h", "天": "days", "日": "days", "周": "weeks", "星期": "weeks", "年": "years",
     "度": "degrees", "摄氏度": "celsius", "米每秒": "m/s", "千米每小时": "km/h", "公里每小时": "km/h",
-    "平方": "m^2", "立方": "m^3", "个": "", "平方单位": "square units", "立方单位": "cubic units",
+    "个": "", "平方单位": "square units", "立方单位": "cubic units",
 }  # fmt: skip
 _SIZES = {"万": "myriad", "亿": "hundred million", "千": "thousand", "百万": "million", "百": "hundred"}
 _SPOKEN = {
@@ -30,8 +30,12 @@ _IN_ALL = re.compile("^(?:一共|总共|共)有?\\s*(?=[0-9])")
 _OR = re.compile(r"\\text\s*\{\s*(?:或者?)\s*\}|或者?")
 # "and" joins values only before a number, a formula or a bracket; 和为 is "the sum is".
 _AND = re.compile(rf"\\text\s*\{{\s*(?:和|与|及|且|以及|并且)\s*\}}|(?:以及|并且|[和与及且])(?=\s*[^\s{HAN}])")
-NO_UNITS = re.compile("[不非没无错否或与和约余超]|以上|以下|左右|至少|至多|大于|小于|等于|之间")
+NO_UNITS = re.compile(
+    "[不非没无错否或与和约余超半折几]|以上|以下|左右|至少|至多|大于|小于|等于|之间|分之|次方|方根|根号|阶乘|倍数|[的比]"
+    "|^多|[个只条元米克升岁人]多|^成(?!人)|(?:平方|立方|倒数|相反数)$"
+)
 """Words that say more of a number than what it counts."""
+_FRACTION = re.compile(r"(?<![\d.])([0-9]+)\s*分之\s*([0-9]+)(?![\d.])")
 _RUN = re.compile(rf"\\text\s*\{{\s*([{HAN}/]+)\s*\}}|([{HAN}]+(?:/[{HAN}]+)*)")
 _WHOLE = re.compile(rf"[{HAN}\s,.:;!?(){{}}]+")
 
@@ -41,7 +45,7 @@ def translated(text: str) -> str:
     if not re.search(f"[{HAN}]", text):
         return text
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
-    text = _ABOUT.sub(r"\\approx ", _IN_ALL.sub("", text))
+    text = _FRACTION.sub(r"\\frac{\2}{\1}", _ABOUT.sub(r"\\approx ", _IN_ALL.sub("", text)))
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip(" .")
     if _WHOLE.fullmatch(bare):
         return rf"\text{{{_SPOKEN.get(bare, bare)}}}"

@@ -21,8 +21,10 @@ def is_name(tree: Tree) -> bool:
         return is_name(parts[0]) and (
             parts[1] == ("num", Fraction(-1)) or parts[0][0] == "fn" or parts[0][1] in ("\\sigma", "\\chi")
         )
-    if kind == "fn":
-        return all(is_name(part) or (tree[1] in _ANGLES and variables(part)) or _is_choice(part) for part in tree[2:])
+    if kind == "fn":  # ln x = 5 is to be solved for x
+        return tree[1] not in ("\\ln", "\\log", "\\lg", "\\exp") and all(
+            is_name(part) or (tree[1] in _ANGLES and variables(part)) or _is_choice(part) for part in tree[2:]
+        )
     if kind == "abs" and len(variables(tree)) > 1:
         return True
     if kind == "mul" and parts[1][0] == "pow":  # the square of a side, AB^2

@@ -32,7 +32,13 @@ from rewards.math.value import variables, walk
 
 __all__ = ["Symbolic", "Tree", "parse"]
 _DOUBT = "not?|never|cannot|wrong|incorrect|false|impossible|unlikely|maybe|perhaps|possibly|probably|if|unless|either"
-_SAYS = re.compile(rf"(?!.*(?:n't|\b(?:{_DOUBT}))\b)(.*\S)\s*(?::|\bis|\bare)", re.IGNORECASE | re.DOTALL)
+_OTHER = (
+    r"(?:its|their|whose)\s+(?:\w+\s+)?(?:square|cube|root|negative|opposite|reciprocal|inverse|double|half|factorial)"
+)
+_BOUND = r"(?:than|at\s+least|at\s+most|above|below|over|under|beyond|plus|minus|times)\s*(?::|$)"
+_SAYS = re.compile(
+    rf"(?!.*(?:n't|\b(?:{_DOUBT}|{_OTHER}))\b)(?!.*\b{_BOUND})(.*\S)\s*(?::|\bis|\bare)", re.IGNORECASE | re.DOTALL
+)
 """A text that names the value behind it: "Alice:", "The area is"."""
 _WHEN = re.compile(r"(?:if|when|for|where|as)\b\s*", re.IGNORECASE)
 

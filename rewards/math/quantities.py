@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from rewards.math.value import walk
 if TYPE_CHECKING:
     from rewards.math.compare import Comparison
 
+_RADIANS = re.compile("rad(?:ian)?s?", re.IGNORECASE)
 _PLAIN = Unit(dimension=None, scale=Fraction(1))
 
 
@@ -44,6 +46,7 @@ def same_residue(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 def same_quantity(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     """Returns whether two quantities are the same by the rules: 1 m is 100 cm, 20% is 0.2, 180 degrees is pi."""
+    radians = [tree[0] == "unit" and _RADIANS.fullmatch(tree[2].strip()) is not None for tree in (gold, answer)]
     (gold, unit), (answer, other) = _measure(gold), _measure(answer)
     if any(node[0] in ANSWERS for tree in (gold, answer) for node in walk(tree)):
         return False
@@ -62,7 +65,7 @@ def same_quantity(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         verdict = equal(*(tree[1] if tree[0] == "pct" else tree for tree in (gold, answer)))
         if verdict is not False or rules.percent == "ignore":
             return verdict
-    if "deg" in (gold[0], answer[0]) and gold[0] != answer[0] and rules.units != "required":
+    if "deg" in (gold[0], answer[0]) and gold[0] != answer[0] and rules.units != "required" and not any(radians):
         verdict = equal(*(tree[1] if tree[0] == "deg" else tree for tree in (gold, answer)))
         if verdict is not False:
             return verdict

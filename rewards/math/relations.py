@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from rewards.math.expressions import Tree
+from rewards.math.inequalities import NoSet, float_of
 from rewards.math.lists import same_in_order
 from rewards.math.names import is_name, named_values, states_value
 from rewards.math.notation import ANSWERS
@@ -84,7 +85,35 @@ def value_of(chain: Tree, rules: Comparison, is_decimal: bool = False) -> Tree |
         return members[0]  # 5 = x
     if any(rules.equal(worth(stated[0]), worth(member)) is False for member in stated[1:]):
         return None
+    if any(not _is_about(*members[at : at + 2]) for at, relation in enumerate(relations) if relation == "~"):
+        return None
     return stated[-1]
+
+
+def _is_about(value: Tree, near: Tree) -> bool:
+    """Returns whether a value is near another to the last digit that is written, as 1.414 and 1.41 are.
+
+    What no float can be, such as a name, may be anything.
+    """
+    if near[0] == "unit" and value[0] in ("unit", near[1][0]):
+        value, near = (value[1] if value[0] == "unit" else value), near[1]
+    try:
+        size, other = float_of(value), float_of(near)
+    except NoSet:
+        return True
+    step = _last_place(near) or _last_place(value) or 0.1 * max(abs(size), abs(other))
+    return abs(size - other) < step or size == other
+
+
+def _last_place(tree: Tree) -> float | None:
+    """Returns what one more in the last digit would add: 0.01 for 1.41, and 100 for 1200; None for no numeral."""
+    if tree[0] == "pct":
+        return None if (step := _last_place(tree[1])) is None else step / 100
+    if tree[0] not in ("num", "dec") or not tree[1]:
+        return None
+    return next(
+        (10.0**-places for places in range(-12, 30) if (tree[1] * Fraction(10) ** places).denominator == 1), None
+    )
 
 
 def _same_chains(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:

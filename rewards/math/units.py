@@ -57,7 +57,8 @@ _NO_UNITS = frozenset(
         "solutions versus vs unless other another possibly probably likely whichever also alternatively though "
         "although however while whereas given when assuming one two three four five six seven eight nine ten eleven "
         "twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
-        "eighty ninety",
+        "eighty ninety factorial halves halved thirds fourths fifths sixths sevenths eighths ninths tenths hundredths "
+        "thousandths tens score doubled tripled mod modulo",
     )
 )
 """Words that say more of a number than what it counts."""
@@ -134,7 +135,12 @@ def can_be_unit(text: str) -> bool:
     if not words:
         return False
     unknown = [word for word in words if not _is_known(word)]
-    if NO_UNITS.search(text) or any(len(word) > MAX_LETTERS for word in unknown):
+    # Of 5 squared it is the number that is squared, and no unit.
+    if (
+        words[0].casefold() in ("squared", "cubed")
+        or NO_UNITS.search(text)
+        or any(len(word) > MAX_LETTERS for word in unknown)
+    ):
         return False
     if unknown and (len(unknown) > MAX_UNKNOWN or re.search(r"[^\w\s^{}*/.\\-]", text)):
         return False

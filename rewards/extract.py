@@ -9,11 +9,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from rewards.last_value import last_value
+
 Extraction = Literal["strict", "lenient", "last"]
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"(?<!\\)(?:\\\\)*\\(?:boxed|fbox)\s*\{")
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_BARE_BOX = re.compile(r"(?<!\\)(?:\\\\)*\\(?:boxed|fbox)\s*([^\s{}$.,;\\]+)")
+# A formula that goes on behind the box was meant to stand in it, and a word is no answer: "write it in \\boxed and ..."
+_BARE_BOX = re.compile(
+    r"(?<!\\)(?:\\\\)*\\(?:boxed|fbox)\s*((?=[-+0-9A-Za-z(\[])(?![A-Za-z]{2})(?:[^\s{}$.,;\\]|[.,](?=[0-9]))++)"
+    r"(?!\\[A-Za-z]|[ \t]*(?:[-+*/=<>^_{]|\\(?:[a-zA-Z]|[{}])))"
+)
 _PHRASE = re.compile(
     r"\banswer\b(?:[ \t]{1,3}\w{1,12}\b){0,4}?[ \t*]{0,4}(?:\bis\b|[:=\uff1a])(?:\*\*)?[ \t:]{0,4}"
     # "the answer is" in Chinese
@@ -25,15 +31,6 @@ _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*
 _WORDS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3}")
 _SENTENCE_END = re.compile(r"[.?](?:\s|$)|[\u3002\uff01\uff1f]|\n")
 _ALONE = re.compile(r"[-+]?\\?\$?\s?[0-9][0-9.,/ ]*%?")
-_ATOM = (  # of a formula without dollars: a command, a group, digits, brackets, or a letter that stands alone
-    r"(?:\\(?:[A-Za-z]+|[%$])|\{[^{}\n]*(?:\{[^{}\n]*\}[^{}\n]*)*\}|[0-9]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"
-    r"|[.,](?=[0-9])|[()|^_!'%]|\s(?=\\[A-Za-z]|[b-z](?![A-Za-z])))+"
-)
-_VALUE = re.compile(
-    r"\$\$(.+?)\$\$|\$(?![\s$])([^$\n]+?)(?<!\s)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]"
-    rf"|(?:(?<![\w)}}])[-+])?\$?{_ATOM}(?:\s?[-+*/=<>:]\s?[-+]?{_ATOM})*",
-    re.DOTALL,
-)
 TAIL = 2_000
 """Characters at the end in which a closing phrase is looked for."""
 
@@ -95,7 +92,7 @@ def extract(completion: str, thinking: bool = False, extraction: Extraction = "s
             place = "phrase"
         elif found := _line(completion, tail):
             place = "line"
-        elif extraction == "last" and (found := _last_value(completion, tail)):
+        elif extraction == "last" and (found := last_value(completion, tail)):
             place = "last"
         begin, end = found or (0, 0)
     if place is None:
@@ -105,7 +102,19 @@ def extract(completion: str, thinking: bool = False, extraction: Extraction = "s
 
 
 def last_box(text: str) -> tuple[int, int] | None:
-    r"""Finds the place of what stands in the last balanced `\boxed{...}` or `\fbox{...}`; of nested ones the outer."""
+    r"""Finds what stands in the last `\boxed{...}`, `\fbox{...}` or `\boxed 5`; of nested ones the outer."""
+    box = _last_braces(text)
+    bare = next(reversed(list(_BARE_BOX.finditer(text))), None)
+    return bare.span(1) if bare and (box is None or bare.start() > box[1]) else box
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Returns what a solution boxes last: the content of `\boxed{...}` or `\fbox{...}`, or the 5 of `\boxed 5`."""
+    box = last_box(text)
+    return text[slice(*box)].strip() if box else None
+
+
+def _last_braces(text: str) -> tuple[int, int] | None:
     first = _BOX.search(text)
     if first is None:
         return None
@@ -120,15 +129,6 @@ def last_box(text: str) -> tuple[int, int] | None:
             found = (start, match.start()) if boxed else found
         is_box = len(token) > 2
     return found
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Returns what a solution boxes last: the content of `\boxed{...}` or `\fbox{...}`, or the 5 of `\boxed 5`."""
-    box = last_box(text)
-    bare = next(reversed(list(_BARE_BOX.finditer(text))), None)
-    if bare and (box is None or bare.start() > box[1]):
-        return bare[1]
-    return text[slice(*box)].strip() if box else None
 
 
 def _tag(text: str, begin: int) -> tuple[int, int] | None:
@@ -163,12 +163,3 @@ def _line(text: str, begin: int) -> tuple[int, int] | None:
     if formula and not (formula.group().startswith("**") and _WORDS.search(formula.group())):
         return formula.span(formula.lastindex or 0)
     return (start, start + len(line)) if _ALONE.fullmatch(line) else None
-
-
-def _last_value(text: str, begin: int) -> tuple[int, int] | None:
-    """Returns the place of the last formula between dollars, or of the last run of signs with a number in it."""
-    found = None
-    for match in _VALUE.finditer(text, begin):
-        if match.lastindex or re.search(r"[0-9]|\\[A-Za-z]", match.group()):
-            found = match.span(match.lastindex or 0)
-    return found

@@ -46,8 +46,21 @@ BOX = r"\boxed{7}"
         (r"<think>\boxed{7}", None, None),
         (r"<think>\boxed{7}</think>", None, None),
         (r"<think>a</think>\boxed{7}<think>", None, None),
-        (r"\boxed 7", None, None),
-        (r"\boxed7", None, None),
+        (r"\boxed 7", "7", "boxed"),
+        (r"\boxed7", "7", "boxed"),
+        (r"$\boxed 7$", "7", "boxed"),
+        (r"\boxed 3.5.", "3.5", "boxed"),
+        (r"\boxed -1,234", "-1,234", "boxed"),
+        (r"\boxed{6} so \boxed 7", "7", "boxed"),
+        (r"\boxed 6 so \boxed{7}", "7", "boxed"),
+        (r"\boxed{\boxed 7}", r"\boxed 7", "boxed"),
+        (r"\boxed 7 cm", "7", "boxed"),
+        (r"\boxed 7\pi", None, None),
+        (r"\boxed 7 \times 2", None, None),
+        (r"\boxed 7 + 2", None, None),
+        (r"\boxed 7^2", "7^2", "boxed"),
+        (r"\boxed{7}, written in \boxed and then", "7", "boxed"),
+        (r"it goes in \boxed.", None, None),
         (r"\\boxed{7}", None, None),
         (r"boxed{7}", None, None),
         ("<answer>7", None, None),
@@ -122,6 +135,9 @@ def test_a_prompt_that_opened_a_thought() -> None:
         ("16 - 3 = 13", "16 - 3 = 13", "last"),
         ("so **9**.", "9", "last"),
         ("It is $9$, which took 2 steps", "2", "last"),  # the weakest of the three: nothing says what the answer is
+        ("see sin(x) or (which is odd)", None, None),
+        ("the area is 5 cm^2.", "5 cm^2", "last"),
+        ("then (5), b", "(5)", "last"),
         (r"\boxed{7} and then 8", "7", "boxed"),
         ("<answer>7</answer> and then 8", "7", "answer"),
         ("The answer is 7. I checked it 2 times.", "7", "phrase"),
@@ -138,6 +154,78 @@ def test_last(completion: str, text: str | None, place: str | None) -> None:
     answer = extract(completion, extraction="last")
     assert (answer and answer.text, answer and answer.place) == (text, place)
     assert extract(completion) is None or place in ("answer", "boxed")
+
+
+FORMULAS = [
+    *(r"x \geq 5", r"2 \pm 3", r"3 \times 5", r"4.2 \times 10^{-4}", "4.2 x 10^-4", r"\{1, 2\}", r"\sqrt[3]{2}", "3xy"),
+    *(
+        "(0, 5]",
+        "(3, -4)",
+        "(x+1)(x-2)",
+        "2(3(4(5)+1)+1)",
+        r"\left(0, 5\right]",
+        "(1, 2), (3, 4)",
+        "[1, 2)",
+        "(1, (2))",
+    ),
+    *(
+        "\u03c0/2",
+        "2\u221a3",
+        "\u221a2",
+        "25\u03c0",
+        "3 \u2264 x \u2264 5",
+        "\u00bd",
+        "2 \u221a3",
+        "10\u207b\u2074",
+        "5\u00b2",
+    ),
+    *(
+        "x\u2081 = 3",
+        "\u22125",
+        "\u00b15",
+        "2 \u00d7 3",
+        "a \u2265 -5",
+        "\u221e",
+        "30\u00b0",
+        "\u221b2",
+        "[1, 2) \u222a (3, 4]",
+    ),
+    *(
+        "sin(5)",
+        "sin 5",
+        "log_2 5",
+        "f(5) = 6",
+        "|x| = 5",
+        r"x \in (0, 1)",
+        r"x \ne -\frac{1}{2}",
+        r"x \ne - 5",
+        "x^-2",
+    ),
+    *(
+        r"\frac 1 2",
+        r"5\text{ cm}",
+        r"5 \text{ cm}",
+        "5 cm^2",
+        "5cm^2",
+        "2 pi",
+        r"\pi \approx 3.14",
+        r"30^\circ",
+        "3:4",
+    ),
+    *(r"3 \leq x < 5", "24\u5206\u4e4b7", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\sqrt 2", r"2 \cdot 3", "x < -5"),
+]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("frame", ["so we find {}", "so we find {}.", "This comes to {}, as it should.", "**{}**"])
+def test_last_takes_a_formula_whole(formula: str, frame: str) -> None:
+    answer = extract(frame.format(formula), extraction="last")
+    assert answer and answer.text == formula
+
+
+@pytest.mark.parametrize("text", ["so it is ab/5", "in cm^2", "(see above)", "x^", "sqrt(see above)"])
+def test_last_finds_no_part_of_a_formula(text: str) -> None:
+    assert extract(text, extraction="last") is None
 
 
 @pytest.mark.parametrize(

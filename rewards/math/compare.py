@@ -46,6 +46,10 @@ class Comparison:
         if gold[0] == answer[0] == "num":
             return False
         gold, answer = plain(gold), plain(answer)
+        if _is_number_set(gold) or _is_number_set(answer):
+            gold, answer = _number_set(gold), _number_set(answer)
+            if gold == answer:
+                return True
         kinds = {gold[0], answer[0]}
         if "text" in kinds:
             return _spelled(gold) is not None and _spelled(gold) == _spelled(answer)
@@ -73,6 +77,11 @@ def plain(tree: Tree) -> Tree:
 
 def _is_number_set(tree: Tree) -> bool:
     return tree[0] == "sym" and tree[1].startswith("\\mathbb")
+
+
+def _number_set(tree: Tree) -> Tree:
+    """Returns a bare R as the set of real numbers, which it is beside such a set; other trees as they are."""
+    return ("sym", f"\\mathbb{tree[1]}") if tree[0] == "sym" and tree[1] in "RZNQC" else tree
 
 
 def _spelled(tree: Tree) -> str | None:

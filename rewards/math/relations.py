@@ -29,7 +29,9 @@ def same_relation(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         if any(tree[0] == "those" and tree[1][0] not in ("sym", "chain") for tree in (gold, answer)):
             return False  # a set of points, and no value that its condition states
         gold, answer = conditions_of(gold), conditions_of(answer)
-        return rules.equal(gold, answer) or same_set(gold, answer, rules.judge)
+        verdict = rules.equal(gold, answer)
+        found = verdict or same_set(gold, answer, rules.judge)
+        return verdict if found is False else found
     if gold[0] == answer[0]:
         return _same_chains(gold, answer, rules)
     chain, other = (gold, answer) if gold[0] == "chain" else (answer, gold)

@@ -122,7 +122,7 @@ def _solved(tree: Tree, judge: Judge) -> tuple[Tree, str | None]:
             found = ("inter", _INTEGERS, ("tuple", "[", ")", ("num", Fraction(0)), _INFINITY))
         return found, name
     if tree[0] not in ("union", "inter", "minus", "list"):
-        return tree, None
+        return _WHOLE.get(tree, tree), None
     if tree[0] == "list" and not any(part[0] in _WITH_SETS for part in tree[1:]):
         return ("set", *tree[1:]), None
     parts, names = [], set[str]()

@@ -88,8 +88,23 @@ _COMMANDS = (
     (re.compile(rf"(?<=\d)\s*(?:\^\s*\{{\s*{_ORDINAL}\s*\}}|\^?\s*{_ORDINAL})"), " "),
     (re.compile(r"(?<=\d)(?:\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)\b)"), " "),
     (re.compile(r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}"), r"\\text{\1/\2}"),
+    # behind the sign of membership, a bare letter is a set of numbers: k \in Z
+    (
+        re.compile(r"\\in\s*(?:\\text\s*)?(?:\{\s*([RZNQC])\s*\}|([RZNQC]))(?![A-Za-z'(])"),
+        lambda found: rf"\in \mathbb{{{found[1] or found[2]}}}",
+    ),
+    # N^*, N_+ and Z^+ are the positive integers
+    (
+        re.compile(
+            r"\\mathbb\s*(?:\{\s*N\s*\}\s*[\^_]\s*(?:\{\s*[*+]\s*\}|[*+])|\{\s*Z\s*\}\s*[\^_]\s*(?:\{\s*\+\s*\}|\+))"
+        ),
+        r"\\mathbb{N}_+",
+    ),
     # k\pi (k \in Z): a condition in brackets behind a value
-    (re.compile(r"(?<=[\da-z)}\]])\s*\(([^()]*(?:\\(?:in|le|ge|ne)(?![A-Za-z])|[<>])[^()]*)\)$"), r", \1"),
+    (
+        re.compile(r"(?<=[\da-z)}\]])\s*\(([^()]*(?:\\(?:in|le|ge|ne)(?![A-Za-z])|[<>])[^()]*)\)(?=\s*(?:\\\})?$)"),
+        r", \1",
+    ),
     (re.compile(r"(?<=[\d)}\]])(or|and)(?=[A-Z(\d\\]|[a-z]\s*[=(<>])"), r" \1 "),
 )
 _SYSTEM = re.compile(
@@ -103,6 +118,7 @@ _LEAD = re.compile(
 _SAID = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
 _ABOUT = re.compile(r"(?:\\approx|\\text\s*\{\s*(?:approximately|about)\s*\}|approximately\b|about\b)\s*")
 _TRAILING = re.compile(r"\s*(?:\\\\|\\,|(?<!\\)[,;]|(?<!\.)\.)$")
+_STARS = re.compile(r"^\*+|(?<![\^_*])\*+$")  # N^* keeps its own
 _FRENCH = re.compile(r"([\]\[])([^\[\](){}]+,[^\[\](){}]+)([\]\[])")
 
 
@@ -142,7 +158,7 @@ def _unwrapped(text: str) -> str:
     # Each layer may hide another: **The answer is: $7$.**
     for _ in range(4):
         before = text
-        text = _TRAILING.sub("", text.strip().strip("*"))
+        text = _TRAILING.sub("", _STARS.sub("", text.strip()))
         for lead in (_LEAD, _ABOUT):
             if match := lead.match(text):
                 text = text[match.end() :]

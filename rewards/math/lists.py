@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rewards.math.expressions import Tree
 from rewards.math.inequalities import NoSet, float_of
-from rewards.math.names import are_numbered, named_values
+from rewards.math.names import are_numbered, named_values, roots
 from rewards.math.sets import CLOSE, same_set
 from rewards.math.units import named_thing, read_unit
 from rewards.math.value import substituted, variables
@@ -102,6 +102,8 @@ def _same_lists(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         return same_members(_distinct(gold[1:], rules), _distinct(answer[1:], rules), rules)
     if all(part[0] == "tuple" for part in (*gold[1:], *answer[1:])):  # solutions, of which none counts twice
         return same_members(_distinct(gold[1:], rules), _distinct(answer[1:], rules), rules)
+    if (solved := roots(gold)) and (others := roots(answer)) and solved[0] == others[0]:
+        return same_members(solved[1], others[1], rules)
     if counted := _counted(gold, answer):
         return same_in_order(*counted, rules=rules)
     values, others = named_values(gold), named_values(answer)

@@ -66,3 +66,39 @@ def are_numbered(names: dict[Tree, Tree]) -> bool:
     numbers = [int(match[2]) for match in found if match]
     is_one = len({match[1] for match in found if match}) == 1
     return len(numbers) == len(names) > 1 and is_one and sorted(numbers) == list(range(1, len(numbers) + 1))
+
+
+def roots(tree: Tree) -> tuple[str, tuple[Tree, ...]] | None:
+    """Returns the name and the values of `x = 1 or x = -3` and of `x_1 = 1, x_2 = -3`; None for any other list."""
+    if tree[0] != "list" or any(part[0] != "chain" or part[2] != ("=",) for part in tree[1:]):
+        return None
+    pairs = [part[1] for part in tree[1:]]
+    if not all(states_value(*pair) for pair in pairs):
+        return None
+    names = {name for name, _ in pairs}
+    if len(names) == len(pairs) and are_numbered(dict(pairs)):
+        names = {("sym", name[1].partition("_")[0]) for name in names}
+    name = names.pop()
+    return None if names or name[0] != "sym" else (name[1], tuple(value for _, value in pairs))
+
+
+def is_sought(tree: Tree) -> bool:
+    """Returns whether a gold can be the value of this side: of a + b, f(1) + f(2) or a root.
+
+    x + y = 7 and x^2 + y^2 = 10 are a line and a circle, and so is 3x + 4z = 12.
+    """
+    if tree[0] == "root":
+        return tree[1][0] == "sym"
+    is_curve = {"x", "y"} <= variables(tree) and any(node[0] == "pow" for node in tree[1:])
+    is_curve |= variables(tree) == {"x", "y"}
+    return tree[0] == "add" and not is_curve and all(map(_is_part, tree[1:]))
+
+
+def _is_part(tree: Tree) -> bool:
+    """Returns whether a term has no number as a factor."""
+    kind, parts = tree[0], tree[1:]
+    if kind in ("neg", "mul", "abs"):
+        return all(map(_is_part, parts))
+    if kind == "div":
+        return (parts[0] == ("num", Fraction(1)) or _is_part(parts[0])) and _is_part(parts[1])
+    return kind in ("sym", "app", "fn") or (kind in ("pow", "root") and _is_part(parts[0]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rewards.math.expressions import Tree
 from rewards.math.inequalities import NoSet, float_of
 from rewards.math.lists import same_in_order
-from rewards.math.names import is_name, named_values, states_value
+from rewards.math.names import is_name, is_sought, named_values, states_value
 from rewards.math.notation import ANSWERS
 from rewards.math.numerals import worth
 from rewards.math.sets import BOUND, conditions_of, same_set
@@ -46,7 +46,8 @@ def same_relation(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     if stated is None:
         return False
     # 4x - 5y = -50 and x - 3z = 0 are planes, not numbers; but an answer a + b = 6 states the value of a sum.
-    is_sum = chain is answer and len(variables(left)) > 1 and stated != ("num", Fraction(0))
+    is_sum = len(variables(left)) > 1 if chain is answer else is_sought(left)
+    is_sum &= stated != ("num", Fraction(0))
     if not (states_value(left, stated) or is_sum or stated == left or not variables(left)):
         return False
     return rules.equal(*((stated, answer) if chain is gold else (gold, stated)))
@@ -77,8 +78,10 @@ def value_of(chain: Tree, rules: Comparison, is_decimal: bool = False) -> Tree |
     members, relations = chain[1], chain[2]
     # Behind an approximation sign stands no exact value: x = \sqrt{2} ~ 1.41 states the root.
     exact = 1 + next((at for at, relation in enumerate(relations) if relation == "~"), len(relations))
-    has_name = bool(variables(members[0])) or members[0][0] in ("text", "app")
+    has_name = _is_open(members[0])
     stated = members[:exact][1 if has_name else 0 :]
+    if has_name and stated and not _is_open(stated[-1]):  # AB = AC = 5, S = ab/2 = 6
+        stated = tuple(member for member in stated if not _names_too(member, members[0]))
     if not stated:
         stated = members[1:2]  # x ~ 3.14
     elif is_decimal and exact < len(members):
@@ -90,6 +93,15 @@ def value_of(chain: Tree, rules: Comparison, is_decimal: bool = False) -> Tree |
     if any(not _is_about(*members[at : at + 2]) for at, relation in enumerate(relations) if relation == "~"):
         return None
     return stated[-1]
+
+
+def _is_open(tree: Tree) -> bool:
+    return bool(variables(tree)) or any(node[0] in ("text", "app") for node in walk(tree))
+
+
+def _names_too(member: Tree, name: Tree) -> bool:
+    """Returns whether a member between a name and its value is another name, or a formula for the value."""
+    return _is_open(member) and (is_name(member) or variables(member).isdisjoint(variables(name)))
 
 
 def _is_about(value: Tree, near: Tree) -> bool:

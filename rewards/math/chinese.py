@@ -11,7 +11,8 @@ HAN = "\u3400-\u9fff"
 """The range of Chinese signs, for a class of a regular expression."""
 _UNITS = {
     "元": "yuan", "块": "yuan", "块钱": "yuan", "美元": "dollars", "欧元": "euros", "角": "jiao", "毫米": "mm",
-    "厘米": "cm", "公分": "cm", "分米": "dm", "米": "m", "千米": "km", "公里": "km", "毫克": "mg", "克": "g",
+    "厘米": "cm", "公分": "cm", "分米": "dm", "米": "m", "千米": "km", "公里": "km", "海里": "nautical miles",
+    "毫克": "mg", "克": "g",
     "千克": "kg", "公斤": "kg", "吨": "tons", "毫升": "ml", "升": "l", "秒": "s", "秒钟": "s", "分钟": "min",
     "分": "min",
     "小时": "h", "时": "h", "天": "days", "日": "days", "周": "weeks", "星期": "weeks", "年": "years",
@@ -24,6 +25,10 @@ _SPOKEN = {
     "空集": "the empty set", "全体实数": "all real numbers", "一切实数": "all real numbers",
     "任意实数": "all real numbers", "所有实数": "all real numbers", "实数集": "all real numbers",
 }  # fmt: skip
+_CHOSEN = re.compile(r"^[,\s]*(?:故|应)?(?:选择?|选项)(?:为|是)?\s*[::]?\s*(?=\(?[A-H]\)?\s*$)")
+_RELATION = re.compile(
+    "(充分|必要|充要|充分必要|充分[不非]必要|必要[不非]充分|既[不非]充分[也又]?[不非]必要)(?:的?条件)?"
+)
 _LEAD = re.compile("(?:所以|因此|故|综上)?[,:\\s]*(?:最终|正确)?(?:答案(?:就?是|为)?|答)\\s*[::=]?\\s*(?=\\S)")
 _ABOUT = re.compile("^(?:大约|约为|约是|约)\\s*")
 _IN_ALL = re.compile("^(?:一共|总共|共)有?\\s*(?=[0-9])")
@@ -46,7 +51,11 @@ def translated(text: str) -> str:
         return text
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
     text = _FRACTION.sub(r"\\frac{\2}{\1}", _ABOUT.sub(r"\\approx ", _IN_ALL.sub("", text)))
+    text = _CHOSEN.sub("", text)
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip(" .")
+    if relation := _RELATION.fullmatch(bare):  # of one statement to another
+        kind = re.sub("[也又]", "", relation[1].replace("非", "不"))
+        return rf"\text{{{'充要' if kind == '充分必要' else kind}}}"
     if _WHOLE.fullmatch(bare):
         return rf"\text{{{_SPOKEN.get(bare, bare)}}}"
     text = _OR.sub(r"\\text{ or }", text)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Literal
 
 from rewards.math.compare import Comparison
+from rewards.math.constants import with_constants_of
 from rewards.math.expressions import Symbolic, Tree
 from rewards.math.judge import TooFine
 from rewards.math.read import read
@@ -105,7 +106,7 @@ def _compared(golds: tuple[Tree, ...], answers: tuple[Tree, ...], comparison: Co
     try:
         for gold in golds:
             for answer in answers:
-                verdicts.append(comparison.equal(gold, answer))
+                verdicts.append(comparison.equal(gold, with_constants_of(gold, answer)))
                 if verdicts[-1]:
                     return "correct"
     except (Explodes, RecursionError):

@@ -65,9 +65,9 @@ def same_collection(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
             return same_in_order(*((values, answer[3:]) if bare is gold else (gold[3:], values)), rules=rules)
     if set(kinds) <= {"list", "set"}:
         return _same_lists(gold, answer, rules)
-    if kinds[0] == "set" and len(gold) == 2 and kinds[1] not in COLLECTIONS:
+    if kinds[0] == "set" and len(gold) == 2 and (kinds[1] not in COLLECTIONS or _are_points(gold[1], answer)):
         return rules.equal(gold[1], answer)
-    if kinds[1] == "set" and len(answer) == 2 and kinds[0] not in COLLECTIONS:
+    if kinds[1] == "set" and len(answer) == 2 and (kinds[0] not in COLLECTIONS or _are_points(gold, answer[1])):
         return rules.equal(gold, answer[1])
     if kinds[0] == kinds[1] and same_in_order(*_operands(gold, answer), rules=rules):
         return True  # A \cup B
@@ -75,6 +75,10 @@ def same_collection(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
         # One number against an intersection or difference of sets is the set of that number.
         gold, answer = (tree if tree[0] in (*COLLECTIONS, "sym") else ("set", tree) for tree in (gold, answer))
     return same_set(gold, answer, rules.judge)
+
+
+def _are_points(gold: Tree, answer: Tree) -> bool:
+    return all(tree[0] == "tuple" and tree[1:3] == ("(", ")") and not is_interval(tree) for tree in (gold, answer))
 
 
 def _operands(gold: Tree, answer: Tree) -> tuple[Sequence[Tree], Sequence[Tree]]:

@@ -281,6 +281,8 @@ class _Answers(Expressions):
         matrix = [tuple(_parsed(cell) for cell in row) for row in rows]
         if len({len(row) for row in matrix}) != 1:
             raise Unread("a matrix with rows of different lengths")
+        if name == "array" and len(matrix) == len(matrix[0]) == 1:  # it only sets one value in its place
+            return matrix[0][0]
         return ("matrix", *matrix)
 
     def end_of_environment(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from rewards.math.choices import chosen
 from rewards.math.numerals import numeral, plain_number, without_separators
 from rewards.math.parse import Tree, parse
 from rewards.math.text import Unread, clean
@@ -18,6 +19,8 @@ _LONE_CHOICE = re.compile(r"\(?([A-J])[).:]+")
 _SPOKEN: dict[str, Tree] = {
     **dict.fromkeys(("all real numbers", "all reals", "real numbers", "the real numbers"), ("sym", "\\mathbbR")),
     **dict.fromkeys(("no solution", "no solutions", "there is no solution", "empty set", "the empty set"), ("set",)),
+    **dict.fromkeys(("no real solution", "no real solutions", "there is no real solution"), ("set",)),
+    "dne": ("text", "does not exist"),
 }
 _OTHER_CHOICE = re.compile(r"\(\s*[A-J]\s*\)|\b[A-J][).:]|\\text\s*\{\s*\(?[A-J]\b|^\s*[A-J]\s*$|\b(?:or|and)\b")
 
@@ -30,6 +33,11 @@ def read(text: str, is_gold: bool = False) -> tuple[Tree, ...]:
     """
     if (readings := plain_number(text)) is not None:  # most answers are; it saves nine tenths of the time
         return readings
+    if choices := chosen(text):  # a product or a list, or the choices of a question
+        try:
+            return (("text", f"choices {choices}"), *_read(clean(text), is_gold))
+        except Unread:
+            return (("text", f"choices {choices}"),)
     text = clean(text)
     # "(B) 42" is right whether the gold is B or 42, but "(A) or (B)" is no choice.
     if (choice := _CHOICE.fullmatch(text)) and not _OTHER_CHOICE.search(

@@ -84,6 +84,15 @@ _COMMANDS = (
     (re.compile(r"\\text\s*\{\s*(?:percent|per cent|pct)\s*\}|\b(?:percent|pct)\b"), r"\\%"),
     # x between a number and a power of ten is a sign of multiplication
     (re.compile(r"(?<=[\d.])\s*(?:[xX]|\\text\s*\{\s*[xX]\s*\})\s*(?=10\s*\^)"), r"\\times "),
+    (re.compile(r"(?<=\S)(?:\s*\\(?:blacksquare|square|Box|qed|hfill)(?![A-Za-z]))+\s*$"), ""),
+    (re.compile(r"^(\d+)\s+(?:to|\\text\s*\{\s*to\s*\})\s+(\d+)$"), r"\1:\2"),
+    # the numbers of combinations and of arrangements
+    (
+        re.compile(
+            r"(?<![A-Za-z\\])(?:([CA])|\\text\s*\{\s*([CA])\s*\})_\s*(?:\{\s*(\d{1,3})\s*\}|(\d))\s*\^\s*(?:\{\s*(\d{1,3})\s*\}|(\d))"
+        ),
+        lambda found: _count(found),
+    ),
     # 14^{\text{th}}, 2nd: an ordinal is its number
     (re.compile(rf"(?<=\d)\s*(?:\^\s*\{{\s*{_ORDINAL}\s*\}}|\^?\s*{_ORDINAL})"), " "),
     (re.compile(r"(?<=\d)(?:\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)\b)"), " "),
@@ -222,3 +231,12 @@ def _primes(found: re.Match[str]) -> str:
 def _temperature(found: re.Match[str]) -> str:
     scale = {"C": "celsius", "F": "fahrenheit"}[found[1] or found[2]]
     return rf"\text{{{scale}}}"
+
+
+def _count(found: re.Match[str]) -> str:
+    """`C_5^2` as 5 over 2, and `A_5^2` as 5!/3!; anything that counts nothing stays as it is."""
+    of, some = int(found[3] or found[4]), int(found[5] or found[6])
+    if some > of:
+        return found.group()
+    is_combination = "C" in (found[1], found[2])
+    return rf"\binom{{{of}}}{{{some}}}" if is_combination else rf"\frac{{{of}!}}{{{of - some}!}}"

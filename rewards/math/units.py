@@ -11,7 +11,7 @@ from rewards.math.chinese import NO_UNITS
 _TABLE = {
     "length": "m metre meter 1, mm millimeter millimetre 1/1000, cm centimeter centimetre 1/100, dm decimeter "
     "decimetre 1/10, km kilometer kilometre 1000, in inch inche 127/5000, ft foot feet 381/1250, yd yard 1143/1250, "
-    "mi mile 201168/125",
+    "mi mile 201168/125, nmi 1852",
     "mass": "g gram gm 1, kg kilogram 1000, mg milligram 1/1000, lb pound 45359237/100000, oz ounce 45359237/1600000",
     "time": "s sec second 1, ms millisecond 1/1000, min minute 60, h hr hour 3600, day 86400, week 604800, month "
     "2629746, yr year 31556952",
@@ -66,6 +66,7 @@ MAX_WORDS = 5
 MAX_LETTERS = 30
 MAX_UNKNOWN = 2
 """Words that are no unit: "children tickets"."""
+_NAUTICAL = re.compile(r"nautical\s+miles?", re.IGNORECASE)
 _WORD = r"[^\W\d_]+"
 _EXPONENT = re.compile(r"\^\s*\{?\s*-?\d")
 _PIECE = re.compile(rf"{_WORD}|\^\s*\{{?\s*(-?\d)|[/*.]|\\cdot")
@@ -160,7 +161,7 @@ def read_unit(text: str) -> Unit:
     """Reads "cm^2", "square feet", "miles per hour" or "students"."""
     powers: dict[str, int] = {}
     scale, sign, power, known, last, number = Fraction(1), 1, 1, True, ("", Fraction(1), 0), Fraction(1)
-    for match in _PIECE.finditer(text):
+    for match in _PIECE.finditer(_NAUTICAL.sub("nmi", text)):
         word = _LETTERS.get(match.group(), match.group()).casefold()
         name = _singular(word)
         # A power behind a unit belongs to that unit alone: in m/s^2 it is the second that is squared.

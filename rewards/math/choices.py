@@ -14,11 +14,16 @@ MAX_LENGTH = 200
 """So many characters has no list of choices."""
 
 
-def chosen(text: str) -> str | None:
-    """Returns the choices in the order of the alphabet; None unless a text is nothing but two or more distinct ones."""
+def chosen(text: str, is_gold: bool = False) -> str | None:
+    """Returns the choices in the order of the alphabet; None unless a text is nothing but two or more distinct ones.
+
+    A gold has nothing between them: `A, C` may be a list of points.
+    """
     if len(text) > MAX_LENGTH:
         return None
     bare = _WRAP.sub("", _CIRCLED.sub(lambda found: chr(0x245F + int(found[1])), text)).strip(" .")
+    if is_gold and not re.fullmatch("[A-H]+|[\u2460-\u2468]+", bare):
+        return None
     if not (_LETTERS.fullmatch(bare) or _CIRCLES.fullmatch(bare)):
         return None
     signs = re.findall("[A-H\u2460-\u2468]", bare)

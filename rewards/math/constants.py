@@ -17,7 +17,13 @@ def with_constants_of(gold: Tree, answer: Tree) -> Tree:
     Beside other letters than x, y, t and u a C is no such constant: it may be an angle, and c a length.
     """
     names, others = _constants(gold), _constants(answer)
-    if not names or names == others or len(names) != len(others) or names[0] == "c":
+    if (
+        not names
+        or names == others
+        or len(names) != len(others)
+        or names[0] == "c"
+        or (len(names) == 1 and names != ["C"])
+    ):
         return answer
     for at, name in enumerate(others):
         answer = substituted(answer, name, ("sym", f"constant {at}"))

@@ -85,19 +85,21 @@ def roots(tree: Tree) -> tuple[str, tuple[Tree, ...]] | None:
 def is_sought(tree: Tree) -> bool:
     """Returns whether a gold can be the value of this side: of a + b, f(1) + f(2) or a root.
 
-    x + y = 7 and x^2 + y^2 = 10 are a line and a circle, and so is 3x + 4z = 12.
+    x + y = 7 and x^2 + y^2 = 10 are a line and a circle, and 3x + 4z = 12 is a line, too.
     """
     if tree[0] == "root":
         return tree[1][0] == "sym"
     is_curve = {"x", "y"} <= variables(tree) and any(node[0] == "pow" for node in tree[1:])
-    is_curve |= variables(tree) == {"x", "y"}
+    is_curve |= variables(tree) <= {"x", "y", "z"} and len(variables(tree)) == 2
     return tree[0] == "add" and not is_curve and all(map(_is_part, tree[1:]))
 
 
 def _is_part(tree: Tree) -> bool:
     """Returns whether a term has no number as a factor."""
     kind, parts = tree[0], tree[1:]
-    if kind in ("neg", "mul", "abs"):
+    if kind == "mul":  # AB is a length, ab a product
+        return all(part[0] == "sym" and part[1].isupper() for part in parts)
+    if kind in ("neg", "abs"):
         return all(map(_is_part, parts))
     if kind == "div":
         return (parts[0] == ("num", Fraction(1)) or _is_part(parts[0])) and _is_part(parts[1])

@@ -33,7 +33,7 @@ def read(text: str, is_gold: bool = False) -> tuple[Tree, ...]:
     """
     if (readings := plain_number(text)) is not None:  # most answers are; it saves nine tenths of the time
         return readings
-    if choices := chosen(text):  # a product or a list, or the choices of a question
+    if choices := chosen(text, is_gold):  # a product or a list, or the choices of a question
         try:
             return (("text", f"choices {choices}"), *_read(clean(text), is_gold))
         except Unread:

@@ -55,6 +55,7 @@ _COMMANDS = (
     (re.compile(r"(?<=\d)\s*(?:,\s*\\!|\{\s*,\s*\})\s*(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))"), ""),
     (re.compile(r"\\(?:phantom|hspace|vspace|label|tag)\s*\*?\{[^{}]*\}"), " "),
+    (re.compile(r"(?:\\(?:q?quad|hfill)\s*)+\\(?:blacksquare|square|Box|qed)\s*$"), ""),  # the end of a proof
     (re.compile(r"\\q?quad|\\(?:thinspace|enspace|space)(?![A-Za-z])|(?<!\\)\\[,;:! ]|~|\\\\\s*$"), " "),
     (re.compile(r"\{\s*\}(?=\s*\^)"), ""),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
@@ -84,7 +85,6 @@ _COMMANDS = (
     (re.compile(r"\\text\s*\{\s*(?:percent|per cent|pct)\s*\}|\b(?:percent|pct)\b"), r"\\%"),
     # x between a number and a power of ten is a sign of multiplication
     (re.compile(r"(?<=[\d.])\s*(?:[xX]|\\text\s*\{\s*[xX]\s*\})\s*(?=10\s*\^)"), r"\\times "),
-    (re.compile(r"(?<=\S)(?:\s*\\(?:blacksquare|square|Box|qed|hfill)(?![A-Za-z]))+\s*$"), ""),
     (re.compile(r"^(\d+)\s+(?:to|\\text\s*\{\s*to\s*\})\s+(\d+)$"), r"\1:\2"),
     # the numbers of combinations and of arrangements
     (

@@ -6,10 +6,12 @@ import pytest
 import sympy
 
 from rewards.math.chinese import translated
+from rewards.math.choices import chosen
+from rewards.math.constants import with_constants_of
 from rewards.math.expressions import Tree
 from rewards.math.inequalities import NoSet, solution
 from rewards.math.judge import Judge
-from rewards.math.names import are_numbered, is_name, named_values
+from rewards.math.names import are_numbered, is_name, is_sought, named_values, roots
 from rewards.math.read import read
 from rewards.math.sets import same_set
 from rewards.math.signs import ascii_text
@@ -40,6 +42,7 @@ def tree(text: str) -> Tree:
         ("\uff13\uff0b\uff14\uff1d\uff17", "3+4=7"),
         ("25\u2103", r"25^\circ\text{C}"),
         ("\u0664\u0662", "\u0664\u0662"),  # digits of another script have no plain form here
+        ("\u221b2", r"\sqrt[3] 2"),
         ("plain", "plain"),
     ],
 )
@@ -61,6 +64,9 @@ def test_signs_become_latex(text: str, plain: str) -> None:
         ("\u65e0\u89e3", r"\text{no solution}"),
         ("\u661f\u671f\u4e94", "\\text{\u661f\u671f\u4e94}"),
         ("\u7b54\u6848\u662f24", "24"),
+        ("30\u5206\u4e4b7", r"\frac{7}{30}"),
+        ("\u9009A", "A"),
+        ("\u5145\u5206\u4e0d\u5fc5\u8981\u6761\u4ef6", "\\text{\u5145\u5206\u4e0d\u5fc5\u8981}"),
         ("no Chinese", "no Chinese"),
     ],
 )
@@ -111,6 +117,14 @@ def test_what_is_counted_and_what_is_measured() -> None:
         ("3x^2", "3x^2"),
         (r"f^{\prime\prime}(0)", "f''(0)"),
         (r"25^\circ\text{C}", r"25\text{celsius}"),
+        (r"k\in Z", r"k\in \mathbb{Z}"),
+        (r"n\in \mathbf{N}^*", r"n\in \mathbb{N}_+"),
+        (r"k\pi(k\in Z)", r"k\pi, k\in \mathbb{Z}"),
+        (r"C_5^2", r"\binom{5}{2}"),
+        (r"\mathrm{A}_{5}^{2}", r"\frac{5!}{3!}"),
+        (r"C_2^5", r"C_2^5"),
+        (r"5\qquad\blacksquare", "5"),
+        ("3 to 4", "3:4"),
     ],
 )
 def test_one_spelling(text: str, spelled: str) -> None:
@@ -124,6 +138,66 @@ def test_names() -> None:
     assert values and are_numbered(values)
     assert not are_numbered(named_values(tree("a_3=2, a_{37}=19")) or {})
     assert named_values(tree("x=x^2, y=2")) is None and named_values(tree("x=1, x=2")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("x=1,x=-3", ("x", (-3, 1))),
+        ("x_1=1,x_2=-3", ("x", (-3, 1))),
+        ("x=1,y=-3", None),
+        ("x_1=1,x_3=-3", None),
+        ("x=1,-3", None),
+        ("2x=1,2x=-3", None),
+        ("1,-3", None),
+    ],
+)
+def test_roots_by_number_and_by_name(text: str, found: tuple[str, tuple[int, ...]] | None) -> None:
+    read_as = roots(tree(text))
+    assert (read_as and (read_as[0], tuple(sorted(int(value[1]) for value in read_as[1])))) == found
+
+
+def test_sums_that_a_gold_may_give_the_value_of() -> None:
+    sums = ["a+b", "a-b", "x+y+z", "a^2+b^2", "f(1)+f(2)", r"\sin A+\cos A", "AB+AC", r"\frac1a+\frac1b", r"\sqrt{a}"]
+    curves = ["x+y", "x^2+y^2", "x^2+y^2+z^2", "x+z", "ab+bc", "3x+4y", "3a+4b", "a+1", "2a", r"\sqrt{a+b}", "x-y"]
+    assert [text for text in [*sums, *curves] if is_sought(tree(text))] == sums
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("BAD", "ABD"),
+        ("A, B and D", "ABD"),
+        (r"\text{(A)(C)}", "AC"),
+        ("\u2462\u2460", "\u2460\u2462"),
+        (r"\textcircled{3},\textcircled{1}", "\u2460\u2462"),
+        ("A", None),
+        ("AA", None),
+        ("A or B", None),
+        ("AX", None),
+        ("A," * 200 + "B", None),
+    ],
+)
+def test_choices_have_no_order(text: str, choices: str | None) -> None:
+    assert chosen(text) == choices
+    assert chosen(text, is_gold=True) == (choices if text.isalpha() or text.isdigit() else None)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "is_same"),
+    [
+        ("x+C", "x+c", True),
+        ("C_1x+C_2", "c_1x+c_2", True),
+        ("C_1x+C_2", "c_2x+c_1", False),  # by the order of their names
+        ("a+C", "a+c", False),  # a side and an angle
+        ("C", "c", False),
+        ("x+C", "x+C+c", False),
+        ("c+x", "C+x", False),
+        ("C_1x", "Cx", False),
+    ],
+)
+def test_constants_of_integration(gold: str, answer: str, is_same: bool) -> None:
+    assert (with_constants_of(tree(gold), tree(answer)) == tree(gold)) is is_same
 
 
 def random_inequality(rng: random.Random) -> tuple[str, sympy.Set]:

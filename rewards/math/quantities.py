@@ -16,7 +16,7 @@ from rewards.math.value import walk
 if TYPE_CHECKING:
     from rewards.math.compare import Comparison
 
-_RADIANS = re.compile("rad(?:ian)?s?", re.IGNORECASE)
+_RADIANS = re.compile(r"\brad(?:ian)?s?\b", re.IGNORECASE)
 _PLAIN = Unit(dimension=None, scale=Fraction(1))
 
 
@@ -46,7 +46,7 @@ def same_residue(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
 
 def same_quantity(gold: Tree, answer: Tree, rules: Comparison) -> bool | None:
     """Returns whether two quantities are the same by the rules: 1 m is 100 cm, 20% is 0.2, 180 degrees is pi."""
-    radians = [tree[0] == "unit" and _RADIANS.fullmatch(tree[2].strip()) is not None for tree in (gold, answer)]
+    radians = [tree[0] == "unit" and _RADIANS.search(tree[2]) is not None for tree in (gold, answer)]
     (gold, unit), (answer, other) = _measure(gold), _measure(answer)
     if any(node[0] in ANSWERS for tree in (gold, answer) for node in walk(tree)):
         return False

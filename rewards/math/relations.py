@@ -86,7 +86,7 @@ def value_of(chain: Tree, rules: Comparison, is_decimal: bool = False) -> Tree |
         stated = members[1:2]  # x ~ 3.14
     elif is_decimal and exact < len(members):
         return members[-1]
-    if not has_name and len(members) == 2 and is_name(members[1]) and members[1][0] != "mul":
+    if not has_name and len(members) == 2 and _is_open(members[1]) and is_name(members[1]) and members[1][0] != "mul":
         return members[0]  # 5 = x
     if any(rules.equal(worth(stated[0]), worth(member)) is False for member in stated[1:]):
         return None

@@ -23,6 +23,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 from sandbox.judge.equality import equal
@@ -79,22 +80,24 @@ class Asserts:
 
 def read_tests(row: Mapping[str, Any]) -> Stdio | Calls | Asserts | None:
     """Returns the tests of a row, or None if it has none; raises ValueError naming a column that cannot be read."""
-    if isinstance(row.get("test"), str) and row.get("entry_point"):
-        prompt = _source(row.get("prompt"), row["entry_point"])
-        return Asserts(
-            entry_point=row["entry_point"], asserts=[*_helpers(prompt, row["entry_point"]), row["test"]], prompt=prompt
-        )
+    if isinstance(row.get("test"), str) and (entry_point := _name(row.get("entry_point"), "entry_point")):
+        prompt = _source(row.get("prompt"), entry_point)
+        return Asserts(entry_point=entry_point, asserts=[*_helpers(prompt, entry_point), row["test"]], prompt=prompt)
     if lines := _value(row, "test_list"):
         setup = [*(_value(row, "test_imports") or ()), row.get("test_setup_code") or ""]
         tests = [text for text in (*setup, *lines, *(_value(row, "challenge_test_list") or ())) if text]
-        return Asserts(entry_point=row.get("entry_point") or _tested_name(lines, setup), asserts=tests)
+        if odd := [text for text in tests if not isinstance(text, str)]:
+            raise ValueError(f"column 'test_list' or its setup holds {str(odd[0])[:60]!r}, not source")
+        return Asserts(
+            entry_point=_name(row.get("entry_point"), "entry_point") or _tested_name(lines, setup), asserts=tests
+        )
     metadata = _value(row, "metadata")
     about = metadata if isinstance(metadata, Mapping) else {}
-    name = row.get("fn_name") or about.get("func_name") or ""
+    name = _name(row.get("fn_name"), "fn_name") or _name(about.get("func_name"), "metadata.func_name")
     seconds = min(_seconds(row), _seconds(about))
     pairs = _value(row, "input_output") or (row if "inputs" in row and "outputs" in row else None)
     if pairs:
-        name, seconds = pairs.get("fn_name") or name, min(seconds, _seconds(pairs))
+        name, seconds = _name(pairs.get("fn_name"), "fn_name") or name, min(seconds, _seconds(pairs))
         inputs, outputs = _value(pairs, "inputs"), _value(pairs, "outputs")
         cases = [{"input": given, "output": wanted} for given, wanted in zip(inputs, outputs, strict=True)]
         return _tests(name, cases, wrapped=True, case_seconds=seconds)
@@ -147,6 +150,13 @@ def _seconds(row: Mapping[str, Any]) -> float:
         case str() if found := _DURATION.match(limit):
             amount = float(found[1]) / (1000 if found[2] else 1)
     return amount if amount > 0 else math.inf
+
+
+def _name(value: Any, column: str) -> str:
+    """Returns the name of a function, "" if there is none; raises ValueError for what no function can be called."""
+    if value and not (isinstance(value, str) and value.isidentifier() and not iskeyword(value)):
+        raise ValueError(f"column {column!r} holds {str(value)[:60]!r}, which is not the name of a function")
+    return value or ""
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:

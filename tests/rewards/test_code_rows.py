@@ -277,3 +277,38 @@ def test_only_text_beside_text_is_json() -> None:
     live = read_tests({"fn_name": "f", "private_test_cases": [{"input": "1", "output": '"12"'}]})
     assert isinstance(live, Calls) and live.calls == [{"args": [1], "expected": "12"}]
     assert not live.equal(12, "12")
+
+
+@pytest.mark.parametrize("name", [5, ["f"], {"f": 1}, True, 1.5, "f g", "Solution().f", "", None, "class", "f\n"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"test": "def check(c): assert c(1, 2) == 3", "entry_point": ...},
+        {"test_list": ["assert add(1, 2) == 3"], "entry_point": ...},
+        {"fn_name": ..., "input_output": {"inputs": [[1, 2]], "outputs": [3]}},
+        {"input_output": {"fn_name": ..., "inputs": [[1, 2]], "outputs": [3]}},
+        {"metadata": {"func_name": ...}, "public_test_cases": [{"input": "1\n2", "output": "3"}]},
+    ],
+)
+def test_what_is_no_name_of_a_function_is_told_and_never_raised(
+    verifier: CodeVerifier, row: dict[str, Any], name: object
+) -> None:
+    """A name that is no text left the reward as a TypeError, and ended the run."""
+    filled = {
+        key: name
+        if value is ...
+        else {k: name if v is ... else v for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
+        for key, value in row.items()
+    }
+    [reward] = verifier([Sample("", fenced(RIGHT), meta=filled)])
+    if name:
+        assert (reward.value, reward.reason) == (None, "no_tests"), reward
+        assert "which is not the name of a function" in reward.logs["detail"]
+
+
+def test_tests_that_are_no_source_are_told(verifier: CodeVerifier) -> None:
+    for lines in ([5], [None, {"a": 1}], ["assert add(1, 2) == 3", 7]):
+        [reward] = verifier([Sample("", fenced(RIGHT), meta={"test_list": lines, "entry_point": "add"})])
+        assert (reward.value, reward.reason) == (None, "no_tests"), reward

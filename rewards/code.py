@@ -23,8 +23,9 @@ from rewards.base import Reward, RewardError, Sample, thought_is_open
 from rewards.code_blocks import blocks_of, choose, defines, reads_input
 from rewards.code_rows import Asserts, Calls, Stdio, read_tests
 from rewards.extract import extract_answer, thought_end
-from sandbox import Limits, Sandbox, levels
+from sandbox import Limits, Sandbox, SandboxError, levels
 from sandbox.judge import TestsError, Verdict, asserts, calls, close, same_line, stdio
+from sandbox.paths import import_paths
 
 Score = Literal["all", "fraction"]
 Compare = Literal["numbers", "exact"]
@@ -73,8 +74,7 @@ class CodeVerifier:
             raise RewardError(
                 f"reward 'code': level={level!r}, url={url!r}; level 'remote' needs a url, no other has one"
             )
-        if isinstance(imports, str):
-            raise RewardError(f"reward 'code': imports={imports!r}; give a list of module names, such as [{imports!r}]")
+        _check_imports(imports, level)
         if score not in get_args(Score):
             raise RewardError(f"reward 'code': score={score!r}; it is one of {', '.join(get_args(Score))}")
         if compare not in get_args(Compare):
@@ -188,6 +188,22 @@ class CodeVerifier:
                 return calls(box, code, function, asked, owner, equal=equal, case_seconds=seconds, fail_fast=fail_fast)
             case Asserts(entry_point=entry_point, asserts=source):
                 return asserts(box, code, entry_point, source, fail_fast=fail_fast)
+
+
+def _check_imports(imports: Sequence[str], level: str) -> None:
+    if not isinstance(imports, list | tuple):
+        raise RewardError(f"reward 'code': imports={imports!r}; give a list of module names, such as ['numpy']")
+    for name in imports:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise RewardError(f"reward 'code': imports={list(imports)!r}: {name!r} is not the name of a module")
+    if imports and level == "remote":
+        raise RewardError(
+            f"reward 'code': imports={list(imports)!r}: level 'remote' has what its service has; leave it out"
+        )
+    try:
+        import_paths(imports)
+    except SandboxError as error:
+        raise RewardError(f"reward 'code': {error}") from None
 
 
 def _has_tests(sample: Sample) -> bool:

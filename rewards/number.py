@@ -17,7 +17,7 @@ MAX_CHARACTERS = 400
 _NUMBER = re.compile(r"([+-]?)\$?([+-]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)")
 
 
-def number(completion: str, answer: str, prompt: Any = "", **columns: Any) -> Reward:
+def number(completion: str, answer: str, prompt: Any = "") -> Reward:
     """Gives 1 if the last complete `<answer>...</answer>` after the thinking equals `answer` as a number, else 0.
 
     Reasons: correct, wrong, no_answer, unparsable; gold_unparsable has no value, for then nothing can be said.

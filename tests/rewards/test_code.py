@@ -247,6 +247,13 @@ def test_it_is_loaded_by_name_pickles_and_opens_again() -> None:
         ({"level": "remote"}, "level 'remote' needs a url"),
         ({"url": "http://localhost"}, "no other has one"),
         ({"imports": "numpy"}, r"imports='numpy'; give a list of module names, such as \['numpy'\]"),
+        ({"imports": ["nosuchmod"]}, "imports='nosuchmod': .* has no module 'nosuchmod'; install it or leave it out"),
+        ({"imports": ["math", "nosuchmod.part"]}, "has no module 'nosuchmod'"),
+        ({"imports": [1]}, r"imports=\[1\]: 1 is not the name of a module"),
+        ({"imports": [""]}, "'' is not the name of a module"),
+        ({"imports": ["a b"]}, "'a b' is not the name of a module"),
+        ({"imports": 5}, "imports=5; give a list of module names"),
+        ({"imports": ["numpy"], "level": "remote", "url": "http://x"}, "level 'remote' has what its service has"),
     ],
 )
 def test_wrong_settings_are_refused(kwargs: dict[str, Any], message: str) -> None:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rewards
+from rewards import RewardError
 from rewards.number import extract_answer, number, parse_number
 
 GSM8K = Path(__file__).parents[2] / "rlkit" / "data" / "gsm8k"
@@ -162,3 +164,13 @@ def test_any_text_gets_a_verdict(completion: str) -> None:
     reward = number(completion, "7")
     assert reward.reason in ("correct", "wrong", "no_answer", "unparsable")
     assert (reward.value == 1.0) == (reward.reason == "correct")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("number", "tol"), ("number", "completion_ids"), ("format", "tol"), ("language", "tol"), ("repetition", "tol")],
+)
+def test_settings_that_a_reward_does_not_have_are_refused(name: str, setting: str) -> None:
+    """`number` took any, so that a tolerance seemed to be set."""
+    with pytest.raises(RewardError, match=rf"takes no setting '{setting}'"):
+        rewards.load(name, **{setting: 1})

@@ -91,6 +91,8 @@ def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
     values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     for key, value in values.items():
         if key == "reward.fn" or key.startswith("reward.kwargs") or key == "algo.loss_fn":
+            for file in _read_by_reward(value) if key.startswith("reward.kwargs") else ():
+                yield key, file
             for file in _code(value):
                 yield key, file
                 # What it imports from beside it belongs to it. The recipe's own file may grow from start to start.
@@ -102,6 +104,15 @@ def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
                         and not module.__name__.startswith("recipe_file_")
                     ):
                         yield key, beside
+
+
+def _read_by_reward(value: Any) -> Iterator[Path]:
+    """Yields the files whose paths stand in a setting of the reward: a list of words, a table of golds."""
+    if isinstance(value, list | Mapping):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from _read_by_reward(entry)
+    elif isinstance(value, str) and os.path.isfile(value):
+        yield Path(value).resolve()
 
 
 def _code(value: Any) -> Iterator[Path]:
@@ -137,15 +148,38 @@ def _check_settings(cfg: TrainingRun, before: Mapping[str, Any]) -> None:
 
 def _check_files(cfg: TrainingRun, before: Mapping[str, str]) -> None:
     now = fingerprints(cfg)
-    changed = [name for name in before if name in now and now[name] != before[name]]
+    other = [name for name in before if name in now and now[name] != before[name]]
+    gone, new = (before.keys() - now.keys(), now.keys() - before.keys())
+    # What lies beside the user's code is known only once that is loaded: it is gone if it is not on the disk. A new
+    # file there takes a change of the code to be read; in a model's folder it is read as it lies there.
+    folders = [(key, file.parent) for key, file in _named_files(cfg)]
+    gone = {n for n in gone if n.startswith("model.path ") or not any(_lies(n, *folder) for folder in folders)}
+    new = {n for n in new if n.startswith("model.path ")}
+    changed = [*other, *sorted(gone), *sorted(new)]
     if changed:
         key, _, file = changed[0].partition(" ")
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise UserError(
-            f"output_dir={cfg.output_dir} holds a run that began with another {file}: the file that {key} names is not "
-            f"the one of its first start{more}; put it back, or use another output_dir; to go on with the new one all "
-            f"the same, remove {cfg.output_dir / INPUTS_FILE}"
+        if other:
+            what = f"another {file}: the file that {key} names is not the one of its first start"
+        elif gone:
+            what = f"{file}, which {key} read at its first start and which is gone"
+        else:
+            what = f"no {file}: {key} has that file, which was not there at its first start"
+        lists = "".join(
+            f"; {word}: {', '.join(sorted(name.partition(' ')[2] for name in names))}"
+            for word, names in (("gone", gone), ("new", new))
+            if names and len(changed) > 1
         )
+        raise UserError(
+            f"output_dir={cfg.output_dir} holds a run that began with {what}{more}{lists}; put it back, or use another "
+            f"output_dir; to go on with the new one all the same, remove {cfg.output_dir / INPUTS_FILE}"
+        )
+
+
+def _lies(name: str, key: str, folder: Path) -> bool:
+    """Whether a file of that name in the record still lies in a folder that the same key names."""
+    recorded, _, file = name.partition(" ")
+    return recorded == key and (folder / file).is_file()
 
 
 def _read(file: Path, parse: Any) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ def cfg(tmp_path: Path) -> GrpoRun:
         ("held.jsonl", ROWS),
         ("mine.py", "def f(completion): return 0.0\n"),
         ("part.py", "def g(completion): return 0.0\n"),
+        ("words.txt", "seven\n"),
         ("my_loss.py", "def loss(logprobs_T, pack): ...\n"),
     ):
         (tmp_path / name).write_text(content)
@@ -36,7 +37,7 @@ def cfg(tmp_path: Path) -> GrpoRun:
     words = [
         *(f"output_dir={tmp_path}/run", f"data={tmp_path}/rows.jsonl", f"data.eval_source={tmp_path}/held.jsonl"),
         *(f"model.path={model}", f"reward={tmp_path}/mine.py:f", f"algo.loss_fn={tmp_path}/my_loss.py:loss"),
-        f"reward.kwargs={{rewards: [number, {{fn: '{tmp_path}/part.py:g'}}]}}",
+        f"reward.kwargs={{rewards: [number, {{fn: '{tmp_path}/part.py:g'}}], lists: {{a: '{tmp_path}/words.txt'}}}}",
     ]
     found = load_config("grpo", GrpoRun, words)
     found.output_dir.mkdir()
@@ -61,6 +62,7 @@ def test_the_same_files_go_on(cfg: GrpoRun) -> None:
         ("held.jsonl", "data.eval_source"),
         ("mine.py", "reward.fn"),
         ("part.py", "reward.kwargs"),
+        ("words.txt", "reward.kwargs"),
         ("my_loss.py", "algo.loss_fn"),
         ("model/model.safetensors", "model.path"),
         ("model/config.json", "model.path"),
@@ -84,6 +86,39 @@ def test_a_replaced_file_is_named(cfg: GrpoRun, file: str, key: str) -> None:
     check_same(cfg)
     write_inputs(cfg)
     check_same(cfg)
+
+
+def test_a_model_in_files_of_other_names_is_another(cfg: GrpoRun) -> None:
+    """A base model in one file was replaced by one in two, and the run went on without a word."""
+    model = Path(cfg.model.path)
+    (model / "notes.md").write_text("not read by a run")
+    check_same(cfg)
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    (model / "model-00002-of-00002.safetensors").write_text("x")
+    (model / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError) as refused:
+        check_same(cfg)
+    message = str(refused.value)
+    assert "model.path" in message and "gone: model.safetensors;" in message and "and 3 more" in message
+    assert "new: model-00001-of-00002.safetensors, model-00002-of-00002.safetensors, model.safetensors.index" in message
+    (cfg.output_dir / INPUTS_FILE).unlink()
+    check_same(cfg)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_one_file_more_or_less_is_named(cfg: GrpoRun, gone: bool) -> None:
+    place = Path(cfg.model.path) / ("chat_template.jinja" if gone else "added_tokens.json")
+    place.unlink() if gone else place.write_text("{}")
+    with pytest.raises(
+        UserError, match=f"{place.name}.*model\\.path" if gone else f"no {place.name}: model\\.path has"
+    ):
+        check_same(cfg)
+
+
+def test_a_file_that_a_reward_read_must_still_be_there(cfg: GrpoRun) -> None:
+    (cfg.output_dir.parent / "words.txt").unlink()
+    with pytest.raises(UserError, match=r"began with words\.txt, which reward\.kwargs.* is gone"):
+        check_same(cfg)
 
 
 def test_settings_are_compared_as_before(cfg: GrpoRun) -> None:

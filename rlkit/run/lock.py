@@ -30,12 +30,9 @@ class Lock:
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         if not _take(self._descriptor):
-            holder = os.pread(self._descriptor, 2000, 0).decode(errors="replace").strip()
+            error = _in_use(folder, self._descriptor)
             self.release()
-            raise UserError(
-                f"output_dir={folder} is in use by another run ({holder or 'which has just started'}); wait for it, "
-                "end it, or set another output_dir"
-            )
+            raise error
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         os.ftruncate(self._descriptor, 0)
@@ -51,13 +48,27 @@ class Lock:
 
 def check_free(folder: Path) -> None:
     """Raises UserError if a run is at work in the folder; makes and keeps nothing."""
-    if (folder / LOCK_FILE).exists():
-        Lock(folder).release()
-
-
-def _take(descriptor: int) -> bool:
+    if not (folder / LOCK_FILE).exists():
+        return
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _take(descriptor, fcntl.LOCK_SH):
+            raise _in_use(folder, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(folder: Path, descriptor: int) -> UserError:
+    holder = os.pread(descriptor, 2000, 0).decode(errors="replace").strip()
+    return UserError(
+        f"output_dir={folder} is in use by another run ({holder or 'which has just started'}); wait for it, end it, "
+        "or set another output_dir"
+    )
+
+
+def _take(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             return False

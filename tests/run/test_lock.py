@@ -76,6 +76,20 @@ def test_it_can_be_taken_again_after_release_and_release_repeats(tmp_path: Path)
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_look_keeps_what_the_file_says_and_holds_up_no_other_look(tmp_path: Path) -> None:
+    """A dry run wrote its own process and command into the file."""
+    file = tmp_path / LOCK_FILE
+    for words in ("process 7 on a machine, since 2024: rlkit run grpo\n", ""):
+        file.write_text(words)
+        file.chmod(0o444)
+        check_free(tmp_path)
+        assert file.read_text() == words and os.listdir(tmp_path) == [LOCK_FILE]
+        file.chmod(0o644)
+    with file.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        check_free(tmp_path)
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_does_not_stop_a_run(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

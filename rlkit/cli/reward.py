@@ -19,6 +19,7 @@ import rewards
 from rewards.attacks import ROWS, boxed, fenced, in_tags
 from rewards.audit import audit
 from rewards.extract import last_boxed
+from rlkit.checks import number
 from rlkit.errors import UserError
 from rlkit.overrides import read_value
 from rlkit.watch.console import Console
@@ -178,6 +179,7 @@ def _test(argv: Sequence[str]) -> bool:
     _add_columns(parser)
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds for one call (default 30)")
     args = parser.parse_intermixed_args(argv)
+    number("--deadline", args.deadline, above=0, fix="30 is the default")
     rows = [one.row for one in read(args.data, args.prompt_column, args.answer_column)] if args.data else ROWS
     findings = []
     for finding in audit(args.name, _settings(args.settings), rows, args.deadline):
@@ -215,6 +217,7 @@ def _verify(argv: Sequence[str]) -> bool:
     parser.add_argument("--least", type=float, default=1.0, help="what a right answer earns (default 1)")
     parser.add_argument("--keep", type=Path, help="write the rows that pass to this .jsonl file")
     args = parser.parse_intermixed_args(argv)
+    number("--least", args.least, fix="1 is the default")
     rows = read(args.data, args.prompt_column, args.answer_column)
     samples = [
         rewards.Sample(one.prompt, honest_completion(one.row, args.completion), meta=one.row, step=0) for one in rows

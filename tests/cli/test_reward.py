@@ -243,6 +243,19 @@ def test_offline_rows_are_those_of_a_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "data.answer_column='gold': row 'recorded/train/0' has no such column" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1"])
+def test_numbers_on_the_command_line_are_checked(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --least nan every row passed; a deadline of nan or -1 was a traceback."""
+    rows = write(tmp_path / "rows.jsonl", [{"question": "?", "answer": "x"}])
+    assert reward("test", "number", f"--deadline={value}") == 2
+    assert f"--deadline={float(value)} must be " in capsys.readouterr().err
+    if value not in ("0", "-1"):
+        assert reward("verify-dataset", rows, "number", f"--least={value}") == 2
+        assert f"--least={value} must be a finite number" in capsys.readouterr().err
+
+
 def test_verify_dataset_says_when_no_gold_can_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "rows.jsonl", [{"question": "?", "answer": str(n)} for n in range(5)])
     words = ("composite", "rewards=[{fn: number, weight: 0.9}]")

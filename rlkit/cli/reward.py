@@ -270,7 +270,7 @@ def _parser(command: str, description: str, data: str = "") -> argparse.Argument
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-column", default="", help="column or template of the prompt, as data.prompt_column")
-    parser.add_argument("--answer-column", default="", help="column of the gold answer, as data.answer_column")
+    parser.add_argument("--answer-column", default="", help="column or template of the gold, as data.answer_column")
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _row(id: str, record: dict[str, Any], source: Source) -> Row:
     question = question_of(id, record, source.question)
     if not question.strip():
         raise UserError(f"row {id!r} has an empty {source.question!r} (data.prompt_column); remove the row")
-    solution = _text(id, record, source.solution, "data.solution_column") if source.solution else ""
+    solution = _text_or_filled(id, record, source.solution, "data.solution_column") if source.solution else ""
     answer = answer_of(id, record, source.answer, solution) if source.answer else ""
     return Row(
         id=id,
@@ -129,12 +129,13 @@ def _row(id: str, record: dict[str, Any], source: Source) -> Row:
 
 
 def answer_of(id: str, record: Mapping[str, Any], column: str, solution: str) -> str:
-    """Returns the gold as the reward gets it: the column as text, else the last box of the solution.
+    """Returns the gold as the reward gets it: the column or template as text, else the last box of the solution.
 
     Raises UserError for a row that has neither, and for a cell of which no text can be made.
     """
-    boxed = last_boxed(solution) if column not in record else None  # MATH keeps its answer in the solution only
-    return _text(id, record, column, "data.answer_column") if boxed is None else boxed
+    # MATH keeps its answer in the solution only. A template is not looked for there: it says where the answer is.
+    boxed = last_boxed(solution) if column not in record and "{" not in column else None
+    return _text_or_filled(id, record, column, "data.answer_column") if boxed is None else boxed
 
 
 def question_of(id: str, record: Mapping[str, Any], column: str) -> str:
@@ -142,22 +143,26 @@ def question_of(id: str, record: Mapping[str, Any], column: str) -> str:
 
     Raises UserError for a column that is not there and for a template that cannot be filled.
     """
+    return _text_or_filled(id, record, column, "data.prompt_column")
+
+
+def _text_or_filled(id: str, record: Mapping[str, Any], column: str, key: str) -> str:
     if "{" not in column:
-        return _text(id, record, column, "data.prompt_column")
+        return _text(id, record, column, key)
     try:
-        question = Template().fill(column, record)
+        text = Template().fill(column, record)
     except KeyError as error:
         columns = ", ".join(str(name) for name, cell in record.items() if not is_missing(cell))
         raise UserError(
-            f"data.prompt_column={column!r}: row {id!r} has no value in a column {error}, only in {columns}; name "
-            "one of these between the braces"
+            f"{key}={column!r}: row {id!r} has no value in a column {error}, only in {columns}; name one of these "
+            "between the braces"
         ) from None
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise UserError(
-            f"data.prompt_column={column!r} cannot be filled with row {id!r}: {error}; write column names between "
-            "single braces, as in '{text} Tests: {test_list}' or '{choices[0]}', and {{ or }} for a brace"
+            f"{key}={column!r} cannot be filled with row {id!r}: {error}; write column names between single braces, "
+            "as in '{text} Tests: {test_list}' or '{choices[0]}', and {{ or }} for a brace"
         ) from None
-    return _whole(id, question, column, "data.prompt_column")
+    return _whole(id, text, column, key)
 
 
 def _text(id: str, record: Mapping[str, Any], column: str, key: str) -> str:

@@ -234,6 +234,8 @@ def test_offline_rows_are_those_of_a_run(tmp_path: Path, capsys: pytest.CaptureF
     columns = ("--prompt-column", "{q} in {unit}", "--answer-column", "target")
     assert reward("verify-dataset", other, name, *columns) == 0
     assert reward("test", name, "--data", other, *columns) == 0
+    lists = write(tmp_path / "lists.jsonl", [{"question": "3 + 4", "final_answer": ["7"]}])
+    assert reward("verify-dataset", lists, "math", "--answer-column", "{final_answer[0]}") == 0
     recorded = [{"q": "3 + 4", "target": 7, "completion": "<think></think><answer>7</answer>"}]
     source = write(tmp_path / "recorded.jsonl", recorded)
     capsys.readouterr()

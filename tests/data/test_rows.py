@@ -121,6 +121,44 @@ def test_a_prompt_may_be_a_template_of_columns(tmp_path: Path, config: Config) -
     assert questions["Add. Tests:\nf(1) == 2\nf(2) == 3 {end}"].meta["test_list"] == ["f(1) == 2", "f(2) == 3"]
 
 
+def test_an_answer_and_a_solution_may_be_templates(tmp_path: Path, config: Config) -> None:
+    """OlympiadBench has golds in lists of one, which as JSON are no number that a reward could read."""
+    rows = [
+        {"question": "a", "final_answer": ["5"], "unit": None, "solution": ["First.", "Then \\boxed{6}."]},
+        {"question": "b", "final_answer": ["$\\frac12$", "x"], "unit": None, "solution": ["Done."]},
+    ]
+    source = write(tmp_path / "a.jsonl", rows)
+    columns = {"answer_column": "{final_answer[0]}", "solution_column": "So: {solution}", "train_size": 1}
+    split = read_rows(config(source=source, eval_size=1, **columns))
+    by_question = {row.question: row for row in split.train + split.held_out}
+    assert (by_question["a"].answer, by_question["b"].answer) == ("5", "$\\frac12$")
+    assert by_question["a"].meta["answer"] == "5" and by_question["a"].meta["final_answer"] == ["5"]
+    assert by_question["a"].solution == "So: First.\nThen \\boxed{6}."
+    by_name = read_rows(config(source=source, eval_size=1, **(columns | {"answer_column": "final_answer"})))
+    assert {row.answer for row in by_name.train + by_name.held_out} == {'["5"]', '["$\\\\frac12$", "x"]'}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"answer_column": "{gold[0]}"},
+            r"data\.answer_column='\{gold\[0\]\}': row .* no value in a column 'gold', only in",
+        ),
+        ({"answer_column": "{unit}"}, r"data\.answer_column='\{unit\}': row .* no value in a column 'unit'"),
+        ({"answer_column": "{answer[1]}"}, r"data\.answer_column=.* cannot be filled with row .*out of range"),
+        ({"answer_column": "{"}, r"data\.answer_column='\{' cannot be filled"),
+        ({"solution_column": "{why}"}, r"data\.solution_column='\{why\}': row .* no value in a column 'why'"),
+    ],
+)
+def test_templates_that_cannot_be_filled_name_their_key(
+    columns: dict[str, str], message: str, tmp_path: Path, config: Config
+) -> None:
+    source = write(tmp_path / "a.jsonl", [{"question": f"{i}", "answer": ["5"], "unit": None} for i in range(2)])
+    with pytest.raises(ValueError, match=message):
+        read_rows(config(source=source, train_size=1, eval_size=1, **columns))
+
+
 def test_a_column_called_question_stays_as_it_is(tmp_path: Path, config: Config) -> None:
     rows = [{"question": f"{i} + 1", "hint": "add", "answer": i + 1} for i in range(2)]
     columns = {"prompt_column": "{question} ({hint})", "train_size": 1, "eval_size": 1}

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 from rewards.base import Reward, RewardError, Sample, thought_is_open
-from rewards.code_blocks import blocks_of, choose, defines, reads_input
+from rewards.code_blocks import answers_input, blocks_of, choose, defines, reads_input
 from rewards.code_rows import Asserts, Calls, Stdio, read_tests
 from rewards.extract import extract_answer, thought_end
 from sandbox import Limits, Sandbox, SandboxError, levels
@@ -62,8 +62,9 @@ class CodeVerifier:
         """Checks the settings; raises RewardError.
 
         All cases of one program together have `wall` seconds, and each has the row's own time limit. With
-        `compare="numbers"` a float that is printed or returned need only be nearly what is expected, as the judges of
-        contests have it; with "exact" it has to be that. A program may print `output_kb` beyond what is expected.
+        `compare="numbers"` a float that is printed or returned need only be nearly what is expected, and printed lines
+        are compared word by word, as the judges of contests do; with "exact" both have to be what is expected. A
+        program may print `output_kb` beyond what is expected.
 
         `level`, `workers`, `imports`, `url` and `allow_unsafe` go to `sandbox.Sandbox`, which starts at the first call.
         Level `remote` judges rows with stdin and stdout; for other rows a call raises SandboxError.
@@ -217,9 +218,9 @@ def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool
     """Returns the program in a completion, with what stands before it in the task; None if there is none.
 
     It is looked for after the last `</think>`, in the `<answer>` if there is one. Of several ```python blocks the last
-    counts that defines the function which the tests name or, for a task with stdin, that reads it; if none does, the
-    last one. Without a block all of the `<answer>` is the program and, where the task is source to be continued, also
-    a bare continuation. `thinking` says that the prompt ended in a thought.
+    counts that defines the function which the tests name or, for a task with stdin, that reads it and prints, or else
+    that reads it; if none does, the last one. Without a block all of the `<answer>` is the program and, where the task
+    is source to be continued, also a bare continuation. `thinking` says that the prompt ended in a thought.
     """
     begin = thought_end(completion, thinking)
     if begin is None:
@@ -228,7 +229,7 @@ def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool
     # guess, and the tests say what the right one must have.
     answer = extract_answer(completion, thinking)
     text = completion[begin:] if answer is None else answer
-    code = choose(blocks_of(text, is_whole=answer is not None), _is_meant(tests))
+    code = choose(blocks_of(text, is_whole=answer is not None), *_is_meant(tests))
     code = answer if code is None else code
     if isinstance(tests, Asserts) and tests.prompt:
         if code is None and (_is_indented(text) or _definition(text, tests.entry_point)):
@@ -237,13 +238,13 @@ def find_program(completion: str, tests: Stdio | Calls | Asserts, thinking: bool
     return code if code and code.strip() else None
 
 
-def _is_meant(tests: Stdio | Calls | Asserts) -> Callable[[str], bool]:
+def _is_meant(tests: Stdio | Calls | Asserts) -> Sequence[Callable[[str], bool]]:
     """Tells the block of the program from examples of how it is called, or of what it prints."""
     match tests:
         case Stdio():
-            return reads_input
+            return answers_input, reads_input
         case Calls(function=name) | Asserts(entry_point=name):
-            return defines(name)
+            return (defines(name),)
 
 
 def _continued(prompt: str, entry_point: str, code: str) -> str:

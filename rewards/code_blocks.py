@@ -7,6 +7,7 @@ read, too. Every function takes linear time.
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -15,7 +16,15 @@ from dataclasses import dataclass
 _LABEL = re.compile(r"[\s{.]*([\w+#.-]*)")
 _PYTHON = re.compile(r"i?py(?:thon)?[0-9.]*|[\w-]+\.py")
 _READS = re.compile(r"\b(?:input\b\s?[(,)]|stdin\b(?!\s*=)|open\(0\b|fileinput\b|os\.read\(0\b)")
+_WRITES = re.compile(r"\b(?:print\b|stdout\b(?!\s*=)|os\.write\b)")
 _COMMENT = re.compile(r"#[^\n]*")
+_STRINGS = re.compile(
+    r"\\.|#[^\n]*|\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|(\"{3}|'{3})|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'",
+    re.DOTALL,
+)
+"""Comments and strings of Python. The group is the beginning of a docstring that has no end."""
+NEAR = 8
+"""How many fences further on the end of a block is looked for whose docstring is open at the first."""
 MARGIN = 4
 """A fence that stands this much further right than the one that opened the block is mostly part of a docstring."""
 
@@ -95,13 +104,17 @@ def _outer_blocks(text: str, is_whole: bool) -> list[Block]:
     better_end_follows = _closing_follows(fences)
     found: list[Block] = []
     opening: _Fence | None = None
-    begin = 0
+    begin = resume = 0
     for index, fence in enumerate(fences):
-        if fence is None:
+        if fence is None or index < resume:
             continue
         if opening is None:
             opening, begin = (fence if fence.opens else None), index + 1
         elif fence.indent is not None and not fence.is_within(opening):
+            if end := _later_end(opening, lines, fences, begin, index):
+                found.append(_block(opening, lines[begin:end]))
+                opening, resume = None, end + 1
+                continue
             if not fence.info:
                 found.append(_block(opening, lines[begin:index]))
             # A fence with a label begins the next block, and the one before has no end.
@@ -112,6 +125,32 @@ def _outer_blocks(text: str, is_whole: bool) -> list[Block]:
     if opening is not None and is_whole:
         found.append(_block(opening, lines[begin:]))
     return found
+
+
+def _later_end(
+    opening: _Fence, lines: Sequence[str], fences: Sequence[_Fence | None], begin: int, index: int
+) -> int | None:
+    """Returns where a block ends if the fence at `index` stands in a docstring of it, which has its end before another.
+
+    A docstring that is open where the block ends is no Python in any case, so nothing is lost by looking further.
+    """
+    if not _has_open_string("\n".join(lines[begin:index])):
+        return None
+    following = (at for at in range(index + 1, len(lines)) if fences[at] is not None)
+    for at in itertools.islice(following, NEAR):
+        fence = fences[at]
+        if fence is None or fence.info or fence.indent is None or fence.is_within(opening):
+            continue
+        if not _has_open_string("\n".join(lines[begin:at])):
+            return at
+    return None
+
+
+def _has_open_string(code: str) -> bool:
+    """Whether code ends within a string of three quotes."""
+    if '"""' not in code and "'''" not in code:
+        return False
+    return any(found[1] for found in _STRINGS.finditer(code))
 
 
 def _fence(line: str) -> _Fence | None:
@@ -140,14 +179,18 @@ def _block(opening: _Fence, lines: Sequence[str]) -> Block:
     return Block(opening.label, textwrap.dedent("\n".join(lines)))
 
 
-def choose(blocks: Sequence[Block], is_wanted: Callable[[str], bool]) -> str | None:
-    """Returns the last block that is wanted or, if none is, the last one; those that are called Python come first."""
+def choose(blocks: Sequence[Block], *wanted: Callable[[str], bool]) -> str | None:
+    """Returns the last block that meets the first of these wishes that one meets, or the last one if none does.
+
+    Those that are called Python come before others of which the same is true.
+    """
     written = [block for block in blocks if block.text.strip()]
     python = [block.text for block in written if block.is_python]
     unlabelled = [block.text for block in written if not block.label]
-    for texts in (filter(is_wanted, python), filter(is_wanted, unlabelled), python, unlabelled):
-        for text in reversed(list(texts)):
-            return text
+    for is_wanted in (*wanted, bool):
+        for texts in (python, unlabelled):
+            for text in reversed([text for text in texts if is_wanted(text)]):
+                return text
     return None
 
 
@@ -160,3 +203,8 @@ def defines(name: str) -> Callable[[str], bool]:
 def reads_input(code: str) -> bool:
     """Whether code looks at its input, apart from what its comments say."""
     return _READS.search(_COMMENT.sub("", code)) is not None
+
+
+def answers_input(code: str) -> bool:
+    """Whether code looks at its input and also prints: an excerpt that explains one line mostly does only one."""
+    return reads_input(code) and _WRITES.search(_COMMENT.sub("", code)) is not None

@@ -48,16 +48,14 @@ def close(returned: Any, expected: Any) -> bool:
 
 
 def same_line(printed: str, expected: str) -> bool:
-    """Whether a printed line is the expected one, but that a float in it may be written differently, or nearly it.
+    """Whether a printed line has the words of the expected one, but that a float may be written differently, or nearly.
 
-    `0.50` is `0.5` and `1e3` is `1000`; the words between must be the same. Integers are compared as they are written:
-    `0011` may be meant as text.
+    `0.50` is `0.5` and `1e3` is `1000`. How much white space is between the words does not count, as with the judges of
+    contests. Integers are compared as they are written: `0011` may be meant as text.
     """
-    if printed == expected:
-        return True
     got, wanted = printed.split(), expected.split()
-    pairs = [pair for pair in zip(got, wanted, strict=False) if pair[0] != pair[1]]
-    return len(got) == len(wanted) and bool(pairs) and all(_same_number(*pair) for pair in pairs)
+    pairs = zip(got, wanted, strict=False)
+    return len(got) == len(wanted) and all(one == other or _same_number(one, other) for one, other in pairs)
 
 
 def _same_number(printed: str, expected: str) -> bool:

@@ -76,6 +76,35 @@ def test_a_fence_in_a_docstring_does_not_end_the_block() -> None:
     assert find_program(f"{T}python\n    return n\n    {T}", HUMANEVAL) == "def f(n):\n    return n\n"
 
 
+IN_DOCSTRING = {
+    "of the module": f'"""\n{T}\nexample\n{T}\n"""\n{F}',
+    "of the function": f'def f(n):\n    """Say n.\n{T}\nf(1)\n{T}\n    """\n    return n',
+    "with a label": f'def f(n):\n    """Say n.\n{T}python\n>>> f(1)\n{T}\n    """\n    return n',
+    "single quotes": f"x = 1  # it's\n{F}\nTEXT = '''\n{T}\n\"\"\"\n{T}\n'''",
+    "twice": f'"""\n{T}\na\n{T}\n"""\n{F}\n\ndef g():\n    r"""\n{T}text\n\\d\n{T}\n    """',
+    "one fence": f'{F}\nTEXT = """\n{T}\n"""',
+}
+
+
+@pytest.mark.parametrize("code", IN_DOCSTRING.values(), ids=IN_DOCSTRING)
+def test_a_fence_in_an_open_docstring_does_not_end_the_block(code: str) -> None:
+    """It was cut there, and what was left could not be compiled."""
+    compile(code, "", "exec")
+    assert find_program(fence(code), FUNCTION) == code
+    assert find_program("So:\n" + fence(code) + "It prints:\n" + fence("1", "") + "Done.", FUNCTION) == code
+    assert find_program(fence("x = 1") + fence(code) + "Use it:\n" + fence('"""How."""\nf(1)'), FUNCTION) == code
+
+
+def test_a_docstring_without_an_end_takes_no_other_block_with_it() -> None:
+    broken = 'def f(n):\n    """Say n.\n    return n'
+    for good in (F, f'"""Say."""\n{F}', f'"""\nSay.\n"""\n{F}'):
+        assert find_program(fence(broken) + "No:\n" + fence(good), FUNCTION) == good
+        assert find_program(fence(broken) + "No:\n" + fence(good) + fence("f(1)") + fence("1", ""), FUNCTION) == good
+    assert find_program(fence(broken), FUNCTION) == broken
+    for quotes in ('x = \'"""\'', 'x = "\\"" + "\'\'\'"', '# """', 'x = """a"""', 'x = r"""\\"""'):
+        assert find_program(fence(f"{F}\n{quotes}") + fence("f(1)") + fence("1", ""), FUNCTION) == f"{F}\n{quotes}"
+
+
 def test_what_is_cut_off_is_no_program() -> None:
     assert find_program(f"{T}python\n{F}", FUNCTION) is None
     assert find_program(f"{fence(F)}{T}python\ndef f(n):\n    return", FUNCTION) == F
@@ -102,6 +131,12 @@ DEMOS = {
     "of open(0)": (PROGRAM, "print(open(0).read())", "solve(3)"),
     "of /dev/stdin": (PROGRAM, "print(open('/dev/stdin').read())", "solve(3)"),
     "of fileinput": (PROGRAM, "import fileinput\nfor line in fileinput.input(): print(line)", "solve(3)"),
+    "of one line that reads": (PROGRAM, READS, "a, b = map(int, input().split())"),
+    "of one line that reads and does not print yet": (PROGRAM, READS, "n = int(input())  # then print(n)"),
+    "of one line that writes": (PROGRAM, READS, "print(2 * n)"),
+    "of a line, from sys.stdout": (
+        PROGRAM, "import sys\nfor line in sys.stdin:\n    sys.stdout.write(line)", "data = sys.stdin.read()"),
+    "of a line, from os.write": (PROGRAM, "import os\nos.write(1, os.read(0, 99))", "data = os.read(0, 99)"),
     "of os.read": (PROGRAM, "import os\nprint(os.read(0, 99))", "solve(3)"),
 }  # fmt: skip
 
@@ -115,6 +150,15 @@ def test_a_demonstration_that_comes_last_is_not_the_program(
     assert find_program(fence(code, "") + "Use it:\n" + fence(demo, ""), tests) == code
     assert find_program("A first idea:\n" + fence(code + "\nold = 1") + fence(code) + fence(demo), tests) == code
     assert find_program(f"<answer>{fence(code)}\n{fence(demo)}</answer>", tests) == code
+
+
+def test_a_program_that_only_reads_comes_before_one_that_does_not() -> None:
+    reads = "n = int(input())\nanswer(n)"
+    assert find_program(fence("x = 1") + fence(reads) + fence("print(1)"), PROGRAM) == reads
+    assert find_program(fence(reads) + fence("input()"), PROGRAM) == "input()"
+    assert find_program(fence(reads) + fence(READS, ""), PROGRAM) == READS
+    first, last = READS + "  # first", READS + "  # last"
+    assert find_program(fence(first) + fence(last) + "Key line: " + fence("n = int(input())"), PROGRAM) == last
 
 
 def test_without_one_that_is_meant_the_last_block_counts() -> None:
@@ -138,8 +182,10 @@ def test_blocks_have_labels() -> None:
         "a ```python\n" * 20_000 + "        ```\n" * 10_000, "````markdown\n" + "```python\n" * 20_000,
         "input(#" * 30_000, "def f" * 40_000, " " * 200_000 + "def f", "\n".join([" " * 400] * 500),
         "".join("`" * n + "\n" for n in range(3, 600)),
+        '"""\n```\n' * 20_001, "```python\n'''\n```\n" * 20_001, '\\"' * 100_000 + '"""', '"""' + "'\\" * 100_000,
+        "\"'" * 90_000,
     ],
-    ids=range(11),
+    ids=range(16),
 )  # fmt: skip
 def test_hostile_texts_are_read_in_linear_time(text: str) -> None:
     for tests in (FUNCTION, PROGRAM, HUMANEVAL):

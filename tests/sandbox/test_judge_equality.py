@@ -23,12 +23,14 @@ from sandbox.judge.equality import close, equal, same_line
         ("99999.9", "100000", False), ("1.5e400", "1.5e401", False), ("nan", "nan.", False), ("nan", "0.0", False),
         ("inf", "1e999", False), ("1_0.0", "10.0", False), ("1,5", "1.5", False), ("0x10", "16.0", False),
         ("0.5 1", "0.5", False), ("0.5", "0.5 1", False), ("0.1 0.2", "0.1 0.3", False), ("no 0.50", "yes 0.5", False),
-        ("a  b", "a b", False), ("\u0661.0", "1.0", False), ("", "0.0", False), ("1e99999", "1e99998", False),
+        ("1  2", "1 2", True), (" 1\t2", "1 2", True), ("a  b", "a b", True), ("0.50  1", "0.5 1", True),
+        (" ", "", True),        ("12", "1 2", False), ("1 2 3", "1  2", False), ("a b", "ab", False),
+        ("\u0661.0", "1.0", False), ("", "0.0", False), ("1e99999", "1e99998", False),
         ("1" * 1_100_000 + ".0", "1" * 1_100_000 + ".5", False),
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
-def test_floats_in_a_line_are_numbers_and_all_else_is_text(printed: str, expected: str, is_same: bool) -> None:
+def test_lines_are_the_same_word_by_word_and_floats_are_numbers(printed: str, expected: str, is_same: bool) -> None:
     assert same_line(printed, expected) is is_same
     assert same_line(expected, expected)
 

@@ -219,9 +219,14 @@ def _builtin_exception(name: str, text: str) -> Exception:
     return error
 
 
+def no_name(name: str) -> str:
+    """Returns what Python says of a name that nobody defines."""
+    return f"name {name!r} is not defined"
+
+
 def _look_up(names: dict[str, Any], name: str) -> Any:
     if name not in names:
-        raise NameError(f"name {name!r} is not defined")
+        raise NameError(no_name(name))
     return names[name]
 
 

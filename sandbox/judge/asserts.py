@@ -18,6 +18,7 @@ from typing import Any
 
 from sandbox import wire
 from sandbox.box import Sandbox
+from sandbox.calls import no_name
 from sandbox.judge.cases import (
     FAILURES,
     Case,
@@ -129,6 +130,7 @@ class _Run:
     def _whole(self, case: Whole, session: Session) -> None:
         refused: CaseFailed | None = None
         has_asked = False
+        unknown: str | None = None
         request = ("test", case.source, case.runner, self.entry_point, case.imports, case.remotes, case.as_script)
         try:
             message = wire.dumps(request)
@@ -142,6 +144,8 @@ class _Run:
                 value = ask(session, "call", function, None, args, kwargs, max_bytes=wire.ANSWER_BYTES)
                 reply = wire.dumps(("value", value), wire.ANSWER_BYTES)
             except Raised as error:  # which the test may expect
+                if function != self.entry_point and error.name == "NameError" and error.text == no_name(function):
+                    unknown = function
                 reply = wire.dumps(("raised", error.name, error.text))
             except (CaseFailed, TestsError, wire.WireError) as error:  # what it passes on may be the candidate's data
                 reply = wire.dumps(("raised", "TypeError", "no plain data"))
@@ -154,6 +158,10 @@ class _Run:
                 raise refused
             case ("unsupported", str(text)):
                 raise CaseFailed("unsupported_value", text)
+            case ("raised", "NameError", str(text)) if unknown and text == no_name(unknown):
+                raise Unjudged(
+                    "untestable", f"the test uses {unknown!r}, which neither the tests nor the program define"
+                )
             case ("raised", str(name), str(text)):
                 raise Raised(name, text)
             case ("value", _):

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from sandbox.calls import NAME
 from sandbox.judge.cases import TestsError
+from sandbox.judge.collect import collected
 from sandbox.judge.expressions import can_evaluate, is_candidate
 from sandbox.judge.running import (
     Definitions,
@@ -21,6 +22,8 @@ from sandbox.judge.running import (
     entries,
     is_runner,
     is_script,
+    is_test,
+    num_required,
     renamed_imports,
     running,
     test_cases,
@@ -77,7 +80,12 @@ def plan(asserts: Sequence[str], entry_point: str) -> Plan:
 
 @lru_cache(maxsize=64)  # a group of completions is judged by one row, whose tests may be a megabyte of literals
 def _plan(asserts: tuple[str, ...], entry_point: str) -> Plan:
-    trees = [_parse(index, source) for index, source in enumerate(asserts)]
+    parsed = [_parse(index, source) for index, source in enumerate(asserts)]
+    trees = [collected(tree) for tree in parsed]
+    asserts = tuple(
+        source if tree is before else ast.unparse(tree)
+        for source, before, tree in zip(asserts, parsed, trees, strict=True)
+    )
     module = [part for tree in trees for statement in body(tree) for part in _unpacked(statement)]
     _check_name(trees, entry_point)
     bound = frozenset(name for tree in trees for name in bound_names(tree)) - {entry_point}
@@ -101,10 +109,23 @@ def _plan(asserts: tuple[str, ...], entry_point: str) -> Plan:
             cases += [Split(test=test) for test in tests]
         setup += [statement for statement in tree.body if isinstance(statement, _SKIPPED)]
     if not cases:
-        raise TestsError(f"the {len(asserts)} tests of {entry_point!r} assert nothing, so that any program would pass")
+        why = f"so that any program would pass{_left_out(trees)}"
+        raise TestsError(f"the {len(asserts)} tests of {entry_point!r} assert nothing, {why}")
     if not is_asked:
         raise TestsError(f"the {len(asserts)} tests never call {entry_point!r}: name the function that they test")
     return Plan(inputs="\n".join(ast.unparse(statement) for statement in inputs), cases=tuple(cases))
+
+
+def _left_out(trees: Sequence[ast.Module]) -> str:
+    """Says why a test is not run, if nothing gives it its arguments."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    run = [node for tree in trees for entry in entries(tree) for node in ast.walk(entry)]
+    called = [node.func for node in run if isinstance(node, ast.Call)]
+    names = {ast.unparse(function).rpartition(".")[2] for function in called}
+    asking = [n.name for n in nodes if isinstance(n, ast.FunctionDef) and is_test(n) and num_required(n)]
+    left = [name for name in asking if name not in names]
+    rule = "pytest.mark.parametrize alone, without pytest.param and indirect, and its class has no base and no __init__"
+    return f" ({left[0]!r} is not run: arguments of a test come from {rule})" if left else ""
 
 
 def _check_name(trees: Sequence[ast.Module], entry_point: str) -> None:

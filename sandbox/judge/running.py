@@ -35,7 +35,7 @@ def entries(tree: ast.Module) -> list[ast.FunctionDef]:
     """Returns the functions that a test runner calls: HumanEval's `check(candidate)`, pytest's `test_...()`."""
     wanted = {"check": 1}
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return [node for node in found if _num_required(node) == wanted.get(node.name, 0 if _is_test(node) else None)]
+    return [node for node in found if num_required(node) == wanted.get(node.name, 0 if is_test(node) else None)]
 
 
 def test_cases(tree: ast.Module) -> list[ast.ClassDef]:
@@ -46,7 +46,7 @@ def test_cases(tree: ast.Module) -> list[ast.ClassDef]:
         if isinstance(node, ast.ClassDef) and names & {_last_name(base) for base in node.bases}:
             names.add(node.name)
             found.append(node)
-    return [node for node in found if any(_is_test(method) for method in node.body)]
+    return [node for node in found if any(is_test(method) for method in node.body)]
 
 
 def is_script(tree: ast.Module) -> bool:
@@ -59,12 +59,12 @@ def body(tree: ast.Module) -> list[ast.stmt]:
     called = entries(tree)
     outer: list[ast.stmt] = []
     for node in tree.body:
-        if _is_main_guard(node):
+        if is_main_guard(node):
             assert isinstance(node, ast.If)
             outer += node.body if is_script(tree) else []
         elif node not in called and not is_runner(node, tree):
             outer.append(node)
-    methods = [node for case in test_cases(tree) for node in case.body if _is_test(node) or _is_fixture(node)]
+    methods = [node for case in test_cases(tree) for node in case.body if is_test(node) or _is_fixture(node)]
     return outer + [statement for function in (*called, *methods) for statement in getattr(function, "body", ())]
 
 
@@ -133,7 +133,7 @@ def _bodies(definition: Function | ast.ClassDef) -> list[ast.stmt]:
     return [statement for method in methods for statement in method.body]
 
 
-def _num_required(function: ast.FunctionDef) -> int:
+def num_required(function: ast.FunctionDef) -> int:
     """Returns how many arguments a call must give, -1 if some of them must be given by name."""
     arguments = function.args
     if any(default is None for default in arguments.kw_defaults):
@@ -141,7 +141,8 @@ def _num_required(function: ast.FunctionDef) -> int:
     return len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
 
 
-def _is_test(node: ast.AST) -> bool:
+def is_test(node: ast.AST) -> bool:
+    """Whether a node is a function whose name makes it a test."""
     return isinstance(node, Function) and node.name.startswith("test")
 
 
@@ -149,5 +150,6 @@ def _is_fixture(node: ast.AST) -> bool:
     return isinstance(node, Function) and node.name in _FIXTURES
 
 
-def _is_main_guard(node: ast.stmt) -> bool:
+def is_main_guard(node: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__"`."""
     return isinstance(node, ast.If) and ast.unparse(node.test).replace('"', "'") == "__name__ == '__main__'"

@@ -245,8 +245,11 @@ def test_asserts_that_never_run_do_not_count() -> None:
     for tests in (
         "def helper():\n    assert f(1) == 1",
         "def check(a, b):\n    assert f(1) == 1",
-        "class Test:\n    def test_it(self):\n        assert f(1) == 1",
+        "class Check:\n    def test_it(self):\n        assert f(1) == 1",
         "def test_it(fixture):\n    assert f(1) == 1",
+        "class Test:\n    def __init__(self): pass\n    def test_it(self):\n        assert f(1) == 1",
+        "class Test:\n    def test_it(self, fixture):\n        assert f(1) == 1",
+        "class Test:\n    def helper(self):\n        assert f(1) == 1",
     ):
         with pytest.raises(TestsError, match="assert nothing"):
             plan([tests], "f")

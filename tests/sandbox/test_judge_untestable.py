@@ -46,6 +46,10 @@ BROKEN = [
     ("assert f(int('x')) == 2", "fails by itself: int('x'): ValueError"),
     ("assert f(1) == 1 / 0", "fails by itself: 1 / 0: ZeroDivisionError"),
     ("assert sorted([1, 'x']) == f(1)", "fails by itself: sorted([1, 'x']): TypeError"),
+    ("def same(a, b): assert nope(a, b)\nfor n in [1]:\n    same(f(n), 2)", "uses 'nope', which neither the tests nor"),
+    ("assert f(1) == 2 and nope(f(1))", "uses 'nope'"),
+    ("import unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), nope(1))",
+     "uses 'nope'"),
     ("class A: ...\nfor n in [A()]:\n    assert f(n) == 2", "calls 'f' with a value of type A"),
     ("for n in (1, lambda n: n):\n    assert f(n) == 2", "calls 'f' with a value of type function"),
     ("try:\n    f(lambda: 1)\nexcept BaseException:\n    pass\n"
@@ -77,6 +81,8 @@ def test_an_import_that_the_test_can_do_without(box: Sandbox) -> None:
 
 NESTED = "x = n\n    for _ in range({}): x = [x]\n    return x"
 GUILTY = [
+    "def f(n): return nope(n)",
+    "def f(n): raise NameError(\"name 'f' is not defined\")",
     "import numpy\ndef f(n): return n + 1",
     "def f(n):\n    import numpy\n    return n + 1",
     "def f(n): raise ImportError('no')",
@@ -107,6 +113,27 @@ def test_what_a_program_does_is_its_own_failure(box: Sandbox, code: str, test: s
     """Else a program could leave its group in place of losing in it."""
     verdict = asserts(box, code, "f", [test])
     assert verdict.passed is False, verdict
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(n): raise NameError(\"name 'nope' is not defined\")",
+        "def f(n): return nope(n)",
+        "def f(n): return n",
+        "def nope(a, b): return a == undefined\ndef f(n): return n + 1",
+        "def nope(a, b): return False\ndef f(n): return n + 1",
+    ],
+)
+def test_a_name_that_only_the_program_lacks_is_its_own_failure(box: Sandbox, code: str) -> None:
+    test = "def same(a, b):\n    assert a == 2\n    assert nope(a, b)\nfor n in [1]:\n    same(f(n), 2)"
+    verdict = asserts(box, code, "f", [test])
+    assert verdict.passed is False, verdict
+    assert asserts(box, "def nope(a, b): return True\ndef f(n): return n + 1", "f", [test]).passed
+    caught = "try:\n    nope(1)\nexcept NameError:\n    pass\nfor n in [1]:\n    assert f(n) == 2"
+    assert (
+        asserts(box, RIGHT, "f", [caught]).passed and asserts(box, "def f(n): return n", "f", [caught]).passed is False
+    )
 
 
 def test_a_forged_refusal_is_a_wrong_answer(box: Sandbox) -> None:

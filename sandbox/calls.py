@@ -10,11 +10,14 @@ Requests are `(operation, ...)` and answers are tuples too, both in the form of 
 
     ("call", function, class or None, args, kwargs)     call a function, or a method of a new instance
     ("eval", function, source)                          evaluate a call of it with arguments that are not plain data
+    ("apply", function, args, kwargs)                   call it for a tester, which gets its arguments back if it
+                                                        changed them and returned None
     ("through", builtin, operation, ...)                apply a builtin function, such as list, to a value
     ("exec", source)                                    run statements that build such arguments
     ("test", source, runner, function, imports, names, as script)    in a tester: run a test; the function is a proxy
       <- ("value", value) | ("raised", type, text) | ("unsupported", text)
-      <- ("remote", function, args, kwargs)             from a running test: the next message is what it returned
+      <- ("remote", function, args, kwargs)             from a running test: the next message is what it returned, and
+                                                        the arguments if they are to be changed
       <- ("untestable", text)                           from a running test: it fails whatever the candidate does
 """
 
@@ -102,6 +105,44 @@ def _call(
 ) -> Any:
     called = _look_up(names, function) if owner is None else getattr(_look_up(names, owner)(), function)
     return called(*args, **kwargs)
+
+
+def _apply(names: dict[str, Any], read: Read, write: Write, function: str, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """Calls a function, and returns its value or, if that is None and it changed its arguments, these as well.
+
+    Only then, for the test reads what else it returns: one that emptied a list and returned it would be a right sort.
+    """
+    can_change = any(isinstance(value, list | dict | set | tuple) for value in (*args, *kwargs.values()))
+    before = wire.dumps((args, kwargs), wire.ANSWER_BYTES) if can_change else b""
+    value = _call(names, read, write, function, None, args, kwargs)
+    if value is not None or not can_change:
+        return (value,)
+    try:
+        is_same = wire.dumps((args, kwargs), wire.ANSWER_BYTES) == before
+    except wire.WireError:  # it keeps objects there, which a test could only have read through the candidate
+        is_same = True
+    return (None,) if is_same else (None, args, kwargs)
+
+
+def _changed(old: Any, new: Any) -> Any:
+    """Makes a test's own value what the candidate made of its copy, in place as far as the types are the same."""
+    if isinstance(old, list) and isinstance(new, list):
+        both = [_changed(*pair) for pair in zip(old, new, strict=False)]
+        old[:] = [*both, *new[len(both) :]]
+    elif isinstance(old, dict) and isinstance(new, dict):
+        items = {key: _changed(old[key], value) if key in old else value for key, value in new.items()}
+        old.clear()
+        old.update(items)
+    elif isinstance(old, set) and isinstance(new, set):
+        old.clear()
+        old.update(new)
+    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        for pair in zip(old, new, strict=True):
+            _changed(*pair)
+        return old
+    else:
+        return new
+    return old
 
 
 def _through(names: dict[str, Any], read: Read, write: Write, function: str, operation: str, *operands: Any) -> Any:
@@ -201,7 +242,10 @@ class Proxies:
             os._exit(1)
         kind, *answer = wire.loads(reply, wire.ANSWER_BYTES)
         if kind == "value":
-            return answer[0]
+            value, *changed = answer
+            for old, new in zip((args, kwargs), changed, strict=False):
+                _changed(old, new)
+            return value
         self._raised.append(_builtin_exception(*answer))
         raise self._raised[-1]
 
@@ -230,4 +274,4 @@ def _look_up(names: dict[str, Any], name: str) -> Any:
     return names[name]
 
 
-_OPERATIONS = {"call": _call, "through": _through, "eval": _eval, "exec": _exec, "test": _test}
+_OPERATIONS = {"call": _call, "apply": _apply, "through": _through, "eval": _eval, "exec": _exec, "test": _test}

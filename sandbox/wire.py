@@ -1,7 +1,8 @@
 """Writes and reads the values that cross between the judge and a sandboxed process, as JSON with tags for types.
 
-Nothing that arrives can run code or lie about itself: `loads` makes only None, bool, int, float, complex, str, bytes,
-Ellipsis, list, tuple, dict, set and frozenset, whatever was sent. No pickle, no repr, no eval.
+Nothing that arrives can run code or lie about itself: `loads` makes only None, bool, int, float, complex, Decimal,
+Fraction, str, bytes, date, time, datetime, timedelta, Ellipsis, list, tuple, dict, set and frozenset, whatever was
+sent. No pickle, no repr, no eval.
 What is not covered: shared references (each use is a copy), iterators, and objects of any other type.
 """
 
@@ -11,6 +12,9 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 MAX_DEPTH = 200
@@ -25,6 +29,10 @@ least that one takes. Without this limit a list that holds another twice, which 
 in memory and take for ever to write."""
 MAX_INT_BITS = 1 << 20
 """The judge compares and sometimes divides integers; with this many bits that takes half a second at most."""
+MAX_DIGITS = 4300
+"""How many digits a Decimal may have, before and behind its point; Python writes integers in as many."""
+MAX_FRACTION_BITS = 1 << 14
+"""Of numerator and denominator. To reduce a fraction takes quadratic time, and so does to add two."""
 MAX_EQUAL_HASHES = 64
 """How many elements of a set may have the same hash: a set of n such values takes n * n / 2 comparisons to build."""
 _ENVELOPE_DEPTH = 4
@@ -41,6 +49,12 @@ _RAW: dict[type, Any] = {
     dict: lambda value: dict(dict.items(value)),
     set: lambda value: set(set.__iter__(value)),
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    Decimal: lambda value: Decimal(Decimal.__str__(value)),
+    datetime: lambda value: datetime.fromisoformat(datetime.isoformat(value)),  # before date, which it extends
+    date: lambda value: date.fromisoformat(date.isoformat(value)),
+    time: lambda value: time.fromisoformat(time.isoformat(value)),
+    timedelta: lambda value: timedelta(value.days, value.seconds, value.microseconds),
+    Fraction: lambda value: Fraction(value.numerator, value.denominator),
 }
 """For each builtin type, what reads the data in an instance of a subclass, whatever methods that overrides."""
 
@@ -74,7 +88,7 @@ def loads(message: bytes, max_bytes: int = MAX_BYTES) -> Any:
         return _decode(json.loads(message), 0)
     except WireError:
         raise
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, StopIteration, RecursionError) as error:
         raise WireError(f"a malformed message: {type(error).__name__}") from None
 
 
@@ -123,7 +137,28 @@ class _Encoder:
             return {"b": value.hex()}
         if value is ...:
             return {"e": 0}
+        if kind is Decimal:
+            if value.is_finite() and not _is_short(value):
+                raise TooLarge(f"a Decimal of more than {MAX_DIGITS} digits")
+            return {"m": str(value)}
+        if kind is Fraction:
+            if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_FRACTION_BITS:
+                raise TooLarge(f"a fraction of more than {MAX_FRACTION_BITS} bits")
+            return {"q": [hex(value.numerator), hex(value.denominator)]}
+        if kind in _DATES:
+            return {"w": [kind.__name__, value.isoformat()]}
+        if kind is timedelta:
+            return {"w": ["timedelta", value.days, value.seconds, value.microseconds]}
         return self.encode(_plain(value), depth + 1)
+
+
+_DATES: dict[type, Any] = {date: date.fromisoformat, datetime: datetime.fromisoformat, time: time.fromisoformat}
+
+
+def _is_short(value: Decimal) -> bool:
+    """Whether a finite Decimal has few digits, also if it is written without an exponent."""
+    exponent = value.as_tuple().exponent
+    return isinstance(exponent, int) and abs(exponent) <= MAX_DIGITS and abs(value.adjusted()) <= MAX_DIGITS
 
 
 def _plain(value: Any) -> Any:
@@ -170,6 +205,17 @@ def _decode(tree: Any, depth: int) -> Any:
             return bytes.fromhex(data)
         case "e", _:
             return ...
+        case "m", str() if len(data) <= 2 * MAX_DIGITS + 20:
+            number = Decimal(data)
+            if number.is_finite() and not _is_short(number):
+                raise WireError(f"a Decimal of more than {MAX_DIGITS} digits")
+            return number
+        case "q", [str(above), str(below)] if max(len(above), len(below)) <= MAX_FRACTION_BITS // 4 + 3:
+            return Fraction(int(above, 16), int(below, 16))
+        case "w", ["timedelta", int(days), int(seconds), int(microseconds)]:
+            return timedelta(days, seconds, microseconds)
+        case "w", [str(name), str(text)] if len(text) < 50:
+            return next(read(text) for kind, read in _DATES.items() if kind.__name__ == name)
     raise WireError(f"an unknown tag {str(tag)[:20]!r}")
 
 

@@ -3,7 +3,7 @@
 `stdio` compares printed text, `calls` compares returned values, `asserts` runs a benchmark's tests. The candidate gets
 inputs and gives data (`sandbox.wire`); it is equal to what is expected or not, whatever else the candidate did.
 
-What is not covered: arguments that the candidate changes in place, for they are copies; returned objects of its own
+What is not covered: arguments that a function changes which also returns something; returned objects of its own
 classes; and a program that recognises the inputs of a known test set.
 """
 

@@ -34,7 +34,7 @@ from sandbox.judge.cases import (
     shown,
     with_room,
 )
-from sandbox.judge.expressions import can_evaluate, constant, constants, evaluate
+from sandbox.judge.expressions import can_evaluate, constant, constants, evaluate, truth_alone
 from sandbox.judge.plan import Plan, Split, Whole, plan
 from sandbox.result import JobEnded, Limits
 from sandbox.session import Session
@@ -98,7 +98,7 @@ class _Run:
 
     def _split(self, case: Split, session: Session) -> None:
         try:
-            holds = evaluate(case.test, self.entry_point, partial(self._ask, session))
+            holds = evaluate(truth_alone(case.test, self.entry_point), self.entry_point, partial(self._ask, session))
         except TestsError:
             raise
         except FAILURES as error:
@@ -141,8 +141,8 @@ class _Run:
             has_asked = True
             function, args, kwargs = answer[1:]
             try:
-                value = ask(session, "call", function, None, args, kwargs, max_bytes=wire.ANSWER_BYTES)
-                reply = wire.dumps(("value", value), wire.ANSWER_BYTES)
+                found = ask(session, "apply", function, args, kwargs, max_bytes=wire.ANSWER_BYTES)
+                reply = wire.dumps(("value", *_applied(found)), wire.ANSWER_BYTES)
             except Raised as error:  # which the test may expect
                 if function != self.entry_point and error.name == "NameError" and error.text == no_name(function):
                     unknown = function
@@ -188,3 +188,11 @@ class _Run:
                     "untestable", f"the test ended before it called the candidate: {failure.detail}"
                 ) from None
             raise CaseFailed(failure.status, f"the test ended: {failure.detail}") from None
+
+
+def _applied(answer: Any) -> tuple[Any, ...]:
+    """Returns the value and, of a function that changed its arguments and returned None, these as they are then."""
+    match answer:
+        case (_,) | (None, tuple() | list(), dict()) if type(answer) is tuple:
+            return answer
+    raise CaseFailed("wrong", "an answer that is none")

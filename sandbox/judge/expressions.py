@@ -10,6 +10,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 from sandbox import wire
@@ -58,18 +59,26 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "set": lambda values=(): set(wire.unique(values)),
     "sorted": sorted,
     "str": str,
-    "sum": lambda values: sum(values),
+    "sum": lambda values: _sum(values),
     "tuple": tuple,
 }
 _THROUGH = {
-    "all": "all", "any": "any", "frozenset": "list", "len": "len", "list": "list", "set": "list", "sorted": "sorted",
-    "sum": "sum", "tuple": "tuple",
+    "all": "all", "any": "any", "bool": "bool", "frozenset": "list", "len": "len", "list": "list", "set": "list",
+    "sorted": "sorted", "sum": "sum", "tuple": "tuple",
 }  # fmt: skip
 """What is applied where the value is if it stands around a call: a range cannot cross, but its elements can."""
 _KEYWORDS = ("rel_tol", "abs_tol", "reverse")
 _CONTAINERS: dict[type[ast.AST], Callable[[list[Any]], Any]] = {ast.List: list, ast.Tuple: tuple}
 
-_REDUCING = ("all", "any", "len", "sum")
+MOST_FRACTIONS = 1000
+"""A sum of fractions has the digits of all their denominators, and takes quadratic time in them."""
+_REDUCING = ("all", "any", "bool", "len", "sum")
+
+
+def _sum(values: Any) -> Any:
+    if len(values) > MOST_FRACTIONS and any(isinstance(value, Fraction) for value in values):
+        raise ValueError(f"a sum of more than {MOST_FRACTIONS} values with fractions among them")
+    return sum(values)
 
 
 def is_candidate(node: ast.AST, function: str) -> bool:
@@ -161,6 +170,21 @@ def evaluate(node: ast.AST, function: str, ask: Ask) -> Any:
                     return found if name in _REDUCING else _FUNCTIONS[name](found, **settings)
             return _FUNCTIONS[name](*map(value, args), **settings)
     raise AssertionError(f"can_evaluate() accepts {ast.unparse(node)!r}, evaluate() does not know it")
+
+
+def truth_alone(node: ast.expr, function: str) -> ast.expr:
+    """Returns a test in which `bool` stands around each call of the candidate of which only the truth counts.
+
+    So a function may return anything that is true or false, such as a match of `re`, which cannot cross.
+    """
+    match node:
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return ast.UnaryOp(ast.Not(), truth_alone(operand, function))
+        case ast.BoolOp(op=op, values=parts):
+            return ast.BoolOp(op, [truth_alone(part, function) for part in parts])
+        case _ if is_candidate(node, function):
+            return ast.Call(ast.Name("bool", ast.Load()), [node], [])
+    return node
 
 
 def constant(node: ast.AST) -> Any:

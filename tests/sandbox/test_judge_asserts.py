@@ -72,9 +72,31 @@ ROWS = [
     (1, 0, "assert sorted(f(3), reverse=True) == [2, 1, 0]", "return (n for n in range(a[0]))", "return {1: 2}.keys()"),
     (1, 0, "assert len(f(3)) == 3 and sum(f(2)) == 1", "return range(a[0])", "return range(2)"),
     (1, 0, "assert set(f(3)) == {0, 1, 2}", "return {k: k for k in range(a[0])}.keys()", "return iter([0])"),
+    (1, 0, "assert f('a') and not f('b')", "return re.match('a', a[0])", "return re.match('b', a[0])"),
+    (1, 0, "assert not f('b') and (f('a') or f('c'))", "return re.match('a', a[0])", "return re.match('b', a[0])"),
+    (1, 0, "assert bool(f(1)) == True and bool(f(0)) is False", "return range(a[0])", "return range(1)"),
+    (0, 1, "from decimal import Decimal\nassert f('0.10') == Decimal('0.1')", "return Decimal(a[0])", "return 0.1"),
+    (0, 1, "from fractions import Fraction\nassert f(3) == Fraction(1, 3)", "return Fraction(1, a[0])", "return 1 / 3"),
+    (0, 1, "import datetime\nassert f(2024, 2) == datetime.date(2024, 2, 29)",
+     "return datetime.date(*a, 29)", "return '2024-02-29'"),
+    (0, 1, "import datetime\nday = datetime.datetime(2024, 1, 1)\nassert f(day) == datetime.timedelta(hours=1)",
+     "return datetime.timedelta(hours=a[0].day)", "return 3600"),
+    (1, 0, "assert abs(f(1) - 0.5) < 1e-9", "return Fraction(1, 2)", "return Fraction(1, 3)"),
+    (0, 1, "l = []\nf(l)\nassert l == [1]", "a[0].append(1)", "a[0].append(2)"),
+    (0, 1, "l = [3, 1, 2]\nassert f(l) is None and l == [1, 2, 3]", "a[0].sort()", "a[0].reverse()"),
+    (0, 1, "g = [[1, 2], [3, 4]]\nrow = g[0]\nf(g)\nassert g == [[2, 1], [4, 3]] and row is g[0] and row == [2, 1]",
+     "[r.reverse() for r in a[0]]; return None", "a[0].reverse()"),
+    (0, 1, "d, s = {'a': [1]}, {1}\nf(d, x=s)\nassert d == {'b': 2} and s == {1, 5}",
+     "a[0].clear(); a[0]['b'] = 2; k['x'].add(5)", "a[0]['b'] = 2; k['x'].add(5)"),
+    (0, 1, "l = [1, 2, 3]\nf(l)\nassert l == []", "a[0].clear()", "a[0].pop()"),
+    (0, 1, "pair = ([1], 2)\nf(pair)\nassert pair == ([1, 3], 2)", "a[0][0].append(3)", "return None"),
+    (0, 1, "from collections import Counter\nc = Counter('aa')\nf(c)\nassert c['b'] == 1 and type(c) is Counter",
+     "a[0]['b'] = 1", "a[0]['a'] = 1"),
     (1, 0, "assert math.isnan(f(1))", "return float('nan')", "return 1.0"),
 ]  # fmt: skip
-PROGRAM = """import math
+PROGRAM = """import datetime, math, re
+from decimal import Decimal
+from fractions import Fraction
 class Pair:
     def __init__(self, a, b): self.a, self.b = a, b
 class Node:
@@ -188,6 +210,33 @@ def test_a_test_that_passes_on_no_plain_data_judges_nobody(box: Sandbox) -> None
     assert (verdict.status, verdict.passed) == ("untestable", None) and "function" in verdict.detail
 
 
+def test_a_function_that_returns_something_does_not_reach_into_the_test(box: Sandbox) -> None:
+    """Else one that empties its argument and returns it would sort."""
+    test = "for xs in ([3, 1], [2, 1, 0]):\n    assert f(xs) == sorted(xs)"
+    assert asserts(box, "def f(xs): return sorted(xs)", "f", [test]).passed
+    assert asserts(box, "def f(xs):\n    xs.sort()\n    return xs", "f", [test]).passed
+    assert asserts(box, "def f(xs):\n    xs.clear()\n    return xs", "f", [test]).passed is False
+
+
+def test_objects_that_a_function_keeps_in_its_arguments_do_not_cross(box: Sandbox) -> None:
+    test = "memo = {}\nf(memo)\nassert memo == {}"
+    assert asserts(box, "def f(memo): memo[1] = object()", "f", [test]).passed
+    test = "memo = {}\nf(memo)\nassert memo == {1: 2}"
+    assert asserts(box, "def f(memo): memo.update({1: 2, 3: object()})", "f", [test]).passed is False
+
+
+def test_a_forged_change_of_arguments_is_a_wrong_answer(box: Sandbox) -> None:
+    answers = ('{"t":["value",[null]]}', '{"t":["value",{"t":[1,{"t":[]},{"d":[]}]}]}', '{"t":["value",{"t":[]}]}',
+               '{"t":["value",{"t":[null,5,{"d":[]}]}]}', '{"t":["value",5]}')  # fmt: skip
+    for answer in answers:
+        code = (
+            f"import os\ndef f(l):\n    m = {answer.encode()!r}\n"
+            "    os.write(3, len(m).to_bytes(4, 'big') + m)\n    l.append(1)"
+        )
+        verdict = asserts(box, code, "f", ["l = []\nf(l)\nassert l == [1]"])
+        assert verdict.passed is False, (answer, verdict)
+
+
 def test_one_deadline_for_candidate_and_tester(box: Sandbox) -> None:
     start = time.monotonic()
     tests = ["import time\nfor n in [1]:\n    time.sleep(60)\n    assert f(n) == 1"]
@@ -265,6 +314,10 @@ def test_asserts_that_never_run_do_not_count() -> None:
         ("str(f(1)) == '1'", "10**200_000"),
         ("sorted(f(1)) == [1]", "[[0] * 100 + [k] for k in range(1000)]"),
         ("f(1) == [1]", "[[0] * 1000] * 100"),
+        ("int(f(1)) == 1", "__import__('decimal').Decimal('1e999999999')"),
+        ("f(1) + 1 == 1", "__import__('decimal').Decimal('1e4000')"),
+        ("sum(sorted(f(1))) == 1", "[__import__('fractions').Fraction(1, 2 * k + 1) for k in range(1, 20_000)]"),
+        ("f(1) / 3 == 1", "__import__('fractions').Fraction(1, 10 ** 100_000)"),
     ],
 )
 def test_no_value_makes_the_judge_slow(box: Sandbox, test: str, value: str) -> None:

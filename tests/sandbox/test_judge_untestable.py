@@ -115,6 +115,20 @@ def test_what_a_program_does_is_its_own_failure(box: Sandbox, code: str, test: s
     assert verdict.passed is False, verdict
 
 
+@pytest.mark.parametrize("expected", [object(), range(3), bytearray(b"x"), [1, {2: int}]])
+def test_what_no_program_can_answer_judges_none(box: Sandbox, expected: object) -> None:
+    call = {"args": [1], "expected": expected}
+    verdict = calls(box, "def f(n): return range(3)", "f", [call])
+    assert (verdict.status, verdict.passed) == (
+        "untestable",
+        None,
+    ) and "the test expects a value of type" in verdict.detail
+    assert calls(box, "def f(n): return 1 / 0", "f", [call]).passed is False
+    for plain in (1, [3]):
+        verdict = calls(box, "def f(n): return range(3)", "f", [{"args": [1], "expected": [plain]}])
+        assert (verdict.status, verdict.passed) == ("unsupported_value", False)
+
+
 @pytest.mark.parametrize(
     "code",
     [

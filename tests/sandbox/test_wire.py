@@ -7,6 +7,9 @@ import math
 import pickle
 import time
 from collections import Counter, OrderedDict, defaultdict, namedtuple
+from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import time as clock
+from decimal import Decimal
 from enum import Enum, IntEnum
 from fractions import Fraction
 from typing import Any
@@ -28,6 +31,12 @@ LEAVES = st.one_of(
     st.text(st.characters()),
     st.binary(max_size=20),
     st.just(...),
+    st.decimals(-(10**30), 10**30),
+    st.fractions(),
+    st.dates(),
+    st.times().map(lambda value: value.replace(fold=0)),  # which no comparison sees
+    st.datetimes().map(lambda value: value.replace(fold=0)),
+    st.timedeltas(),
 )
 KEYS = st.recursive(LEAVES, lambda keys: st.tuples(keys, keys) | st.frozensets(keys, max_size=3), max_leaves=5)
 VALUES = st.recursive(
@@ -66,6 +75,10 @@ def written(value: Any) -> str:
         True, 1, 1.0, -0.0, 2**63 - 1, 2**63, -(2**63), -(2**64), 10**5000, 1e308, 5e-324, math.inf, -math.inf, 1j,
         complex(-0.0, math.inf), "", "\0\ud800\U0001f40d", b"\0\xff", ..., (), [], {}, set(), frozenset(), ((),), [[]],
         {(1, (2,)): {frozenset({1}): b""}}, {1: "a", "1": "b", 1.5: None, None: ...}, {"t": [1]}, {"i": "0x1"},
+        Decimal("4.50"), Decimal("-0"), Decimal("1e4000"), Decimal("Infinity"), Fraction(-1, 3), Fraction(2**16000, 3),
+        date(1, 1, 1), date.max, datetime.max, datetime(2024, 2, 29, 1, 2, 3, 4), clock(23, 59, 59, 999_999),
+        datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=30))), timedelta(-1, 5, 7), timedelta.max,
+        {date(2024, 1, 1): [Decimal(1)]}, {Fraction(1, 2), Decimal("0.1")},
     ],
     ids=lambda value: f"{type(value).__name__}",
 )  # fmt: skip
@@ -112,6 +125,11 @@ Pair = namedtuple("Pair", "a b")
         ({Lies(3): Lies(4)}, {3: 4}),
         (type("F", (float,), {})(0.5), 0.5),
         (type("B", (bytes,), {})(b"x"), b"x"),
+        (type("D", (Decimal,), {})("0.50"), Decimal("0.50")),
+        (type("Q", (Fraction,), {})(1, 2), Fraction(1, 2)),
+        (type("Day", (date,), {})(2024, 1, 2), date(2024, 1, 2)),
+        (type("Moment", (datetime,), {})(2024, 1, 2, 3), datetime(2024, 1, 2, 3)),
+        (type("Span", (timedelta,), {})(1, 2, 3), timedelta(1, 2, 3)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -124,7 +142,8 @@ def test_numpy_scalars_cross_as_numbers_and_arrays_do_not() -> None:
     numpy = pytest.importorskip("numpy")
     values = [numpy.int64(3), numpy.float32(0.5), numpy.bool_(True), numpy.str_("x"), numpy.complex64(1j)]
     assert pickle.dumps(loads(dumps(values))) == pickle.dumps([3, 0.5, True, "x", 1j])
-    for value in (numpy.arange(3), numpy.datetime64("2020-01-01"), numpy.longdouble("0.1")):
+    assert loads(dumps(numpy.datetime64("2020-01-01"))) == date(2020, 1, 1)
+    for value in (numpy.arange(3), numpy.longdouble("0.1")):
         with pytest.raises(WireError):
             dumps(value)
 
@@ -148,7 +167,8 @@ for _ in range(60):
     [
         (object(), "type object"), (len, "builtin_function"), (int, "type type"), (range(3), "type range"),
         (iter([1]), "iterator"), ((n for n in [1]), "generator"), ({1: 2}.keys(), "dict_keys"),
-        (Fraction(1, 2), "Fraction"), (NotImplemented, "NotImplementedType"), (bytearray(b"x"), "bytearray"),
+        (Fraction(1, 2**20_000), "bits"), (Decimal("1e999999"), "digits"), (Decimal("1e-9999"), "digits"),
+        (UTC, "timezone"), (NotImplemented, "NotImplementedType"), (bytearray(b"x"), "bytearray"),
         ([1, {2: (3, object())}], "type object"), (nested(300), "deeper than 200"), (endless, "deeper than 200"),
         (doubled, "more than"), (1 << (1 << 21), "bits"), ("x" * (5 << 20), "bytes"),
         (["\u2603" * 1000] * 1000, "bytes"), (memoryview(b"x"), "memoryview"),
@@ -168,8 +188,12 @@ MALFORMED = """
 x|[|nul|{}|{"t":1}|{"t":[1],"l":[2]}|{"q":[]}|{"s":[[]]}|{"s":[{"d":[]}]}|{"d":[1]}|{"d":[[1]]}|{"d":[[1,2,3]]}
 {"d":[[[],1]]}|{"i":5}|{"i":"x"}|{"i":""}|{"n":"1"}|{"n":1}|{"c":[1,2]}|{"c":[1.5]}|{"c":["1",2.0]}|{"b":"0"}|{"b":"zz"}
 {"b":1}|{"t":null}|{"__class__":"x"}|{"f":[[[[]]]]}|[1,{"t":[{"x":1}]}]|{"n":"-nan"}
+{"m":"1e999999999"}|{"m":"1e-5000"}|{"m":"x"}|{"m":1}|{"q":["0x1","0x0"]}|{"q":["1"]}|{"q":["x","0x1"]}|{"q":[1,2]}
+{"w":["date","2024"]}|{"w":["tzinfo","x"]}|{"w":["datetime","2024-13-01"]}|{"w":["timedelta",9999999999,0,0]}|{"w":["time"]}
+{"w":["timedelta",1,2]}|{"w":[]}|{"s":[{"m":"sNaN"}]}
 """
 LARGE = [b"[" * 100_000, b"[" * 100_000 + b"]" * 100_000, b'{"t":[' * 150_000, b"1" * 5000, b" " * (5 << 20)]
+LARGE += [b'{"m":"' + b"1" * 9000 + b'"}', b'{"q":["0x1","0x' + b"f" * 5000 + b'"]}']
 LARGE += [b'{"i":"' + b"f" * 400_000 + b'"}', b"[" * 210 + b"]" * 210, b"", b"\xff"]
 
 
@@ -181,7 +205,7 @@ def test_malformed_messages_are_refused_and_nothing_else_happens(message: bytes)
         loads(message)
 
 
-@given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]",:tsfdicnbe0x1-. '), max_size=40).map(str.encode))
+@given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]",:tsfdicnbemqw0x1-. '), max_size=40).map(str.encode))
 @settings(max_examples=500, deadline=None)
 def test_any_bytes_give_plain_data_or_a_wire_error(message: bytes) -> None:
     try:

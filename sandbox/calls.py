@@ -10,8 +10,8 @@ Requests are `(operation, ...)` and answers are tuples too, both in the form of 
 
     ("call", function, class or None, args, kwargs)     call a function, or a method of a new instance
     ("eval", function, source)                          evaluate a call of it with arguments that are not plain data
-    ("apply", function, args, kwargs)                   call it for a tester, which gets its arguments back if it
-                                                        changed them and returned None
+    ("apply", function, args, kwargs)                   call it for a tester, which gets the arguments back if it
+                                                        returns None, for it may have changed them
     ("through", builtin, operation, ...)                apply a builtin function, such as list, to a value
     ("exec", source)                                    run statements that build such arguments
     ("test", source, runner, function, imports, names, as script)    in a tester: run a test; the function is a proxy
@@ -44,6 +44,9 @@ STARS = (
 """Modules whose names function problems may use without an import; of two equal names the later one counts."""
 MODULES = (*STARS[:-1], "fractions")
 """Modules that they may use by their own names, too, which count more than those."""
+
+CHANGED_BYTES = 1 << 20
+"""How long the arguments may be that a test gets back, all together; an answer to it may have twice as many."""
 
 Read = Callable[[], bytes | None]
 Write = Callable[[bytes], None]
@@ -108,20 +111,18 @@ def _call(
 
 
 def _apply(names: dict[str, Any], read: Read, write: Write, function: str, args: Any, kwargs: Any) -> tuple[Any, ...]:
-    """Calls a function, and returns its value or, if that is None and it changed its arguments, these as well.
+    """Calls a function, and returns its value or, if that is None, also what it made of its arguments.
 
     Only then, for the test reads what else it returns: one that emptied a list and returned it would be a right sort.
     """
-    can_change = any(isinstance(value, list | dict | set | tuple) for value in (*args, *kwargs.values()))
-    before = wire.dumps((args, kwargs), wire.ANSWER_BYTES) if can_change else b""
     value = _call(names, read, write, function, None, args, kwargs)
-    if value is not None or not can_change:
+    if value is not None or not any(isinstance(one, list | dict | set | tuple) for one in (*args, *kwargs.values())):
         return (value,)
     try:
-        is_same = wire.dumps((args, kwargs), wire.ANSWER_BYTES) == before
-    except wire.WireError:  # it keeps objects there, which a test could only have read through the candidate
-        is_same = True
-    return (None,) if is_same else (None, args, kwargs)
+        wire.dumps((args, kwargs), CHANGED_BYTES)
+    except wire.WireError:  # too long, or it keeps objects there, which a test could only read through the candidate
+        return (None,)
+    return (None, args, kwargs)
 
 
 def _changed(old: Any, new: Any) -> Any:
@@ -141,7 +142,7 @@ def _changed(old: Any, new: Any) -> Any:
             _changed(*pair)
         return old
     else:
-        return new
+        return old if isinstance(old, type(new)) and old == new else new
     return old
 
 

@@ -191,7 +191,7 @@ class _Run:
 
 
 def _applied(answer: Any) -> tuple[Any, ...]:
-    """Returns the value and, of a function that changed its arguments and returned None, these as they are then."""
+    """Returns the value and, of a function that returned None, its arguments as they are then."""
     match answer:
         case (_,) | (None, tuple() | list(), dict()) if type(answer) is tuple:
             return answer

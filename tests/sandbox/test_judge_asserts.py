@@ -221,6 +221,8 @@ def test_a_function_that_returns_something_does_not_reach_into_the_test(box: San
 def test_objects_that_a_function_keeps_in_its_arguments_do_not_cross(box: Sandbox) -> None:
     test = "memo = {}\nf(memo)\nassert memo == {}"
     assert asserts(box, "def f(memo): memo[1] = object()", "f", [test]).passed
+    test = "l = [0] * 1_000_000\nfor n in [1]:\n    assert f(l) is None and len(l) == 1_000_000"
+    assert asserts(box, "def f(l): l.append(1)", "f", [test]).passed, "too long to come back"
     test = "memo = {}\nf(memo)\nassert memo == {1: 2}"
     assert asserts(box, "def f(memo): memo.update({1: 2, 3: object()})", "f", [test]).passed is False
 

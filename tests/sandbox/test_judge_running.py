@@ -150,7 +150,7 @@ NOTHING = [
     "for n in (1, 2):\n    f(n)", "try:\n    f(1)\nexcept Exception:\n    pass", "with open('x') as file:\n    f(1)",
     "def verify():\n    assert f(1) == 2", "def verify(a, b):\n    return a == b\nfor n in (1, 2):\n"
     "    verify(f(n), n + 1)",
-    "def test_it(n):\n    assert f(n) == 2", "import pytest\n@pytest.mark.parametrize('n', [1])\n"
+    "def test_it(n):\n    assert f(n) == 2", "import pytest\n@pytest.mark.parametrize('n', [pytest.param(1)])\n"
     "def test_it(n):\n    assert f(n)",
     "def check(a, b):\n    assert a(1) == 2", "def check(*, a):\n    assert a(1) == 2",
     "class T:\n    def test_it(self):\n        assert f(1) == 2",

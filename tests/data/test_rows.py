@@ -269,6 +269,7 @@ def test_half_a_character_is_named(row: dict, words: str, tmp_path: Path, config
         ("a.jsonl", b'{"question": "x"}\n17', r"line 2 is not an object"),
         ("a.json", b'[{"question": "x"}, "y"]', r"entry 2 is not an object"),
         ("a.json", b"[1, 2", r"cannot be read"),
+        ("a.json", b'{\n  "samples": []\n}', r"it is one JSON object; give a list of rows, or one row a line"),
         ("a.jsonl", b"\xff\xfe", r"cannot be read: 'utf-8'"),
         ("a.jsonl", b"", r"has no rows"),
         ("a.jsonl.gz", b"plain", r"cannot be read: Not a gzipped file"),

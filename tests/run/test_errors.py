@@ -37,6 +37,12 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str,
     [
         ("algo.group_sise=8", ["algo.group_sise", "did you mean 'algo.group_size'"]),
         ("algo.loss.klcoef=0.1", ["algo.loss.klcoef", "did you mean 'algo.loss.kl_coef'"]),
+        ("algo.lr=1e-5", ["algo.lr", "did you mean 'algo.schedule.lr'"]),
+        ("trainer.learning_rate=1e-5", ["trainer.learning_rate", "did you mean 'algo.schedule.lr'"]),
+        ("algo.beta=0.1", ["algo.beta", "did you mean 'algo.loss.kl_coef'"]),
+        ("algo.num_generations=8", ["algo.num_generations", "did you mean 'algo.group_size'"]),
+        ("algo.loss_settings={baseline: 0.1}", ["algo.loss_settings={'baseline': 0.1}", "algo.loss_fn, which is empty"]),
+        ("model.path=Qwen/Qwen2.5-0.5B", ["Qwen/Qwen2.5-0.5B: no such folder", "model.path", "hf download"]),
         ("stepz=3", ["stepz", "not a key of recipe grpo", "--cfg job"]),
         ("+algo.speed=3", ["algo.speed", "not a key"]),
         ("algo.steps=abc", ["algo.steps='abc'", "wrong type", "integer"]),
@@ -222,7 +228,13 @@ def test_a_tied_model_of_ours_starts_another_run(capsys: pytest.CaptureFixture[s
 
 
 def test_a_checkpoint_with_a_tensor_missing_or_cut_short(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Nor is it another shape than its own."""
     sft.main([*LOCAL, f"output_dir={tmp_path}/sft", "sft.steps=0", "evaluation.sampling.max_new_tokens=2"])
+    given = f"model.path={tmp_path}/sft/model"
+    printed = refusal(capsys, tmp_path, given, "model.architecture.hidden_size=256")
+    assert "model.architecture.hidden_size=256, but the checkpoint" in printed and "has 128" in printed
+    grpo.main([*LOCAL, given, "model.architecture.hidden_size=128", "dry_run=true"])
+    capsys.readouterr()
     file = tmp_path / "sft" / "model" / "model.safetensors"
     tensors, whole = load_file(file), file.read_bytes()
     capsys.readouterr()

@@ -124,12 +124,11 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> str:
         intervals.append(Interval(name=one.name, value=one.accuracy, low=low, high=high))
     note = "bars: 95 % Wilson interval; the table is what the reward said of the kept samples"
     figures = [figure("Accuracy", "problems solved", note, interval_plot(intervals) + _verdicts(evaluations))]
-    ends = [one for one in (evaluations[0], evaluations[-1]) if one.samples]
-    if len(ends) == 2 and ends[0] is not ends[1]:
-        lengths = [(one.name, [float(len(sample.completion)) for sample in one.samples]) for one in ends]
-        if min(len(values) for _, values in lengths) >= 20:
-            note = f"{len(lengths[0][1])} and {len(lengths[1][1])} kept samples"
-            figures.append(figure("Completion length", "share of completions", note, histogram(lengths, "characters")))
+    shown = [one for one in milestones(evaluations) if len(one.samples) >= 20]
+    if len(shown) > 1:
+        lengths = [(one.name, [float(len(sample.completion)) for sample in one.samples]) for one in shown]
+        note = "of the completions that evaluations/ keeps"
+        figures.append(figure("Completion length", "share of completions", note, histogram(lengths, "characters")))
     return f'<h2>Held-out results</h2><div class="figures">{"".join(figures)}</div>'
 
 

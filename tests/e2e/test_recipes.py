@@ -14,6 +14,8 @@ from rlkit.algo.losses.base import TAKEN
 from rlkit.cli import main as cli
 from tests.e2e.runs import ALL_CORES, GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, finish, hide_modules
 
+pytestmark = pytest.mark.slow
+
 SFT_ONLY = [word for word in TINY if not word.startswith("algo.")]
 
 
@@ -96,7 +98,6 @@ def test_all_flat_steps_are_skipped_and_said_so(tmp_path: Path, capsys: pytest.C
     assert "warning: the model starts from random weights" in printed
 
 
-@pytest.mark.slow
 def test_gsm8k_with_two_ranks_and_two_engines_on_ray(tmp_path: Path) -> None:
     """In a folder whose files have the names of the modules that driver, workers and reward processes import."""
     hide_modules(tmp_path)

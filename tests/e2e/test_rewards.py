@@ -13,6 +13,8 @@ from recipes import grpo
 from rlkit.watch import read_metrics
 from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights
 
+pytestmark = pytest.mark.slow
+
 # The evaluation before GRPO judges 20 completions and every step 16, so call 60 is in step 3. Processes come and go, so
 # calls are counted in a file.
 TROUBLE = (
@@ -51,7 +53,6 @@ def write(path: Path, at_call_60: str) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_a_reward_that_raises_stops_the_run_and_the_corrected_one_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +82,6 @@ def test_a_reward_that_raises_stops_the_run_and_the_corrected_one_goes_on(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.slow
 def test_a_reward_that_hangs_once_costs_one_rollout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = write(tmp_path / "plugin.py", "time.sleep(600)")
     grpo.main(settings(tmp_path / "run", plugin, "trouble", "reward.timeout=3"))

@@ -19,6 +19,8 @@ from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.size import Size
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
 SHARED: dict[str, Any] = {
     "attention_bias": False, "attention_dropout": 0.0, "first_k_dense_replace": 1, "hidden_act": "silu",

@@ -13,6 +13,8 @@ from rewards.attacks import FORMS, LONG, ROWS, answer_tricks, form_tricks, fuzz_
 from rewards.audit import Finding, audit
 from rewards.subject import AuditError, Subject
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = """
 import os, sys, time
 
@@ -211,7 +213,6 @@ def test_the_other_built_in_rewards_have_no_fault(name: str, settings: dict[str,
     assert found["known tricks"].result == tricks
 
 
-@pytest.mark.slow
 def test_the_code_reward_has_no_fault() -> None:
     found = findings("code", seconds=60)
     assert faults(found) == set(), found
@@ -307,7 +308,6 @@ def test_prints_stay_out_of_the_table(plugin: str, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.slow
 def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) -> None:
     subject = Subject(f"{plugin}:hangs_on_long", {}, seconds=2.0)
     long = rewards.Sample("", "x" * LONG, meta=ROWS[0])
@@ -321,14 +321,12 @@ def test_a_hang_is_cut_off_and_the_next_call_has_a_process_again(plugin: str) ->
         subject.end()
 
 
-@pytest.mark.slow
 def test_a_trick_that_hangs_is_a_fault(plugin: str) -> None:
     found = findings(f"{plugin}:hangs_on_blank", seconds=2.0)
     details = found["known tricks"].details
     assert details[0] == "a blank answer: hangs: no answer within 2 s" and len(details) <= 2
 
 
-@pytest.mark.slow
 def test_hanging_rewards_are_found_out(plugin: str) -> None:
     found = findings(f"{plugin}:hangs", seconds=1)
     assert found["contract"].details == ("hangs: no answer within 1 s",)

@@ -17,6 +17,8 @@ import pytest
 from rewards.process import Gone, Overdue, Process, search_path
 from rlkit.cluster.reaper import below
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SERVED = """
 import os, signal, subprocess, sys, time
@@ -244,7 +246,6 @@ def f(completion, answer):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["", "here"])
 def test_nothing_in_the_current_folder_hides_a_module_in_a_reward_process(tmp_path: Path, entry: str) -> None:
     """The user's own `rewards.py` is the reward: it is loaded by path, and imports the package of that name."""

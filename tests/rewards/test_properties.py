@@ -16,6 +16,8 @@ import rewards
 from rewards import Reward, RewardError, Sample
 from rewards.language import prose_of, thought_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS = st.text(alphabet="<think>/answer \\boxed{}$`[]()\n#7ab.\u4e2d\u0434", max_size=120)
 VALUES = st.one_of(st.none(), st.floats(-10, 10))
 REASONS = {

@@ -17,12 +17,13 @@ from rlkit.run.prepare import prepare
 from tests.hf_folders import make, save
 from tests.run.test_errors import LOCAL
 
+pytestmark = pytest.mark.slow
+
 TEXT = "12 + 34 - 5\nHow are you"
 SHORT = ["data.train_size=20", "data.eval_size=4", "engine.max_model_len=64", "evaluation.sampling.max_new_tokens=2"]
 RUN = [*LOCAL, *SHORT]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek", "hf"])
 def test_tokenizer_and_end_tokens_go_from_the_base_into_the_export(kind: str, tmp_path: Path) -> None:
     """The base is that of R1-Distill-Llama in small: a byte-level tokenizer.json under the name of another class."""

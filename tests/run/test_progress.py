@@ -30,6 +30,8 @@ from rlkit.watch import read_evaluations, read_metrics
 from tests.e2e.runs import LOCAL, TINY
 from tests.train.test_trainer import demonstrations
 
+pytestmark = pytest.mark.slow
+
 LOAD = {"max_violation": 1.5, "max_violation/1": 1.5, "mean_violation": 0.2, "load_entropy": 0.9}
 
 

@@ -10,6 +10,8 @@ import pytest
 from sandbox import Limits, Sandbox
 from sandbox.judge import TestsError, asserts, calls, stdio
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(wall=20.0, cpu=20.0)
 LONG = "x" * (3 << 20)
 

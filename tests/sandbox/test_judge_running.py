@@ -11,6 +11,8 @@ from sandbox import Sandbox
 from sandbox.judge import TestsError, asserts
 from sandbox.judge.plan import plan
 
+pytestmark = pytest.mark.slow
+
 RIGHT = "def f(n): return n + 1"
 WRONG = ("def f(n): return n + 2", "def f(n): raise ValueError", "")
 HELPERS = """

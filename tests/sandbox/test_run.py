@@ -13,6 +13,8 @@ import pytest
 
 from sandbox import Limits, Sandbox
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(wall=10.0, cpu=5.0, memory_mb=256, processes=8, output_kb=64, disk_mb=8)
 ROOT = os.getuid() == 0
 
@@ -150,7 +152,6 @@ def test_one_deadline_bounds_what_waits_and_what_works(box: Sandbox) -> None:
     assert late.status == "timeout"
 
 
-@pytest.mark.slow
 def test_the_cpu_limit_holds_even_where_its_signal_is_ignored(box: Sandbox) -> None:
     ignore = "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
     for code, by in (("while True: pass", 24), (ignore + "while True: pass", 9)):

@@ -21,6 +21,8 @@ from rlkit.rollout.judging import NoVerdictError, collect
 from rlkit.scoring.pool import Scorer, build_reward
 from rlkit.types import Group, Prompt, Rollout, Score
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 import os, sys, time
 from rewards import Reward
@@ -150,7 +152,6 @@ def test_an_object_that_judges_samples_on_their_own_loses_only_the_one_that_hang
     assert [score.seconds >= 1 for score in found] == [False, True, False]
 
 
-@pytest.mark.slow
 def test_processes_that_were_never_asked_end_without_a_word(plugin: Path) -> None:
     """Their channel closes before anyone has read that they are ready, and so ends with a reset."""
     script = f"""
@@ -243,7 +244,6 @@ def test_one_that_hangs_is_killed_and_the_others_are_judged(plugin: Path, how: s
     assert [score.value for score in second] == [1.0], "the process is replaced"
 
 
-@pytest.mark.slow
 def test_a_batch_that_hangs_has_no_verdict_after_the_time_of_all_its_samples(plugin: Path) -> None:
     start = time.monotonic()
     hung, fine = scores(config(f"{plugin}:hanging_batch", timeout=2.0), group("x", "hang", "y"), group("x", id="q"))
@@ -260,7 +260,6 @@ def test_one_that_ends_its_process_costs_itself_only(plugin: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_reward_that_always_hangs_stops_the_run_long_before_its_last_sample(plugin: Path) -> None:
     groups = [group(*["sleep"] * 4, id=f"p{i}") for i in range(25)]
     start = time.monotonic()
@@ -274,7 +273,6 @@ def test_a_reward_that_always_hangs_stops_the_run_long_before_its_last_sample(pl
     assert sum(scores.done() and not scores.cancelled() for _, scores in judged) < 10
 
 
-@pytest.mark.slow
 def test_what_a_killed_process_started_is_killed_too(plugin: Path) -> None:
     before = below({os.getpid()})
     [[score]] = scores(config(f"{plugin}:with_child", timeout=1.0), group("x"))
@@ -344,7 +342,6 @@ with reaped(), build_reward(RewardConfig(fn=sys.argv[1], kwargs={}, workers=2, t
 LOOP = "<answer>def f():\n    while True: pass</answer>"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fn", ["trouble", "code"])
 def test_no_reward_process_outlives_a_killed_driver(plugin: Path, fn: str) -> None:
     program = [sys.executable, "-c", DRIVER, f"{plugin}:trouble" if fn == "trouble" else fn]

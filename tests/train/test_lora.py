@@ -21,6 +21,8 @@ from rlkit.train.trainer import ModelTrainer
 from tests.hf_folders import make, save
 from tests.train.test_trainer import CFG, demonstrations, make_model, rollouts
 
+pytestmark = pytest.mark.slow
+
 LORA = replace(CFG, lora=LoraConfig(rank=2, alpha=4))
 KINDS = ["ours", "qwen2"]
 
@@ -79,7 +81,6 @@ def test_the_engine_serves_what_the_trainer_computes(checkpoint: Path) -> None:
     assert check_parity(engine, trainer, sequences, 1e-4) < 1e-5 < stale
 
 
-@pytest.mark.slow
 def test_deepspeed_equals_torch(checkpoint: Path) -> None:
     ours, theirs = build(checkpoint, "deepspeed"), build(checkpoint)
     for step in range(3):

@@ -17,6 +17,8 @@ from rewards.math.judge import Judge
 from rewards.math.read import read
 from rewards.math.value import FLOATS, Steps, TooLong
 
+pytestmark = pytest.mark.slow
+
 COMPARISON = Comparison(judge=Judge(arithmetic=FLOATS), percent="either", units="optional")
 
 

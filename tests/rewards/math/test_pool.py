@@ -20,6 +20,8 @@ from rewards import Sample
 from rewards.math import MathVerifier
 from rewards.math.pool import Pool, Worker
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 CASES = [json.loads(line) for line in (Path(__file__).parent / "cases.jsonl").read_text().splitlines()]
 SLOW = r"\int_0^\infty \frac{\sin^9 x^7}{x^{11}+e^x}\,dx"
@@ -105,7 +107,6 @@ def test_safety_cases_end_within_their_limit(run: Any, verifier: MathVerifier) -
     assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (timer > 0)
 
 
-@pytest.mark.slow
 def test_safety_cases_end_within_their_limit_in_a_ray_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15 all other programs go first
@@ -283,7 +284,6 @@ def test_a_fork_of_the_caller_does_not_share_its_workers(pool: Pool) -> None:
     assert pool.ask(ROOTS, 5) == "correct" and busy(pool).process.pid == pid
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_busy", [False, True])
 def test_no_worker_outlives_a_killed_caller(is_busy: bool) -> None:
     script = (

@@ -37,9 +37,14 @@ def quantise_blocks(weight_NK: Tensor, scales: Tensor | None = None) -> tuple[Te
     scales = block_scales(weight_NK) if scales is None else scales
     codes_NK = torch.empty(weight_NK.shape, dtype=E4M3, device=weight_NK.device)
     for codes, weight, scale_K in _bands(codes_NK, weight_NK, scales):
-        # Not every version of torch saturates in the cast; some give NaN.
-        codes.copy_((weight.float() / scale_K).clamp_(-E4M3_MAX, E4M3_MAX))
+        codes.copy_(to_codes(weight.float() / scale_K))
     return codes_NK, scales
+
+
+def to_codes(scaled: Tensor) -> Tensor:
+    """Rounds fp32 numbers to the nearest E4M3 number, ties to even; what is beyond +-448 becomes that. Changes them."""
+    # Not every version of torch saturates in the cast; some give NaN.
+    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
 def dequantise_blocks(codes_NK: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -44,20 +44,21 @@ def float8_linear(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
 class _Float8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TK: Tensor, weight_NK: Tensor) -> Tensor:
+        codes_NK, scales = quantise_blocks(weight_NK)
         # What backward needs of x lies along other tiles than these, so x is kept as it came.
-        ctx.save_for_backward(x_TK, weight_NK)
-        return matmul(*quantise_tiles(x_TK), *quantise_blocks(weight_NK)).to(x_TK.dtype)
+        ctx.save_for_backward(x_TK, codes_NK, scales)
+        ctx.weight_dtype = weight_NK.dtype
+        return matmul(*quantise_tiles(x_TK), codes_NK, scales).to(x_TK.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        (dy_TN,), (x_TK, weight_NK) = grads, ctx.saved_tensors
+        (dy_TN,), (x_TK, codes_NK, scales) = grads, ctx.saved_tensors
         dx_TK = dw_NK = None
         if ctx.needs_input_grad[0]:
             # A block of 128 x 128 is a block of the transposed matrix too: the codes and scales of forward serve again.
-            codes_NK, scales = quantise_blocks(weight_NK)
             dx_TK = matmul(*quantise_tiles(dy_TN), _transposed(codes_NK), scales.T).to(x_TK.dtype)
         if ctx.needs_input_grad[1]:
-            dw_NK = matmul(*quantise_tiles(dy_TN.T), *quantise_tiles(x_TK.T)).to(weight_NK.dtype)
+            dw_NK = matmul(*quantise_tiles(dy_TN.T), *quantise_tiles(x_TK.T)).to(ctx.weight_dtype)
         return dx_TK, dw_NK
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlkit.quant.fp8 import BLOCK, E4M3, E4M3_MAX, SMALLEST_SCALE
+from rlkit.quant.fp8 import BLOCK, E4M3, E4M3_MAX, SMALLEST_SCALE, block_grid, to_codes
 
 
 def quantise_tiles(x_TK: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,8 +23,7 @@ def quantise_tiles(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     """
     padded_TCB = torch.nn.functional.pad(x_TK.float(), (0, -x_TK.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     scales_TC = (padded_TCB.abs().amax(2) / E4M3_MAX).clamp_(min=SMALLEST_SCALE)
-    # Not every version of torch saturates in the cast; some give NaN.
-    codes_TCB = (padded_TCB / scales_TC.unsqueeze(2)).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
+    codes_TCB = to_codes(padded_TCB / scales_TC.unsqueeze(2))
     # torch cannot cut every view of FP8 numbers, but it can cut bytes.
     codes_TK = codes_TCB.view(torch.uint8).flatten(1)[:, : x_TK.shape[1]].contiguous().view(E4M3)
     return codes_TK, scales_TC
@@ -58,12 +57,12 @@ def backends() -> tuple[str, ...]:
 
 def _by_row(name: str, scales: Tensor, codes: Tensor) -> Tensor:
     """Gives every row of a matrix its own scales: those of tiles as they are, those of blocks repeated."""
-    rows, tiles = len(codes), -(-codes.shape[1] // BLOCK)
+    rows, (blocks, tiles) = len(codes), block_grid(codes.shape)
     if scales.shape == (rows, tiles):
         return scales
-    if scales.shape == (-(-rows // BLOCK), tiles):
+    if scales.shape == (blocks, tiles):
         return scales.repeat_interleave(BLOCK, 0)[:rows]
     raise ValueError(
         f"{name} has the shape {tuple(scales.shape)}; a matrix of {rows} x {codes.shape[1]} has ({rows}, {tiles}) "
-        f"scales for tiles or ({-(-rows // BLOCK)}, {tiles}) for blocks"
+        f"scales for tiles or ({blocks}, {tiles}) for blocks"
     )

@@ -36,7 +36,7 @@ def write_extended(source: Path, target: Path, factor: float) -> None:
     A target that is there already stays as it is. UserError if that was made from another source, or if the source is
     no checkpoint of ours.
     """
-    longer = extended(DeepseekV3Config.from_folder(source), factor).to_hf()
+    config = DeepseekV3Config.from_folder(source)
     linked = {file.name: file.resolve() for file in source.iterdir() if file.is_file() and file.name != CONFIG}
     if target.exists():
         made_from = {file.name: file.resolve() for file in target.iterdir() if file.is_symlink()}
@@ -44,6 +44,7 @@ def write_extended(source: Path, target: Path, factor: float) -> None:
             old = next(iter(made_from.values()), target).parent
             raise UserError(f"{target} was made from {old}, and not from {source} as it is now; set another output_dir")
         return
+    longer = extended(config, factor).to_hf()
     raw = read_config(source) | {
         key: longer[key] for key in ("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")
     }

@@ -294,7 +294,7 @@ def _explain(
 ) -> str:
     """Says how far the two are apart, on which token it shows most, and in which block it starts."""
     kept = torch.cat(list(gaps))
-    beyond = kept * (kept > limit.tokens)
+    beyond = kept.where(kept > limit.tokens, 0.0)
     worst = int((beyond if beyond.any() else kept).argmax()) if len(kept) else 0
     places = [(row, place) for row, gaps_T in enumerate(gaps) for place in range(1, len(gaps_T) + 1)]
     row, place = places[worst] if places else (0, 0)

@@ -14,22 +14,20 @@ from rlkit.parts import PartDiedError
 
 LOOK_S = 5.0
 """How long to wait for a sign of life of each part: one that has died answers at once, one that is at work does not."""
-_names: dict[str, str] = {}
-"""Ray's id of an actor -> what the run calls it."""
-_handles: dict[str, Any] = {}
+_parts: dict[str, tuple[str, Any]] = {}
+"""Ray's id of an actor -> what the run calls it, and its handle."""
 
 
 @contextmanager
 def named_parts(parts: Mapping[str, Any]) -> Iterator[None]:
     """Knows actors, inside the block, by what the run calls them."""
-    ids = {name: actor._actor_id.hex() for name, actor in parts.items()}
-    for name, actor in parts.items():
-        _names[ids[name]], _handles[ids[name]] = name, actor
+    known = {actor._actor_id.hex(): (name, actor) for name, actor in parts.items()}
+    _parts.update(known)
     try:
         yield
     finally:
-        for actor_id in ids.values():
-            del _names[actor_id], _handles[actor_id]
+        for actor_id in known:
+            del _parts[actor_id]
 
 
 @contextmanager
@@ -56,7 +54,7 @@ def deaths_named() -> Iterator[None]:
 
 def _dead() -> PartDiedError | None:
     """Asks every part for a sign of life; returns the error of the first one that is dead."""
-    asked = [actor.__ray_ready__.remote() for actor in _handles.values()]
+    asked = [actor.__ray_ready__.remote() for _, actor in _parts.values()]
     ready, _ = ray.wait(asked, num_returns=len(asked), timeout=LOOK_S) if asked else ([], [])
     for answer in ready:
         try:
@@ -70,7 +68,7 @@ def _dead() -> PartDiedError | None:
 
 def _died(error: RayActorError) -> PartDiedError:
     text = str(error)
-    name = _names.get(str(error.actor_id), "a part")
+    name, _ = _parts.get(str(error.actor_id), ("a part", None))
     process = f", process {found[1]}" if (found := re.search(r"pid: (\d+)", text)) else ""
     machine = f" on {found[1]}" if (found := re.search(r"ip: (\S+)", text)) else ""
     detail = re.search(r"Worker exit detail: (.*?\.)(?: Some common causes|\s*$)", text, re.DOTALL)

@@ -11,6 +11,9 @@ from torch import Tensor
 from rlkit.model.base import CausalLM
 from rlkit.model.size import Size
 
+NO_ADAPTER_BESIDE_EXPERTS = "vLLM's kernels for routed experts do not run with an adapter beside them; set it to merged"
+"""What `vllm_adapter_problem` says of a model with routed experts."""
+
 
 class Architecture(Protocol):
     """The shape of a model; `DeepseekArchitecture` stands for our class, `HfArchitecture` for those of transformers.

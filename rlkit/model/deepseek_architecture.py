@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rlkit.model.architecture import NO_ADAPTER_BESIDE_EXPERTS
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.files.folder import Checkpoint, as_stored, write_checkpoint
@@ -114,7 +115,7 @@ class DeepseekArchitecture:
 
     def vllm_adapter_problem(self) -> str | None:
         """Says that vLLM's class for DeepSeek has routed experts."""
-        return "vLLM's kernels for routed experts do not run with an adapter beside them; set it to merged"
+        return NO_ADAPTER_BESIDE_EXPERTS
 
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Says that vLLM has no drafts for the model's router, or not so many for its modules."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rlkit.model.architecture import NO_ADAPTER_BESIDE_EXPERTS
 from rlkit.model.base import CausalLM
 from rlkit.model.config import CONFIG
 from rlkit.model.files.hf_folder import HfFolder
@@ -123,7 +124,7 @@ class HfArchitecture:
         """Says that the model has routed experts."""
         if not any(".experts." in name for name in self.files.published):
             return None
-        return "vLLM's kernels for routed experts do not run with an adapter beside them; set it to merged"
+        return NO_ADAPTER_BESIDE_EXPERTS
 
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Never says anything: without modules for multi-token prediction nothing is drafted."""

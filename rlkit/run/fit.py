@@ -12,6 +12,7 @@ from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.config import read_json
 from rlkit.model.lora import choose_targets
+from rlkit.overrides import read_override
 
 SHAPE = "model.architecture."
 """What the keys of a new model's shape begin with."""
@@ -35,7 +36,7 @@ def check_shape(cfg: TrainingRun, overrides: Sequence[str]) -> None:
 
     The checkpoint decides: a key below `model.architecture` describes a new model.
     """
-    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    given = {read_override(word).key for word in overrides}
     keys = sorted(key for key in given if key.startswith(SHAPE) and key != f"{SHAPE}vocab_size")
     if not cfg.model.path or not keys:
         return

@@ -90,10 +90,12 @@ def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
             yield key, Path(source)
     values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     for key, value in values.items():
-        if key == "reward.fn" or key.startswith("reward.kwargs") or key == "algo.loss_fn":
-            for file in _read_by_reward(value) if key.startswith("reward.kwargs") else ():
-                yield key, file
-            for file in _code(value):
+        if key in ("reward.fn", "algo.loss_fn") or key.startswith("reward.kwargs"):
+            for text in _texts(value):
+                if key.startswith("reward.kwargs") and os.path.isfile(text):  # a list of words, a table of golds
+                    yield key, Path(text).resolve()
+                if (file := _code(text)) is None:
+                    continue
                 yield key, file
                 # What it imports from beside it belongs to it. The recipe's own file may grow from start to start.
                 for module in own_modules():
@@ -106,31 +108,22 @@ def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
                         yield key, beside
 
 
-def _read_by_reward(value: Any) -> Iterator[Path]:
-    """Yields the files whose paths stand in a setting of the reward: a list of words, a table of golds."""
-    if isinstance(value, list | Mapping):
+def _texts(value: Any) -> Iterator[str]:
+    """Yields every text in a setting, however deep it stands in lists and tables."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | Mapping):
         for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _read_by_reward(entry)
-    elif isinstance(value, str) and os.path.isfile(value):
-        yield Path(value).resolve()
+            yield from _texts(entry)
 
 
-def _code(value: Any) -> Iterator[Path]:
-    """Yields the files of "file.py:function" and of "module:function" if that is a module of the user's."""
-    if isinstance(value, list):
-        for entry in value:
-            yield from _code(entry)
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _code(entry)
-    elif isinstance(value, str) and ":" in value:
-        place = value.rpartition(":")[0]
-        module = sys.modules.get(place)
-        if place.endswith(".py"):
-            if os.path.isfile(place):
-                yield Path(place).resolve()
-        elif module is not None and module in own_modules():
-            yield Path(module.__file__ or "").resolve()
+def _code(text: str) -> Path | None:
+    """Returns the file of "file.py:function", and of "module:function" if that is a module of the user's."""
+    place = text.rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place).resolve() if os.path.isfile(place) else None
+    module = sys.modules.get(place)
+    return Path(module.__file__ or "").resolve() if module is not None and module in own_modules() else None
 
 
 def _check_settings(cfg: TrainingRun, before: Mapping[str, Any]) -> None:

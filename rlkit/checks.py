@@ -18,6 +18,8 @@ MOST = 2**31 - 1
 """The largest count: it fits every integer type below us, and no run reaches it."""
 MAX_SEED = 2**63 - 1
 """Seeds are stored as signed 64-bit integers."""
+MAX_PROCESSES = 4096
+"""No run has more engines, ranks or reward processes, nor threads in one of them: a larger number is a slip."""
 SHOWN = 200
 """Characters of a value in a message."""
 

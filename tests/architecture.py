@@ -24,7 +24,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_LOOP_LINES = 200
 MAX_PAGE_WIDTH = 140
-MAX_GRPO_KEYS = 80
+MAX_GRPO_KEYS = 88
 MAX_SHAPE_KEYS = 40
 MAX_IMPORT_SECONDS = 0.3
 
@@ -33,7 +33,7 @@ EXCEPTIONS: dict[str, str] = {}
 MAX_EXCEPTIONS = 0
 """Lower it whenever an exception goes; it never rises."""
 
-ONE_PLACE = {"ray": "rlkit/cluster/", "vllm": "rlkit/engine/vllm", "deepspeed": "rlkit/train/steppers/deepspeed"}
+ONE_PLACE = {"ray": "rlkit/cluster/", "vllm": "rlkit/engine/vllm/", "deepspeed": "rlkit/train/steppers/deepspeed"}
 """Library -> the only place, a package or a module, whose files may import it."""
 GRPO_KEYS = ROOT / "tests" / "golden" / "grpo_keys.txt"
 

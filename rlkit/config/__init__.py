@@ -6,20 +6,19 @@ dataclasses say which keys there are and what each may be.
 
 from __future__ import annotations
 
+from rlkit.config.engine import EngineConfig
 from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
-    EngineConfig,
     LoggingConfig,
-    LoraConfig,
     ModelConfig,
     ParityConfig,
     RewardConfig,
-    TrainerConfig,
 )
 from rlkit.config.runs import ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
+from rlkit.config.trainer import LoraConfig, TrainerConfig
 
 __all__ = [
     "AlgoConfig",

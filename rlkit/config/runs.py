@@ -8,19 +8,18 @@ from typing import Any
 
 from rlkit.algo.losses import UserLoss
 from rlkit.checks import number, one_of, seed, whole
+from rlkit.config.engine import EngineConfig
 from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
-    EngineConfig,
     LoggingConfig,
-    LoraConfig,
     ModelConfig,
     ParityConfig,
     RewardConfig,
-    TrainerConfig,
 )
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
+from rlkit.config.trainer import LoraConfig, TrainerConfig
 from rlkit.errors import UserError
 
 

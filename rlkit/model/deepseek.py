@@ -17,13 +17,14 @@ from rlkit.model.backbone import Backbone
 from rlkit.model.base import CausalLM
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.decode import LatentCache, decode_step, prefill
+from rlkit.model.experts import Experts
 from rlkit.model.files.folder import Checkpoint, write_checkpoint
 from rlkit.model.files.names import published_names
 from rlkit.model.files.shards import MAX_SHARD_BYTES
 from rlkit.model.files.weights import copy_weights, published_weights
 from rlkit.model.lora import merged
 from rlkit.model.meta import on_meta
-from rlkit.model.moe import Experts, Router
+from rlkit.model.moe import Router
 from rlkit.model.mtp import mtp_hidden
 from rlkit.model.ragged import lay_out_pack
 from rlkit.model.trace import trace

@@ -1,9 +1,4 @@
-"""Feed-forward layers: the dense MLP and the mixture of shared and routed experts (arXiv:2412.19437, section 2.1.2).
-
-Tokens are sorted by expert, so that each expert multiplies one contiguous block. The moves are permutations whose
-gradients are written as gathers: no scatter-add, hence the same bits on every run.
-What is not covered: experts spread over several ranks.
-"""
+"""Feed-forward layers: the dense MLP and the mixture of shared and routed experts (arXiv:2412.19437, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -14,57 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.experts import Experts
 from rlkit.model.routing import RULES, Routing, choice_margins, choose_experts, gate_weights, router_scores
-
-
-class _ScaledSwiGLU(torch.autograd.Function):
-    """Computes y = w silu(a) b for h = [a, b]; autograd's own version copies both halves once more."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(h, weight)
-        gate, up = h.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up).mul_(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        h, weight = ctx.saved_tensors
-        (grad,) = grads
-        gate, up = h.chunk(2, dim=-1)
-        grad_h = torch.empty_like(h)
-        grad_gate, grad_up = grad_h.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=grad_up)
-        grad_weight = torch.linalg.vecdot(grad_up, up).unsqueeze(1)
-        torch.mul(torch.ops.aten.silu_backward(grad, gate), up, out=grad_gate)
-        return grad_h.mul_(weight), grad_weight
-
-
-class _Dispatch(torch.autograd.Function):
-    """Copies each token to its K places in expert order: [T, D] -> [T * K, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, sources: Tensor, places_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(places_TK)
-        return x_TD.index_select(0, sources)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (places_TK,) = ctx.saved_tensors
-        return F.embedding_bag(places_TK, grads[0], mode="sum"), None, None
-
-
-class _Combine(torch.autograd.Function):
-    """Sums the K expert outputs of each token, the transpose of `_Dispatch`: [T * K, D] -> [T, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, sources: Tensor, places_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(sources)
-        return F.embedding_bag(places_TK, y, mode="sum")
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (sources,) = ctx.saved_tensors
-        return grads[0].index_select(0, sources), None, None
 
 
 class MLP(nn.Module):
@@ -121,32 +67,6 @@ class Router(nn.Module):
         return choice_margins(
             scores_TE, self.e_score_correction_bias, cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok, self.rule
         )
-
-
-class Experts(nn.Module):
-    """Holds the routed experts, stacked: gate and up [E, 2I, D], down [E, D, I]."""
-
-    def __init__(self, config: DeepseekV3Config) -> None:
-        super().__init__()
-        experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
-        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
-
-    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """Computes y_t = sum_k g_tk expert_k(x_t): [T, D] -> [T, D]."""
-        # Sort the T K choices by expert. `sources` says which token stands at each place of that order, `places_TK`
-        # where the K copies of a token went, and `ends_E` where the block of each expert ends.
-        flat = experts_TK.flatten()
-        order = flat.argsort(stable=True)
-        sources = order // experts_TK.shape[1]
-        places_TK = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        places_TK = places_TK.view_as(experts_TK)
-        ends_E = torch.bincount(flat, minlength=len(self.down_proj)).cumsum(0).int()
-        x = _Dispatch.apply(x_TD, sources, places_TK)
-        h = F.grouped_mm(x, self.gate_up_proj.transpose(1, 2), offs=ends_E)
-        # The gate scales the I inner numbers instead of the D outputs: the same product, fewer multiplications.
-        h = _ScaledSwiGLU.apply(h, weights_TK.flatten()[order].unsqueeze(1).to(h.dtype))
-        return _Combine.apply(F.grouped_mm(h, self.down_proj.transpose(1, 2), offs=ends_E), sources, places_TK)
 
 
 class MoE(nn.Module):

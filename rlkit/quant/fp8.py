@@ -29,6 +29,12 @@ def block_scales(weight_NK: Tensor) -> Tensor:
     return (_block_max(weight_NK) / E4M3_MAX).clamp_(min=SMALLEST_SCALE)
 
 
+def power_of_two(scales: Tensor) -> Tensor:
+    """Rounds scales up to powers of two, so that code * scale has few bits: it is exact in bf16, whatever the order."""
+    mantissa, exponent = torch.frexp(scales)  # mantissa in [1/2, 1)
+    return torch.ldexp(torch.ones_like(scales), exponent - (mantissa == 0.5).int())
+
+
 def quantise_blocks(weight_NK: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Codes = round(w / s) to the nearest E4M3 number, ties to even, and the scales s (those given, or `block_scales`).
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlkit.config import LoraConfig
-from rlkit.engine.vllm_adapter import adapter_arguments, add_adapter
+from rlkit.engine.vllm.adapter import adapter_arguments, add_adapter
 
 
 def test_every_layer_of_a_stack_gets_its_own_part() -> None:

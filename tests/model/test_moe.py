@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlkit.model.moe import Experts, MoE, Router
+from rlkit.model.experts import Experts
+from rlkit.model.moe import MoE, Router
 from tests.model.tiny import BASE, relative, seeded
 
 

@@ -19,6 +19,7 @@ from rlkit.quant.fp8 import (
     block_grid,
     block_scales,
     dequantise_blocks,
+    power_of_two,
     quantise_blocks,
     requantise_blocks,
 )
@@ -196,3 +197,9 @@ def test_bad_known_scales_are_not_used(bad: float) -> None:
     weight = weights((128, 256))
     known = torch.tensor([[bad, bad]])
     assert same_bits(requantise_blocks(weight, known), quantise_blocks(weight))
+
+
+def test_scales_are_rounded_up_to_powers_of_two() -> None:
+    scales = torch.tensor([[1.0, 1.0000001, 0.75, 0.5], [3e-20, 2.0**-117, 448.0, 2.0**100]])
+    expected = torch.tensor([[2.0 ** math.ceil(math.log2(s)) for s in row] for row in scales.double().tolist()])
+    assert torch.equal(power_of_two(scales), expected)

@@ -3,41 +3,37 @@
 vLLM runs inside the caller's process: no engine process of its own, weights arrive by reference. It is imported when
 an engine is made, not before, because it reads its environment while it is imported.
 
-Defects of the CPU build of vLLM 0.32.0, the first, the third and the last silent, and the way round each:
-    rotary_embedding   the C++ op corrupts the queries of MLA           -> custom_ops "none": the torch version
-    CPU_MLA            decode kernel is slow, for latent width 576 only -> VLLM_MLA_DISABLE=1, which expands keys and
-                       values, unless the environment says 0
-    reload_weights     a second load skips the packing of the experts   -> forget the MoE kernel before each load
-    torch.compile      routing and log-probs need a C compiler, 30 s    -> TORCHDYNAMO_DISABLE while it is imported
-    chunked prefill    a prompt cut in two whose request has a seed ends the engine -> prompts are never cut
-    drafts             their check divides by memory that nobody wrote, not by the temperature -> `_per_token`
-    AMX                bf16 attention with heads of 64 or 128 numbers uses the tiles of CPUs that have them without
-                       asking the kernel for them: SIGILL -> `torch.cpu._init_amx()` asks
+The defects of its CPU build, and the way round each, are in `rlkit.engine.vllm.start`.
 What is not covered: tensor parallelism, images, a checkpoint in FP8 whose trainer sends another format.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlkit.config import LoraConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import completion_text, rollout_seed
-from rlkit.engine.vllm_adapter import adapter_arguments, adapter_request, add_adapter, replace_adapter
-from rlkit.engine.vllm_blocks import watch_blocks
+from rlkit.engine.vllm.adapter import adapter_arguments, adapter_request, replace_adapter
+from rlkit.engine.vllm.blocks import watch_blocks
+from rlkit.engine.vllm.reload import forget_packed_experts, reload_drafter
+from rlkit.engine.vllm.start import (
+    draft_arguments,
+    import_vllm,
+    mend,
+    platform_arguments,
+    start_up,
+    use_threads,
+)
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
@@ -86,10 +82,10 @@ class VllmEngine:
         self._ends = end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._decode = read_decoder(checkpoint)
-        with self._lock, _use_threads(threads), _start_up(self._cuda):
+        with self._lock, use_threads(threads), start_up(self._cuda):
             self._vllm = import_vllm()
             if not self._cuda:
-                _mend(drafts=self._speculative, adapter=lora is not None)
+                mend(drafts=self._speculative, adapter=lora is not None)
             arguments = self._vllm.EngineArgs(
                 model=str(checkpoint),
                 dtype=dtype,
@@ -102,9 +98,9 @@ class VllmEngine:
                 enable_prefix_caching=False,
                 disable_log_stats=not self._speculative,  # the statistics count the drafts
                 use_tqdm_on_load=False,
-                speculative_config=_speculative(speculative_tokens),
+                speculative_config=draft_arguments(speculative_tokens),
                 **(adapter_arguments(lora) if lora else {}),
-                **_platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
+                **platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
             )
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
             self._vocab_size = self._engine.model_config.get_vocab_size()
@@ -134,7 +130,7 @@ class VllmEngine:
             "logprobs": 0,
             "stop_token_ids": sorted(self._ends),
         }
-        with self._lock, _use_threads(self._threads):
+        with self._lock, use_threads(self._threads):
             self._drafts_before = self._drafts_ever()
             tokens = (prompt.tokens for prompt in prompts for _ in range(n))
             requests = [(t, self._params(seed=s, **drawn)) for t, s in zip(tokens, seeds, strict=True)]
@@ -170,7 +166,7 @@ class VllmEngine:
 
         An engine with `lora` replaces the adapter, given under the keys of peft's files.
         """
-        with self._lock, _use_threads(self._threads):
+        with self._lock, use_threads(self._threads):
             if self._lora is not None:
                 self._engine.collective_rpc(replace_adapter, args=(list(weights), self._lora))
                 self._adapter = adapter_request()
@@ -182,14 +178,14 @@ class VllmEngine:
         if not self._cuda:
             # The packed copy of the experts is what runs. A reload writes the plain weights and packs them only where
             # no packed copy is known, so the first copy has to be forgotten or it goes on sampling.
-            self._engine.apply_model(_forget_packed_experts)
+            self._engine.apply_model(forget_packed_experts)
         drafter: list[tuple[str, Tensor]] = []
         iterator = self._set_apart(weights, drafter)
         self._engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": iterator, "is_checkpoint_format": True}
         )
         if self._speculative:  # reload_weights leaves the MTP modules as they are
-            self._engine.collective_rpc(_reload_drafter, args=(drafter, self._cuda))
+            self._engine.collective_rpc(reload_drafter, args=(drafter, self._cuda))
 
     def _set_apart(self, weights: Weights, drafter: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yields all weights, without gradient; those of the MTP modules also go into `drafter` if they are used."""
@@ -209,7 +205,7 @@ class VllmEngine:
         """
         for i, sequence in enumerate(sequences):
             self._check(f"sequence {i}", sequence, 1)
-        with self._lock, _use_threads(self._threads):
+        with self._lock, use_threads(self._threads):
             params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
             outputs = dict(self._run([(sequence, params) for sequence in sequences]))
         return [list(outputs[i].prompt_logprobs.logprobs) for i in range(len(sequences))]
@@ -221,7 +217,7 @@ class VllmEngine:
         """
         self._check("sequence", tokens, 1)
         chunks: dict[str, list[Tensor]] = {}
-        with self._lock, _use_threads(self._threads):
+        with self._lock, use_threads(self._threads):
             (stop_watching,) = self._engine.apply_model(lambda model: watch_blocks(model, chunks))
             try:
                 list(self._run([(tokens, self._params(max_tokens=1, temperature=0.0))]))
@@ -286,115 +282,3 @@ class VllmEngine:
                 f"{what} has token ids from {min(tokens)} to {max(tokens)}, but the model's vocab_size is "
                 f"{self._vocab_size}: use the tokenizer of this checkpoint"
             )
-
-
-def import_vllm() -> ModuleType:
-    """Imports vllm, or raises RuntimeError saying how to get it or do without."""
-    try:
-        return import_module("vllm")
-    except ImportError as error:
-        raise RuntimeError(
-            f"engine=vllm needs vllm, which does not import here ({error}): install requirements/cpu.txt or "
-            "requirements/cuda.txt with --no-deps, or choose engine=torch"
-        ) from error
-
-
-def _mend(*, drafts: bool, adapter: bool) -> None:
-    """Replaces functions of the CPU build by those that do what they should."""
-    if drafts:
-        sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
-        sampler.expand_batch_to_tokens = _per_token
-    if adapter:
-        kernels: Any = import_module("vllm.lora.punica_wrapper.punica_cpu")
-        kernels.PunicaWrapperCPU.add_lora_linear = add_adapter
-
-
-def _speculative(tokens: int) -> dict[str, Any] | None:
-    """Returns what makes vLLM draft with the checkpoint's own MTP modules."""
-    return {"method": "mtp", "num_speculative_tokens": tokens} if tokens else None
-
-
-def _platform_arguments(
-    cuda: bool, max_model_len: int, kv_cache_gib: float, gpu_memory_utilization: float
-) -> dict[str, Any]:
-    """Returns the engine arguments that differ between CUDA and the CPU."""
-    if cuda:
-        return {"gpu_memory_utilization": gpu_memory_utilization}
-    expanded = os.environ["VLLM_MLA_DISABLE"] == "1"
-    # Attention on the CPU reads whole blocks of the cache, full or not: these are the smallest that each kernel takes.
-    cache = {"block_size": 32} if expanded else {"block_size": 16, "attention_backend": "CPU_MLA"}  # AMX_MLA: no fp32
-    return {
-        **cache,
-        "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(max_model_len, 4096),
-        "compilation_config": {"custom_ops": ["none"]},
-    }
-
-
-@contextmanager
-def _use_threads(threads: int) -> Iterator[None]:
-    """Runs the block with `threads` OpenMP threads, a setting of the calling thread that vLLM's kernels follow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _start_up(cuda: bool) -> Iterator[None]:
-    """Sets what vLLM reads while it is imported and started, and takes back what would outlive the engine."""
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
-    os.environ.update(VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "TORCHDYNAMO_DISABLE")}
-    if not cuda:
-        os.environ.setdefault("VLLM_MLA_DISABLE", "1")  # who sets 0 wants the latent cache, and has width 576
-        os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would overrule kv_cache_gib
-        # Ties all memory to one NUMA node although no thread is tied to it, and says so on stderr.
-        operators: Any = torch.ops._C
-        operators.init_cpu_memory_env = lambda nodes: None
-        torch.cpu._init_amx()  # False, and nothing happens, where the CPU has no tiles
-    set_num_threads = torch.set_num_threads
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM sets it after its first messages
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
-            yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _forget_packed_experts(model: nn.Module) -> None:
-    moe = import_module("vllm.model_executor.layers.fused_moe.fused_moe_method_base")
-    methods: list[Any] = [module for module in model.modules() if isinstance(module, moe.FusedMoEMethodBase)]
-    for method in methods:
-        method.moe_kernel = None
-
-
-def _per_token(x_B: Tensor, ends_B: Tensor, num_tokens: int, replace_from: float = 0, replace_to: float = 0) -> Tensor:
-    """Does what vLLM's `expand_batch_to_tokens` should: it repeats the value of each request for each of its tokens."""
-    x_B = torch.where(x_B == replace_from, replace_to, x_B).to(x_B.dtype)
-    return x_B.repeat_interleave(ends_B.diff(prepend=ends_B.new_zeros(1)), output_size=num_tokens)
-
-
-def _reload_drafter(worker: Any, weights: Sequence[tuple[str, Tensor]], cuda: bool) -> None:
-    """Does for the model that drafts what `reload_weights` does for the main one; it runs in vLLM's worker."""
-    reload = import_module("vllm.model_executor.model_loader.reload")
-    config = import_module("vllm.config")
-    model = worker.get_draft_model()
-    if not cuda:
-        _forget_packed_experts(model)
-    with config.set_current_vllm_config(worker.vllm_config):
-        reload.initialize_layerwise_reload(model)
-        model.load_weights(iter(weights))
-        reload.finalize_layerwise_reload(model, worker.speculative_config.draft_model_config)

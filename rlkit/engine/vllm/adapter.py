@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from rlkit.config import LoraConfig
-from rlkit.config.groups import SERVED_RANKS
+from rlkit.config.trainer import SERVED_RANKS
 from rlkit.errors import UserError
 
 NUMBER = 1

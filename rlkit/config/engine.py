@@ -1,0 +1,48 @@
+"""What samples: the settings of the engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlkit.checks import MAX_PROCESSES, number, one_of, whole
+from rlkit.errors import UserError
+
+MAX_SPECULATIVE_TOKENS = 8
+"""Even at V3's acceptance of 0.9 a ninth token counts in 0.9^9 = 39 % of the passes, and is computed in all of them."""
+MAX_MEMORY_GIB = 1_000_000
+"""No machine has more memory than a pebibyte."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What samples completions."""
+
+    kind: str
+    num_engines: int
+    dtype: str
+    threads: int
+    """How many CPU threads each engine has; 0 shares all cores among the engines."""
+    max_model_len: int
+    """The most tokens that a prompt and its completion may have together."""
+    max_num_seqs: int
+    """How many sequences are decoded together."""
+    memory: float
+    """The size of the KV cache: in GiB on a CPU, as a share of the device's memory (0 to 1) on a GPU."""
+    speculative_tokens: int
+    """How many tokens the model's first MTP module drafts for each pass of the model, which checks them all; 0 drafts
+    none."""
+
+    def __post_init__(self) -> None:
+        """Refuses unknown kinds and empty pools."""
+        one_of("engine.kind", self.kind, ("vllm", "torch"))
+        one_of("engine.dtype", self.dtype, ("fp32", "bf16"))
+        whole("engine.num_engines", self.num_engines, least=1, most=MAX_PROCESSES)
+        whole("engine.max_num_seqs", self.max_num_seqs, least=1)
+        whole("engine.max_model_len", self.max_model_len, least=2)
+        whole("engine.threads", self.threads, most=MAX_PROCESSES, fix="0 shares all cores among the engines")
+        fix = "0 turns drafts off, 1 is what DeepSeek-V3 uses, and each further one is accepted less often"
+        whole("engine.speculative_tokens", self.speculative_tokens, most=MAX_SPECULATIVE_TOKENS, fix=fix)
+        fix = "it is in GiB on a CPU, and a share of the device's memory on a GPU"
+        number("engine.memory", self.memory, above=0, most=MAX_MEMORY_GIB, fix=fix)
+        if self.kind == "torch" and self.dtype != "fp32":
+            raise UserError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")

@@ -1,0 +1,89 @@
+"""What learns: the settings of the trainer, its optimiser and its adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlkit.checks import MAX_PROCESSES, number, one_of, whole
+from rlkit.errors import UserError
+
+SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM makes room for an adapter of one of these ranks; one in between gets the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters instead of all weights, as peft has them."""
+
+    rank: int = 16
+    alpha: float = 32
+    """The product of the two matrices is scaled by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """The names of linear layers, such as [q_proj, v_proj]; "all-linear" takes all but head, router and experts."""
+    served: str = "merged"
+    """What engines get at every sync: "merged", all weights with the adapter added to them, or "adapter", its matrices
+    alone, which vLLM keeps beside the base's weights."""
+
+    def __post_init__(self) -> None:
+        """Refuses adapters that do nothing."""
+        whole("trainer.lora.rank", self.rank, least=1)
+        number("trainer.lora.alpha", self.alpha, above=0, fix="twice the rank is usual")
+        one_of("trainer.lora.served", self.served, ("merged", "adapter"))
+        if self.served == "adapter" and self.rank > SERVED_RANKS[-1]:
+            raise UserError(
+                f"trainer.lora.rank={self.rank}: vLLM takes an adapter of rank {SERVED_RANKS[-1]} at most; lower it, "
+                "or set trainer.lora.served=merged"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """What learns, and its AdamW."""
+
+    kind: str
+    num_ranks: int
+    zero_stage: int
+    dtype: str
+    threads: int
+    """How many CPU threads each rank has; 0 shares all cores among the ranks."""
+    max_tokens: int
+    """How many tokens a pack may have, which bounds the memory of one forward and backward."""
+    weight_decay: float
+    """AdamW's weight decay; it works on matrices alone, not on norms, biases and embeddings."""
+    beta2: float
+    grad_clip: float
+    bias_update_speed: float
+    """How far every expert's bias moves against its load after a step (V3 in pre-training: 0.001); 0 freezes it."""
+    balance_coef: float
+    """The weight of the sequence-wise balance loss (V3 in pre-training: 1e-4); 0 leaves it out."""
+    lora: LoraConfig | None = None
+    """null trains all weights."""
+
+    def __post_init__(self) -> None:
+        """Refuses unknown kinds and ZeRO stages."""
+        one_of("trainer.kind", self.kind, ("deepspeed", "torch"))
+        one_of("trainer.dtype", self.dtype, ("fp32", "bf16"))
+        whole("trainer.num_ranks", self.num_ranks, least=1, most=MAX_PROCESSES)
+        whole("trainer.zero_stage", self.zero_stage)
+        whole("trainer.max_tokens", self.max_tokens, least=1)
+        whole("trainer.threads", self.threads, most=MAX_PROCESSES, fix="0 shares all cores among the ranks")
+        number("trainer.weight_decay", self.weight_decay, least=0, most=100, fix="0.1 is usual, 0 decays nothing")
+        number("trainer.beta2", self.beta2, above=0, below=1, fix="0.95 is usual")
+        number("trainer.grad_clip", self.grad_clip, above=0, fix="1.0 is usual, 1e9 clips nothing")
+        fix = "V3's pre-training has 0.001, 0 leaves the biases as they are"
+        number("trainer.bias_update_speed", self.bias_update_speed, least=0, most=1, fix=fix)
+        number("trainer.balance_coef", self.balance_coef, least=0, fix="V3's pre-training has 1e-4, 0 turns it off")
+        if self.kind == "torch" and self.dtype != "fp32":
+            raise UserError(
+                f"trainer.dtype={self.dtype} needs trainer=deepspeed, which keeps fp32 master weights; without them "
+                "small steps round to nothing"
+            )
+        if self.zero_stage not in (1, 2):
+            raise UserError(f"trainer.zero_stage={self.zero_stage} is not supported; use 1 or 2")
+        if self.kind == "torch" and self.num_ranks > 1:
+            raise UserError(f"trainer.num_ranks={self.num_ranks} needs trainer=deepspeed; trainer=torch has one rank")
+        if self.bias_update_speed and self.lora is not None:
+            raise UserError(
+                f"trainer.bias_update_speed={self.bias_update_speed} moves what an adapter cannot hold, so that the "
+                "base with the adapter would be another model; set it to 0, or trainer.lora to null"
+            )

@@ -118,7 +118,7 @@ def compare(cfg: SftRun, task: Task, warmup: int, count: int) -> Comparison:
 def _trainer(cfg: SftRun, task: Task) -> ModelTrainer:
     torch.manual_seed(cfg.seed)
     model = task.architecture.new_model()
-    return ModelTrainer(model, TorchStepper(model, cfg.trainer), keep_reference=False)
+    return ModelTrainer(model, TorchStepper(model, cfg.trainer), reference=None)
 
 
 def _seconds(taken: dict[str, list[Step]]) -> str:

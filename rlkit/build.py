@@ -12,9 +12,12 @@ from torch import distributed
 from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
+from rlkit.model.experts import ExpertShare
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import load_model, read_architecture
 from rlkit.model.lora import add_lora, choose_targets
+from rlkit.train.policy import frozen_copy
+from rlkit.train.steppers.base import Stepper
 from rlkit.train.trainer import ModelTrainer
 from rlkit.watch.progress import Progress, silent
 
@@ -71,18 +74,31 @@ def build_trainer(
     """Builds one rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
-    model = load_model(checkpoint, dtype, kind)
+    model = load_model(checkpoint, dtype, kind, ExpertShare(rank=rank % cfg.expert_parallel, size=cfg.expert_parallel))
     if cfg.lora is not None:
         add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, seed=seed)
-    balance = {"bias_update_speed": cfg.bias_update_speed, "balance_coef": cfg.balance_coef}
+    if cfg.recompute:
+        model.recompute()
     if cfg.kind == "torch":
         from rlkit.train.steppers.torch import TorchStepper
 
-        return ModelTrainer(model, TorchStepper(model, cfg), keep_reference=keep_reference, **balance)
-    from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks  # takes seconds to import
+        reference = frozen_copy(model) if keep_reference else None
+        stepper: Stepper = TorchStepper(model, cfg)
+    else:
+        from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_experts, join_ranks  # takes seconds to import
 
-    join_ranks(store, rank, cfg.num_ranks)
-    return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference, **balance)
+        join_ranks(store, rank, cfg.num_ranks)
+        join_experts(model, cfg.expert_parallel)
+        # Before the stepper takes the model: ZeRO-3 cuts its weights into pieces.
+        reference = frozen_copy(model) if keep_reference else None
+        stepper = DeepSpeedStepper(model, cfg)
+    return ModelTrainer(
+        model,
+        stepper,
+        reference=reference,
+        bias_update_speed=cfg.bias_update_speed,
+        balance_coef=cfg.balance_coef,
+    )
 
 
 def cores_per(num_processes: int) -> int:

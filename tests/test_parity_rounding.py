@@ -300,7 +300,7 @@ def test_rounding_is_measured_only_where_a_gap_needs_it(fp32: Pair) -> None:
             return super().logprobs(sequences, rounding)
 
     model = fp32.trainer.model
-    counting = Counting(model, TorchStepper(model, CFG), keep_reference=False)
+    counting = Counting(model, TorchStepper(model, CFG), reference=None)
     engines = Engines([HfTrainer(fp32.engine)] * 3)  # type: ignore[arg-type]
     gate(engines, counting, SEQUENCES, 1e-4, UNIT["fp32"])()
     assert asked == [None]

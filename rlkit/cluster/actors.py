@@ -12,6 +12,7 @@ from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.transfer import RemoteWeights, publish
 from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
+from rlkit.model.size import ROUTED
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 
@@ -70,6 +71,7 @@ class TrainerActor:
         store: tuple[str, int],
     ) -> None:
         """Joins the other ranks and loads the model."""
+        self.expert_parallel = cfg.expert_parallel
         if self.rank:
             self.store = distributed.TCPStore(*store, cfg.num_ranks, False)
         self.trainer = build_trainer(
@@ -95,8 +97,10 @@ class TrainerActor:
         return self.trainer.trace(tokens, rounding)
 
     def publish(self) -> RemoteWeights:
-        """Puts all weights into the object store, bucket by bucket."""
-        return publish(self.trainer.weights())
+        """Puts what no rank before this one holds into the object store, bucket by bucket."""
+        first_copy, first_rank = self.rank < self.expert_parallel, self.rank == 0
+        mine = ((n, t) for n, t in self.trainer.weights() if (first_copy if ROUTED in n else first_rank))
+        return publish(mine)
 
     def adapter(self) -> Mapping[str, Tensor]:
         """`Trainer.adapter`."""

@@ -85,16 +85,17 @@ class RemoteTrainer:
         )[0]
 
     def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
-        """Asks rank 0 for log-probs; all ranks hold the same weights."""
-        return self._all([self._ranks[0].logprobs.remote(sequences, rounding)])[0]
+        """Asks for log-probs; every rank must run the model, because each may hold a part of it."""
+        return self._all([rank.logprobs.remote(sequences, rounding) for rank in self._ranks])[0]
 
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
-        """Asks rank 0 for block outputs."""
-        return self._all([self._ranks[0].trace.remote(tokens, rounding)])[0]
+        """Asks for block outputs, of which every rank has the same."""
+        return self._all([rank.trace.remote(tokens, rounding) for rank in self._ranks])[0]
 
     def weights(self) -> RemoteWeights:
-        """Publishes rank 0's weights in the object store."""
-        return self._all([self._ranks[0].publish.remote()])[0]
+        """Lets every rank publish its own part of the weights in the object store; together they are the model."""
+        published = self._all([rank.publish.remote() for rank in self._ranks])
+        return RemoteWeights(tuple(bucket for part in published for bucket in part.buckets))
 
     def adapter(self) -> Mapping[str, Tensor]:
         """Asks rank 0 for LoRA's matrices."""

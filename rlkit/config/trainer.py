@@ -42,7 +42,14 @@ class TrainerConfig:
 
     kind: str
     num_ranks: int
+    expert_parallel: int
+    """How many ranks share out the routed experts of every layer; of each expert there are num_ranks / E copies."""
     zero_stage: int
+    """What the ranks share out besides: 1 the optimiser's state, 2 the gradients too, 3 the weights too."""
+    offload: str
+    """What lies in the CPU's memory while it is not needed: "none", "optimizer", or "all", the weights too."""
+    recompute: bool
+    """Whether backward computes every block again instead of keeping what is inside it; the same bits, less memory."""
     dtype: str
     threads: int
     """How many CPU threads each rank has; 0 shares all cores among the ranks."""
@@ -64,7 +71,9 @@ class TrainerConfig:
         one_of("trainer.kind", self.kind, ("deepspeed", "torch"))
         one_of("trainer.dtype", self.dtype, ("fp32", "bf16"))
         whole("trainer.num_ranks", self.num_ranks, least=1, most=MAX_PROCESSES)
+        whole("trainer.expert_parallel", self.expert_parallel, least=1)
         whole("trainer.zero_stage", self.zero_stage)
+        one_of("trainer.offload", self.offload, ("none", "optimizer", "all"))
         whole("trainer.max_tokens", self.max_tokens, least=1)
         whole("trainer.threads", self.threads, most=MAX_PROCESSES, fix="0 shares all cores among the ranks")
         number("trainer.weight_decay", self.weight_decay, least=0, most=100, fix="0.1 is usual, 0 decays nothing")
@@ -78,12 +87,39 @@ class TrainerConfig:
                 f"trainer.dtype={self.dtype} needs trainer=deepspeed, which keeps fp32 master weights; without them "
                 "small steps round to nothing"
             )
-        if self.zero_stage not in (1, 2):
-            raise UserError(f"trainer.zero_stage={self.zero_stage} is not supported; use 1 or 2")
-        if self.kind == "torch" and self.num_ranks > 1:
-            raise UserError(f"trainer.num_ranks={self.num_ranks} needs trainer=deepspeed; trainer=torch has one rank")
+        self._check_layout()
         if self.bias_update_speed and self.lora is not None:
             raise UserError(
                 f"trainer.bias_update_speed={self.bias_update_speed} moves what an adapter cannot hold, so that the "
                 "base with the adapter would be another model; set it to 0, or trainer.lora to null"
+            )
+
+    def _check_layout(self) -> None:
+        """Refuses ways to share the model out that do not work, or that do not work together."""
+        stage, spread, lora = self.zero_stage, self.expert_parallel, self.lora is not None
+        if stage not in (1, 2, 3):
+            why = "with 0 DeepSpeed clips by the wrong norm" if stage == 0 else "there is no such stage"
+            raise UserError(f"trainer.zero_stage={stage} is not supported ({why}); use 1, 2 or 3")
+        if self.num_ranks % spread:
+            raise UserError(
+                f"trainer.expert_parallel={spread} does not divide trainer.num_ranks={self.num_ranks}: every group of "
+                f"{spread} ranks holds all experts once; change one of them"
+            )
+        if self.kind == "torch":
+            for key, value, only in (
+                ("num_ranks", self.num_ranks, 1),
+                ("offload", self.offload, "none"),
+                ("zero_stage", stage, 1),
+            ):
+                if value != only:
+                    raise UserError(f"trainer.{key}={value} needs trainer=deepspeed; trainer=torch has {only}")
+        if self.offload == "all" and stage != 3:
+            raise UserError(
+                f"trainer.offload=all moves weights that trainer.zero_stage=3 has shared out, but it is {stage}; set "
+                "it to 3, or trainer.offload=optimizer"
+            )
+        if lora and stage == 3:
+            raise UserError(
+                "trainer.zero_stage=3 with trainer.lora: the frozen weights, which the reference shares with the "
+                "policy, would be in pieces when it needs them; set trainer.zero_stage=2"
             )

@@ -82,6 +82,14 @@ class Architecture(Protocol):
         """Says why vLLM cannot draft so many tokens with the model's modules for multi-token prediction."""
         ...
 
+    def sharing_problem(self, ranks: int) -> str | None:
+        """Says why so many ranks cannot share out the routed experts."""
+        ...
+
+    def pieces_problem(self) -> str | None:
+        """Says why ZeRO-3 cannot cut the weights into pieces."""
+        ...
+
     def balance_problem(self) -> str | None:
         """Says why there are no experts whose load could be balanced."""
         ...

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from rlkit.model.block import Block
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.experts import ALL, ExpertShare
 from rlkit.model.mtp import MtpModule
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged
@@ -19,12 +20,12 @@ class Backbone(nn.Module):
     tell the two apart.
     """
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: DeepseekV3Config, share: ExpertShare = ALL) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.layers.extend(MtpModule(config, depth) for depth in range(1, config.num_nextn_predict_layers + 1))
+        self.layers = nn.ModuleList(Block(config, layer, share) for layer in range(config.num_hidden_layers))
+        self.layers.extend(MtpModule(config, depth, share) for depth in range(1, config.num_nextn_predict_layers + 1))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def blocks(self) -> list[Block]:

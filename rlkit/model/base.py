@@ -57,6 +57,10 @@ class CausalLM(nn.Module, ABC):
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Runs one sequence; returns every block's output in order, `{"model.layers.0.self_attn": [T, D], ...}`."""
 
+    @abstractmethod
+    def recompute(self) -> None:
+        """Lets every block keep nothing for backward but its input, from now on: backward runs it again."""
+
     def mtp_modules(self) -> Sequence[nn.Module]:
         """Returns the modules for multi-token prediction, depth 1 first; most models have none."""
         return ()
@@ -71,8 +75,11 @@ class CausalLM(nn.Module, ABC):
         return iter(())
 
     @abstractmethod
-    def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every weight under its published name, without gradient, and with LoRA merged in."""
+    def checkpoint_weights(self, state: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yields every weight under its published name, without gradient, and with LoRA merged in.
+
+        `state` is where the model's tensors are read from, by their names in the model, if they are not in it.
+        """
 
     @abstractmethod
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -1,7 +1,7 @@
 """DeepSeek-V3 (arXiv:2412.19437), for training on packed samples.
 
 Module names are the published ones, so `state_dict()` differs from a checkpoint only in that experts are stacked.
-What is not covered: computing in FP8, experts spread over ranks.
+With a share of the experts it is what one of several ranks holds, and it answers together with the others only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlkit.model.backbone import Backbone
 from rlkit.model.base import CausalLM
 from rlkit.model.config import DeepseekV3Config
 from rlkit.model.decode import LatentCache, decode_step, prefill
-from rlkit.model.experts import Experts
+from rlkit.model.experts import ALL, Experts, ExpertShare
 from rlkit.model.files.folder import Checkpoint, write_checkpoint
 from rlkit.model.files.names import published_names
 from rlkit.model.files.shards import MAX_SHARD_BYTES
@@ -33,10 +33,10 @@ from rlkit.model.trace import trace
 class DeepseekV3(CausalLM):
     """A causal language model; weights are drawn from normal(0, initializer_range) with torch's global generator."""
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: DeepseekV3Config, share: ExpertShare = ALL) -> None:
         super().__init__()
-        self.config = config
-        self.model = Backbone(config)
+        self.config, self.share = config, share
+        self.model = Backbone(config, share)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._tie()
         self.apply(self._draw)
@@ -71,9 +71,12 @@ class DeepseekV3(CausalLM):
         return self.lm_head(x_TD).unflatten(0, tokens.shape)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> DeepseekV3:
+    def from_checkpoint(
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, share: ExpertShare = ALL
+    ) -> DeepseekV3:
         """Loads a Hugging Face folder (config.json and safetensors in fp32, bf16 or FP8) as parameters of `dtype`.
 
+        Of the routed experts those of `share` alone are read, so that no more than they and one tensor are in memory.
         Raises UserError, with the file and the tensor, for a folder that is missing, incomplete, not finite or of
         another architecture.
         """
@@ -85,10 +88,11 @@ class DeepseekV3(CausalLM):
             raise UserError(str(fault))
         # Nothing is drawn for weights that the file replaces, and memory is taken once, in the dtype that is wanted.
         with on_meta():
-            model = cls(config)
+            model = cls(config, share)
         model = model.to(dtype).to_empty(device="cpu")
         model._tie()  # to_empty gives every name memory of its own
-        model.load_weights((name, checkpoint.weight(name)) for name in checkpoint.weights)
+        held = model.published()
+        model.load_weights((name, checkpoint.weight(name)) for name in checkpoint.weights if name in held)
         return model
 
     def save_checkpoint(self, path: str | Path, dtype: str = "bf16", max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
@@ -112,6 +116,11 @@ class DeepseekV3(CausalLM):
         """Runs one sequence and returns the output of every block; see `rlkit.model.trace`."""
         return trace(self.model, tokens)
 
+    def recompute(self) -> None:
+        """Lets every block keep nothing for backward but its input, from now on; see `rlkit.model.block`."""
+        for layer in (*self.model.blocks(), *self.model.mtp_modules()):
+            layer.recomputed = True
+
     def mtp_modules(self) -> Sequence[nn.Module]:
         """Returns the modules for multi-token prediction, depth 1 first."""
         return self.model.mtp_modules()
@@ -128,17 +137,17 @@ class DeepseekV3(CausalLM):
         start_TD = hidden_TD.detach() if detached else hidden_TD
         return mtp_hidden(self.model.mtp_modules(), tokens_T, lengths, start_TD, embed, self.model.rotations)
 
-    def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def checkpoint_weights(self, state: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yields every weight under its published name, without gradient, and with LoRA merged in."""
-        return published_weights(merged(self), published_names(self.config))
+        return published_weights(merged(self, state), published_names(self.config, self.share))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copies published tensors into the model; raises ValueError as `copy_weights` does."""
-        copy_weights(weights, self.state_dict(), published_names(self.config))
+        copy_weights(weights, self.state_dict(), published_names(self.config, self.share))
 
     def published(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the published name and the shape of every weight."""
-        return {name: place.shape for name, place in published_names(self.config).items()}
+        return {name: place.shape for name, place in published_names(self.config, self.share).items()}
 
     def core(self) -> nn.Module:
         """Returns this module: its submodules have the published names."""

@@ -131,6 +131,19 @@ class DeepseekArchitecture:
             )
         return None
 
+    def sharing_problem(self, ranks: int) -> str | None:
+        """Says that there are no routed experts, or that they do not divide."""
+        experts = self.config.n_routed_experts
+        if self.balance_problem() is not None:
+            return "has no layer with routed experts; set it to 1"
+        if experts % ranks:
+            return f"has n_routed_experts={experts}, which {ranks} ranks cannot divide; set it to a number that does"
+        return None
+
+    def pieces_problem(self) -> str | None:
+        """Says nothing: ZeRO-3 was tried with every part of this class."""
+        return None
+
     def balance_problem(self) -> str | None:
         """Says that no layer has routed experts."""
         if self.config.has_experts or self.config.num_nextn_predict_layers:  # the modules always have experts

@@ -99,6 +99,10 @@ class HfModel(CausalLM):
         model.check_head()
         return model
 
+    def recompute(self) -> None:
+        """Lets transformers run every layer again in backward, as its own switch does."""
+        self.inner.gradient_checkpointing_enable({"use_reentrant": False})
+
     def train(self, mode: bool = True) -> HfModel:
         """Notes the mode, but keeps the model of transformers free of dropout."""
         super().train(mode)
@@ -213,12 +217,14 @@ class HfModel(CausalLM):
         return choice_margins(scores_TE, torch.zeros_like(scores_TE[0]), 1, 1, experts_TK.shape[-1])
 
     @torch.no_grad()
-    def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def checkpoint_weights(self, state: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yields every weight under its published name, with LoRA merged in; experts are copied, a layer at a time.
 
         A tied head comes too: some engines ask for it.
         """
-        state = merged(self.inner)
+        if state is not None:
+            state = {name.removeprefix("inner."): tensor for name, tensor in state.items()}
+        state = merged(self.inner, state)
         # Where transformers stacks the experts of a layer, its own table of conversions takes them apart again. It
         # needs all experts of a layer at once, and one layer at a time keeps the copies small.
         for _, names in groupby(state, key=_layer):

@@ -130,6 +130,14 @@ class HfArchitecture:
         """Never says anything: without modules for multi-token prediction nothing is drafted."""
         return None
 
+    def sharing_problem(self, ranks: int) -> str | None:
+        """Says that every rank has all experts of this kind of model."""
+        return "is run by transformers (model=hf), whose experts stay together; set it to 1"
+
+    def pieces_problem(self) -> str | None:
+        """Says that some classes of transformers wait for ever in pieces."""
+        return "is run by transformers (model=hf), some of whose layers wait for ever in pieces; set it to 2"
+
     def balance_problem(self) -> str | None:
         """Says that this kind of model is never balanced."""
         return "is run by transformers (model=hf), whose routers stay as they are; set it to 0"

@@ -101,12 +101,13 @@ def write_adapter(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alp
     save_file(dict(weights), folder / ADAPTER_FILE, metadata={"format": "pt"})
 
 
-def merged(module: nn.Module) -> Mapping[str, Tensor]:
-    """Returns `module.state_dict()` as it would be without adapters: W + (alpha / r) B A, computed when asked for.
+def merged(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+    """Returns the module's state as it would be without adapters: W + (alpha / r) B A, computed when asked for.
 
-    The product is taken in fp32 and the sum rounded once, to W's dtype. W itself does not change.
+    Its tensors are read from `state`, by default from `module.state_dict()`. The product is taken in fp32 and the sum
+    rounded once, to W's dtype. W itself does not change.
     """
-    state = module.state_dict()
+    state = module.state_dict() if state is None else state
     return _Merged(module, state) if any(map(_is_adapter, state)) else state
 
 

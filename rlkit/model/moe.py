@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlkit.model.config import DeepseekV3Config
-from rlkit.model.experts import Experts
+from rlkit.model.experts import ALL, Experts, ExpertShare
 from rlkit.model.routing import RULES, Routing, choice_margins, choose_experts, gate_weights, router_scores
 
 
@@ -72,10 +72,10 @@ class Router(nn.Module):
 class MoE(nn.Module):
     """Shows every token to the shared experts and to the routed experts that it chooses; the outputs add up."""
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: DeepseekV3Config, share: ExpertShare = ALL) -> None:
         super().__init__()
         self.gate = Router(config)
-        self.experts = Experts(config)
+        self.experts = Experts(config, share)
         self.shared_experts = MLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
     def forward(self, x_TD: Tensor) -> Tensor:

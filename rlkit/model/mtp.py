@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlkit.model.block import Block
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.experts import ALL, ExpertShare
 from rlkit.model.norm import RMSNorm
 from rlkit.model.ragged import Ragged, lay_out
 
@@ -32,8 +33,8 @@ class SharedHead(nn.Module):
 class MtpModule(Block):
     """Predicts one depth: a block behind the projection of hidden state and embedding, under published names."""
 
-    def __init__(self, config: DeepseekV3Config, depth: int) -> None:
-        super().__init__(config, config.num_hidden_layers + depth - 1)
+    def __init__(self, config: DeepseekV3Config, depth: int, share: ExpertShare = ALL) -> None:
+        super().__init__(config, config.num_hidden_layers + depth - 1, share)
         self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)

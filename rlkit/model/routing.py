@@ -6,17 +6,18 @@ Two rules are built in, by the `scoring_func` of config.json: "sigmoid" is DeepS
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routing:
-    """Says where a router sends its tokens."""
+class Routing(NamedTuple):
+    """Says where a router sends its tokens.
+
+    A tuple and not a dataclass: ZeRO-3 looks for tensors in what a module returns, and does not know dataclasses.
+    """
 
     scores_TE: Tensor
     """The affinity of every token to every expert, in fp32, without the bias."""

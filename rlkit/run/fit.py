@@ -27,6 +27,7 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     _check_drafts(cfg, architecture)
     _check_length(cfg, architecture)
     _check_balance(cfg, architecture)
+    _check_layout(cfg, architecture)
     if cfg.trainer.lora is not None:
         choose_targets(architecture.empty_model(), cfg.trainer.lora.targets)
 
@@ -84,9 +85,24 @@ def _check_length(cfg: TrainingRun, architecture: Architecture) -> None:
         )
 
 
+def _check_layout(cfg: TrainingRun, architecture: Architecture) -> None:
+    """Refuses to share out what cannot be shared out."""
+    trainer, where = cfg.trainer, _where(cfg)
+    if trainer.expert_parallel > 1:
+        problem = architecture.sharing_problem(trainer.expert_parallel)
+        _refuse(problem, f"trainer.expert_parallel={trainer.expert_parallel}: {where} ")
+    if trainer.zero_stage == 3:
+        _refuse(architecture.pieces_problem(), f"trainer.zero_stage=3: {where} ")
+
+
+def _where(cfg: TrainingRun) -> str:
+    """Says where the model's shape comes from."""
+    return f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
+
+
 def _check_balance(cfg: TrainingRun, architecture: Architecture) -> None:
     """Refuses to balance what is not there."""
-    trainer, where = cfg.trainer, f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
+    trainer, where = cfg.trainer, _where(cfg)
     for key in ("bias_update_speed", "balance_coef"):
         if value := getattr(trainer, key):
             _refuse(architecture.balance_problem(), f"trainer.{key}={value}: {where} ")

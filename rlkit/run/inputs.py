@@ -29,8 +29,11 @@ INPUTS_FILE = "inputs.json"
 MAY_CHANGE = (
     *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
     *("reward.timeout", "reward.workers"),
+    *("trainer.num_ranks", "trainer.expert_parallel", "trainer.zero_stage", "trainer.offload", "trainer.recompute"),
 )
-"""Keys that may differ when a run goes on; any other would make it another run."""
+"""Keys that may differ when a run goes on; any other would make it another run.
+
+How the trainer's ranks share the model out changes the last digits of a sum, and nothing else."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that are read from a model's folder."""
 WHOLE_BYTES = 2**26

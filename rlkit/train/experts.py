@@ -35,7 +35,7 @@ class ExpertBalance:
     def begin(self) -> None:
         """Starts a step: nothing has been counted."""
         self._loads: dict[str, Tensor] = {
-            name: torch.zeros(len(router.weight), dtype=torch.int64, device=router.weight.device)
+            name: torch.zeros(router.config.n_routed_experts, dtype=torch.int64, device=router.weight.device)
             for name, router in self.routers.items()
         }
         self._loss = 0.0
@@ -51,9 +51,10 @@ class ExpertBalance:
         global batch. MTP modules, which see the sequences without their ends, are not in it. A pack that trains nothing
         (see `rlkit.algo.packing.shard`) is not part of the batch: it counts 0.
         """
-        if not bool((pack.weights_T != 0).any()):
-            return 0.0
         loss: Tensor | float = 0.0
+        if not bool((pack.weights_T != 0).any()):
+            # Not the number 0: with ZeRO-3 all ranks must run backward through the same modules, or wait for ever.
+            return sum((0.0 * r.scores_TE.sum() for name, r in routings.items() if not self._depths[name]), loss)
         for name, routing in routings.items():
             depth = self._depths[name]
             if depth and max(pack.lengths) <= depth + 1:

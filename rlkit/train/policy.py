@@ -77,8 +77,3 @@ def frozen_names(module: nn.Module) -> set[str]:
     """Parameters that are not trained: everything below LoRA's adapters, and nothing without LoRA."""
     named = module.named_parameters(remove_duplicate=False)
     return {name for name, parameter in named if not parameter.requires_grad}
-
-
-def without(names: set[str], module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module but for these names."""
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in names}

@@ -16,6 +16,11 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def size() -> int:
+    """How many ranks there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def total(values: Tensor) -> Tensor:
     """Adds up a tensor over the ranks, in place."""
     if _several():
@@ -39,4 +44,4 @@ def largest(value: float, device: torch.device) -> float:
 
 
 def _several() -> bool:
-    return distributed.is_initialized() and distributed.get_world_size() > 1
+    return size() > 1

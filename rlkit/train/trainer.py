@@ -10,20 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.algo.packing import tensor_names
 from rlkit.errors import DivergedError, UserError
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import adapter_weights
 from rlkit.train import ranks
+from rlkit.train.checkpoint import load_state, save_state
 from rlkit.train.experts import ExpertBalance
-from rlkit.train.policy import Policy, frozen_copy, frozen_names, without
+from rlkit.train.policy import Policy
 from rlkit.train.rounding import Rounding, rounded_anew
 from rlkit.train.steppers.base import Stepper
 from rlkit.types import Batch, Numbers, Pack, PolicyPack
-
-REFERENCE_FILE = "reference.pt"
 
 
 class ModelTrainer:
@@ -34,18 +32,18 @@ class ModelTrainer:
         model: CausalLM,
         stepper: Stepper,
         *,
-        keep_reference: bool,
+        reference: CausalLM | None,
         bias_update_speed: float = 0.0,
         balance_coef: float = 0.0,
     ) -> None:
-        """The stepper has put the model on its device; the reference goes there too.
+        """The stepper has put the model on its device; the reference, a `frozen_copy` from before, goes there too.
 
         `bias_update_speed` and `balance_coef` as in `ExpertBalance`; 0 = off.
         """
         self.model, self.stepper = model, stepper
         self.device = model.lm_head.weight.device
         self.balance = ExpertBalance(model, bias_update_speed=bias_update_speed, balance_coef=balance_coef)
-        self.reference = Policy(frozen_copy(model)) if keep_reference else None
+        self.reference = None if reference is None else Policy(reference.to(self.device))
 
     def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
         """Takes one optimiser step: sums the gradients of all packs, clips, steps; then the routers' biases.
@@ -89,13 +87,15 @@ class ModelTrainer:
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
         """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        tokens_T = torch.tensor([token for sequence in sequences for token in sequence])
         lengths = tuple(len(sequence) for sequence in sequences)
-        tokens_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
+        ends_N = torch.tensor(lengths).cumsum(0)
+        asked_T = torch.ones(len(tokens_T))
+        asked_T[ends_N - torch.tensor(lengths)] = 0  # nothing comes before a first token
+        pack = to_device(Pack(tokens_T=tokens_T, lengths=lengths, weights_T=asked_T), self.device)
         with rounded_anew(self.model, rounding):
-            hidden_TD = self.model.hidden(tokens_T, lengths)
-        shifted_T, _ = chunked_logprobs(hidden_TD[:-1], self.model.lm_head.weight, tokens_T[1:])
-        starts = torch.tensor(lengths).cumsum(0).tolist()
-        return [shifted_T[end - length : end - 1].tolist() for end, length in zip(starts, lengths, strict=True)]
+            logprobs_T = self.stepper.module(pack, 1.0).logprobs_T
+        return [part[1:].tolist() for part in logprobs_T.split(lengths)]
 
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Runs one sequence and returns the output of every block under its checkpoint name."""
@@ -103,8 +103,8 @@ class ModelTrainer:
             return self.model.trace(tokens)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights of the policy under their checkpoint names; LoRA merged in."""
-        return self.model.checkpoint_weights()
+        """What this rank holds of the policy's weights, under checkpoint names; LoRA merged in. All ranks call it."""
+        return self.model.checkpoint_weights(self.stepper.tensors())
 
     def adapter(self) -> Mapping[str, Tensor]:
         """LoRA's matrices under the keys of peft's files; empty when all weights are trained."""
@@ -117,24 +117,22 @@ class ModelTrainer:
 
     def refresh_reference(self) -> None:
         """Makes the current policy the reference."""
-        if self.reference is not None:
-            self.reference.model.load_state_dict(self.model.state_dict())
+        if self.reference is None:
+            return
+        tensors = self.stepper.tensors()
+        for name, kept in self.reference.model.state_dict().items():
+            kept.copy_(tensors[name])
 
     def save(self, folder: Path) -> None:
         """Writes weights, optimiser, reference and random state."""
-        self.stepper.save(folder)
-        torch.save(torch.get_rng_state(), folder / f"rng-{ranks.rank()}.pt")
-        if self.reference is not None and ranks.rank() == 0:
-            torch.save(without(frozen_names(self.model), self.reference.model), folder / REFERENCE_FILE)
+        save_state(folder, self.model, self.stepper, self._reference_model())
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote, bit for bit."""
-        self.stepper.load(folder)
-        torch.set_rng_state(torch.load(folder / f"rng-{ranks.rank()}.pt"))
-        if self.reference is not None:
-            # What is frozen is not in the file: it came with the model that this trainer was made from.
-            strict = not frozen_names(self.model)
-            self.reference.model.load_state_dict(torch.load(folder / REFERENCE_FILE), strict=strict)
+        load_state(folder, self.model, self.stepper, self._reference_model())
+
+    def _reference_model(self) -> CausalLM | None:
+        return None if self.reference is None else self.reference.model
 
 
 def require_finite(name: str, value: float) -> None:

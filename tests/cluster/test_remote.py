@@ -17,6 +17,7 @@ from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.parts import PartDiedError
 from rlkit.train.base import Trainer
+from rlkit.train.policy import frozen_copy
 from rlkit.train.rounding import UNIT, Rounding
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
@@ -24,15 +25,26 @@ from rlkit.types import Batch, Numbers
 from tests.train.test_trainer import difference, make_model, rollouts
 
 pytestmark = pytest.mark.slow
-RANKS = (1, 2, 4)
+RANKS = {
+    "1": (1, 1, 1),
+    "2": (2, 1, 1),
+    "4": (4, 1, 2),
+    "2, experts": (2, 2, 1),
+    "2, experts, ZeRO-3": (2, 2, 3),
+    "4, two copies of experts": (4, 2, 2),
+}
+"""How many ranks there are, how many share out the experts, and the ZeRO stage."""
+SEVERAL = [name for name in RANKS if name != "1"]
 LOSS, LR = GrpoLoss(kl_coef=0.05), 1e-3
 BIAS = "e_score_correction_bias"
 Seen = dict[str, Any]
 
 
-def config(num_ranks: int) -> GrpoRun:
+def config(ranks: str) -> GrpoRun:
+    num_ranks, expert_parallel, stage = RANKS[ranks]
     return load_config("grpo", GrpoRun, [
-        "cluster=ray", f"trainer.num_ranks={num_ranks}", "trainer.threads=1", "trainer.bias_update_speed=0.01",
+        "cluster=ray", f"trainer.num_ranks={num_ranks}", f"trainer.expert_parallel={expert_parallel}",
+        f"trainer.zero_stage={stage}", "trainer.threads=1", "trainer.bias_update_speed=0.01",
         "trainer.balance_coef=0.1", "algo.loss.kl_coef=0.05",
     ])  # fmt: skip
 
@@ -67,19 +79,23 @@ def lived(learner: Trainer, folder: Path) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     """What trainers of two and four ranks say of the same life, and one in this process, which knows of no ranks."""
     folder = tmp_path_factory.mktemp("remote")
     model = make_model()
     model.save_checkpoint(folder / "model", dtype="fp32")
     alone = ModelTrainer(
-        model, TorchStepper(model, config(1).trainer), keep_reference=True, bias_update_speed=0.01, balance_coef=0.1
+        model,
+        TorchStepper(model, config("1").trainer),
+        reference=frozen_copy(model),
+        bias_update_speed=0.01,
+        balance_coef=0.1,
     )
-    found = {1: lived(alone, folder / "1")}
-    with on_ray(config(max(RANKS)), folder / "model"):
-        for num_ranks in RANKS[1:]:
-            with trainer(config(num_ranks), folder / "model") as learner:
-                found[num_ranks] = lived(learner, folder / str(num_ranks))
+    found = {"1": lived(alone, folder / "1")}
+    with on_ray(config("4"), folder / "model"):
+        for ranks in SEVERAL:
+            with trainer(config(ranks), folder / "model") as learner:
+                found[ranks] = lived(learner, folder / ranks)
             with pytest.raises(PartDiedError):  # who still held two ranks would have no core for the next four
                 learner.trace((5, 6))
     return found
@@ -89,11 +105,11 @@ def of_experts(numbers: Numbers) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if name.startswith(("max_viol", "mean_viol", "load_"))}
 
 
-@pytest.mark.parametrize("num_ranks", RANKS[1:])
+@pytest.mark.parametrize("ranks", SEVERAL)
 @pytest.mark.parametrize("step", [*BATCHES, "after a refresh", "first of a stage"])
-def test_every_number_is_that_of_one_rank(step: str, num_ranks: int, seen: dict[int, Seen]) -> None:
+def test_every_number_is_that_of_one_rank(step: str, ranks: str, seen: dict[str, Seen]) -> None:
     """No token counts that nobody sampled, although ranks without enough packs run empty ones."""
-    one, several = seen[1][step], seen[num_ranks][step]
+    one, several = seen["1"][step], seen[ranks][step]
     assert several.keys() == one.keys() >= {"loss", "kl", "entropy", "clip_fraction", "logprob_gap", "balance_loss"}
     assert several == pytest.approx(one, rel=1e-4, abs=1e-6)
     assert of_experts(several) == of_experts(one) != {}, "whole numbers of tokens have no rounding"
@@ -104,20 +120,20 @@ def test_these_batches_need_empty_packs() -> None:
         return sum(not pack.weights_T.any() for share in shard(batch, num_ranks) for pack in share.packs)
 
     assert empty(BATCHES["two"], 4) == 2
-    assert all(empty(BATCHES["uneven"], num_ranks) for num_ranks in RANKS[1:])
+    assert all(empty(BATCHES["uneven"], num_ranks) for num_ranks in (2, 4))
 
 
-@pytest.mark.parametrize("num_ranks", RANKS)
-def test_a_stage_begins_on_every_rank(num_ranks: int, seen: dict[int, Seen]) -> None:
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_stage_begins_on_every_rank(ranks: str, seen: dict[str, Seen]) -> None:
     """The policy is the reference of each rank's share; before that the two differ."""
     for step in ("after a refresh", "first of a stage"):
-        assert seen[num_ranks][step]["kl"] == pytest.approx(0, abs=1e-8)
-    assert seen[num_ranks]["uneven"]["kl"] > 1e-7
+        assert seen[ranks][step]["kl"] == pytest.approx(0, abs=1e-8)
+    assert seen[ranks]["uneven"]["kl"] > 1e-7
 
 
-@pytest.mark.parametrize("num_ranks", RANKS[1:])
-def test_the_weights_are_those_of_one_rank(num_ranks: int, seen: dict[int, Seen]) -> None:
-    one, several = seen[1]["weights"], seen[num_ranks]["weights"]
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_the_weights_are_those_of_one_rank(ranks: str, seen: dict[str, Seen]) -> None:
+    one, several = seen["1"]["weights"], seen[ranks]["weights"]
     assert one.keys() == several.keys()
     start = dict(make_model().checkpoint_weights())
     for name, tensor in one.items():
@@ -127,16 +143,16 @@ def test_the_weights_are_those_of_one_rank(num_ranks: int, seen: dict[int, Seen]
             assert difference(several[name] - start[name], tensor - start[name]) <= 1e-2, name
 
 
-@pytest.mark.parametrize("num_ranks", RANKS)
-def test_every_rank_continues_from_its_checkpoint(num_ranks: int, seen: dict[int, Seen]) -> None:
-    for name, tensor in seen[num_ranks]["weights"].items():
-        assert torch.equal(seen[num_ranks]["resumed"][name], tensor), name
+@pytest.mark.parametrize("ranks", RANKS)
+def test_every_rank_continues_from_its_checkpoint(ranks: str, seen: dict[str, Seen]) -> None:
+    for name, tensor in seen[ranks]["weights"].items():
+        assert torch.equal(seen[ranks]["resumed"][name], tensor), name
 
 
-@pytest.mark.parametrize("num_ranks", RANKS)
-def test_log_probs_and_traces_come_from_one_rank(num_ranks: int, seen: dict[int, Seen]) -> None:
-    plain, rounded = (torch.tensor(rows[0]) for rows in seen[num_ranks]["logprobs"])
+@pytest.mark.parametrize("ranks", RANKS)
+def test_log_probs_and_traces_come_from_one_rank(ranks: str, seen: dict[str, Seen]) -> None:
+    plain, rounded = (torch.tensor(rows[0]) for rows in seen[ranks]["logprobs"])
     assert 0 < float((plain - rounded).abs().max()) < 1
-    one: dict[str, Tensor] = seen[1]["trace"]
-    for name, tensor in seen[num_ranks]["trace"].items():
+    one: dict[str, Tensor] = seen["1"]["trace"]
+    for name, tensor in seen[ranks]["trace"].items():
         torch.testing.assert_close(tensor, one[name], rtol=1e-3, atol=1e-4)

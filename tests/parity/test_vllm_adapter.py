@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlkit.config import LoraConfig
 from rlkit.engine.vllm import VllmEngine
 from rlkit.model.hf import HfModel
 from rlkit.model.lora import add_lora
 from rlkit.parity import GATE, ParityError, check_parity, gate_sequences
+from rlkit.train.policy import Policy
 from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Prompt, Sampling
 from tests.hf_folders import make, save
@@ -25,6 +27,12 @@ LORA = LoraConfig(rank=12, alpha=9, targets=LAYERS, served="adapter")  # no rank
 
 class NoStepper:
     """A trainer that only compares."""
+
+    def __init__(self, model: HfModel) -> None:
+        self.module = Policy(model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.module.model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,7 @@ def adapted(folder: Path, seed: int, size: float = 0.1, dtype: torch.dtype = tor
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.copy_(torch.randn(parameter.shape, generator=random) * size)
-    return ModelTrainer(model, NoStepper(), keep_reference=False)  # type: ignore[arg-type]
+    return ModelTrainer(model, NoStepper(model), reference=None)  # type: ignore[arg-type]
 
 
 def test_every_sync_replaces_the_adapter(engine: VllmEngine, folder: Path) -> None:
@@ -111,7 +119,7 @@ def test_in_bf16_vllm_computes_what_the_trainer_does_where_merging_rounds_it_awa
     engine.close()
     model = HfModel.from_checkpoint(base, torch.bfloat16)
     model.load_weights(small.weights())
-    merged = ModelTrainer(model, NoStepper(), keep_reference=False)  # type: ignore[arg-type]
+    merged = ModelTrainer(model, NoStepper(model), reference=None)  # type: ignore[arg-type]
     apart, apart_merged = (mean_gap(sampled, trainer.logprobs(sequences)) for trainer in (small, merged))
     print(f"vLLM in bf16 differs from the trainer by {apart:.1e} nats, from merged weights by {apart_merged:.1e}")
     assert 1.15 * apart < apart_merged

@@ -41,7 +41,7 @@ def engine(folder: Path) -> Iterator[VllmEngine]:
 
 def test_the_gate_tells_rounding_from_wrong_weights(folder: Path, engine: VllmEngine) -> None:
     model = DeepseekV3.from_checkpoint(folder, torch.bfloat16)
-    trainer = ModelTrainer(model, TorchStepper(model, replace(CFG, weight_decay=0.0)), keep_reference=False)
+    trainer = ModelTrainer(model, TorchStepper(model, replace(CFG, weight_decay=0.0)), reference=None)
     check = gate(engine, trainer, SEQUENCES, 1e-4, UNIT["bf16"])
     for step in range(3):
         engine.load(trainer.weights(), step)

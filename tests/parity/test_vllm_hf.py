@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlkit.engine.vllm import VllmEngine
 from rlkit.model.hf import HfModel
 from rlkit.model.lora import add_lora
 from rlkit.parity import GATE, ParityError, check_parity, gate_sequences
+from rlkit.train.policy import Policy
 from rlkit.train.trainer import ModelTrainer
 from tests.hf_folders import make, save
 
@@ -21,6 +23,12 @@ TOLERANCE = 1e-4
 
 class NoStepper:
     """A trainer that only compares."""
+
+    def __init__(self, model: HfModel) -> None:
+        self.module = Policy(model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.module.model.state_dict()
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama", "mistral", "deepseek"])
@@ -36,7 +44,7 @@ def engine(folder: Path) -> Iterator[VllmEngine]:
 
 
 def trainer_of(model: HfModel) -> ModelTrainer:
-    return ModelTrainer(model, NoStepper(), keep_reference=False)  # type: ignore[arg-type]
+    return ModelTrainer(model, NoStepper(model), reference=None)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state
 from torch import Tensor, distributed, nn
 
 from rlkit.algo import shard
 from rlkit.build import build_trainer
+from rlkit.train.steppers.base import spread_parameters
 from rlkit.train.trainer import ModelTrainer
-from tests.train.test_ranks import LAYOUTS, SPOILED, Layout, recompute, spoil
+from tests.train.test_ranks import LAYOUTS, SPOILED, Layout, spoil
 
 
 def bias_of(model: nn.Module) -> Tensor:
@@ -27,14 +27,17 @@ def bias_of(model: nn.Module) -> Tensor:
 
 def moments(trainer: ModelTrainer) -> dict[str, Tensor]:
     """After one step of Adam the first moment is (1 - beta1) times the gradient of the whole batch."""
-    # DeepSpeed has linked the moments after the step of its first group, when the second, of MTP, had none yet.
-    trainer.stepper.zero._hp_optimizer_states_linked = False  # type: ignore[attr-defined]
-    trainer.stepper.zero._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]
-    return {
-        name: safe_get_full_optimizer_state(parameter, "exp_avg").clone()
+    spread = {id(parameter) for parameter in spread_parameters(trainer.model)}
+    found = {
+        name: trainer.stepper.state(parameter)["exp_avg"].clone()
         for name, parameter in trainer.model.named_parameters()
         if parameter.requires_grad
     }
+    # Of experts that are shared out each of the two ranks has one half.
+    for name, parameter in trainer.model.named_parameters():
+        if id(parameter) in spread and parameter.requires_grad:
+            found[name] = torch.cat(from_all(found[name], distributed.get_world_size()))
+    return found
 
 
 def from_all(value: Any, world_size: int) -> list[Any]:
@@ -53,7 +56,7 @@ def step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> d
 
 def spoiled_step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> dict[str, Any]:
     """A step whose gradient is no number on the last rank alone, then an ordinary one."""
-    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in trainer.stepper.tensors().items()}
     value = float("nan") if layout.kind == "grpo" else float("inf")
     hooks = [spoil(trainer.model, layout, value)] if rank == world_size - 1 else []
     try:
@@ -63,7 +66,7 @@ def spoiled_step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: i
         said = str(error)
     for hook in hooks:
         hook.remove()
-    same = all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    same = all(torch.equal(tensor, before[name]) for name, tensor in trainer.stepper.tensors().items())
     after = step(trainer, layout, rank, world_size)["moments"]
     return {"refused": from_all(said, world_size), "unmoved": from_all(same, world_size), "moments after": after}
 
@@ -82,12 +85,11 @@ def main(folder: Path, rank: int, world_size: int, out: str) -> None:
             store=store,
             rank=rank,
         )
-        if layout.kind == "recomputed":
-            recompute(made.model)
         return made
 
-    seen = {layout: step(new(layout), layout, rank, world_size) for layout in LAYOUTS}
-    for layout in SPOILED:
+    layouts = [layout for layout in LAYOUTS if layout.runs_on(world_size)]
+    seen = {layout: step(new(layout), layout, rank, world_size) for layout in layouts}
+    for layout in [layout for layout in SPOILED if layout in seen]:
         seen[layout] |= spoiled_step(new(layout), layout, rank, world_size)
     if rank == 0:
         torch.save(seen, out)

@@ -61,7 +61,7 @@ def stepped(model: CausalLM, cfg: TrainerConfig, weight_decay: float, mtp: MtpTe
     if cfg.kind == "deepspeed":
         join_ranks(distributed.HashStore(), 0, 1)
     stepper = TorchStepper(model, cfg) if cfg.kind == "torch" else DeepSpeedStepper(model, cfg)
-    trainer = ModelTrainer(model, stepper, keep_reference=False)
+    trainer = ModelTrainer(model, stepper, reference=None)
     trainer.update(demonstrations(), SftLoss(), LR, mtp)
     return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 

@@ -16,7 +16,7 @@ from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations
 from rlkit.engine.local import TorchEngine
 from rlkit.model import DeepseekV3
 from rlkit.model.moe import Router
-from rlkit.train.policy import Policy
+from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
@@ -33,12 +33,12 @@ def make_trainer(kind: str = "torch", *, model: DeepseekV3 | None = None, **bala
     balance = balance or {"bias_update_speed": SPEED}
     model = make_model() if model is None else model
     if kind == "torch":
-        return ModelTrainer(model, TorchStepper(model, CFG), keep_reference=True, **balance)
+        return ModelTrainer(model, TorchStepper(model, CFG), reference=frozen_copy(model), **balance)
     join_ranks(distributed.HashStore(), 0, 1)
     dtype = "bf16" if kind.endswith("bf16") else "fp32"
     model = model.to(torch.bfloat16) if dtype == "bf16" else model
     cfg = replace(CFG, kind="deepspeed", dtype=dtype)
-    return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=True, **balance)
+    return ModelTrainer(model, DeepSpeedStepper(model, cfg), reference=frozen_copy(model), **balance)
 
 
 def load_of(numbers: Numbers) -> dict[str, float]:

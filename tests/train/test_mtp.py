@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from rlkit.algo import NO_MTP, GrpoLoss, Loss, MtpTerm, SftLoss
 from rlkit.model import DeepseekV3
-from rlkit.train.policy import Policy
+from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
@@ -50,9 +50,9 @@ def of_modules(name: str) -> bool:
 def trainer(kind: str, mtp_depth: int = 2) -> ModelTrainer:
     model = seeded(replace(ARCHITECTURE, num_nextn_predict_layers=mtp_depth))
     if kind == "torch":
-        return ModelTrainer(model, TorchStepper(model, CFG), keep_reference=True)
+        return ModelTrainer(model, TorchStepper(model, CFG), reference=frozen_copy(model))
     join_ranks(distributed.HashStore(), 0, 1)
-    return ModelTrainer(model, DeepSpeedStepper(model, CFG), keep_reference=True)
+    return ModelTrainer(model, DeepSpeedStepper(model, CFG), reference=frozen_copy(model))
 
 
 @pytest.mark.parametrize("max_tokens", [1, 1000])

@@ -82,7 +82,7 @@ def test_a_batch_of_demonstrations_has_no_numbers_of_rollouts() -> None:
 
 def router_gradients(coef: float, batch: Batch, mtp: MtpTerm) -> tuple[Numbers, dict[str, torch.Tensor]]:
     model = seeded(DEEP)
-    trainer = ModelTrainer(model, TorchStepper(model, CFG), keep_reference=False, balance_coef=coef)
+    trainer = ModelTrainer(model, TorchStepper(model, CFG), reference=None, balance_coef=coef)
     found: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         parameter.register_hook(lambda grad, name=name: found.__setitem__(name, found.get(name, 0) + grad))

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from rlkit.algo import NO_MTP, GrpoLoss, MtpTerm, SftLoss, shard
+from rlkit.algo.packing import _join
 from rlkit.config import LoraConfig, TrainerConfig
 from rlkit.model import DeepseekV3
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import add_lora
-from rlkit.train.policy import Policy
+from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch
 from tests.model.tiny import seeded
@@ -37,15 +38,19 @@ class Layout(NamedTuple):
     zero_stage: int
     kind: str
     """"grpo", "few" (fewer samples than ranks, so that one has nothing to do but must not be waited for), "lora",
-    "recomputed" (backward computes each block again), "mtp" (SFT with multi-token prediction), "mtp few"."""
+    "mtp" (SFT with multi-token prediction), "mtp few"."""
     max_tokens: int
     """40: several packs on every rank; 1000: one."""
+    expert_parallel: int = 1
+    offload: str = "none"
+    recompute: bool = False
 
     def cfg(self, num_ranks: int) -> TrainerConfig:
         """No clipping and no decay, so that Adam's first moment is a tenth of the gradient."""
         lora = LORA if self.kind == "lora" else None
         return replace(
             CFG, kind="deepspeed", num_ranks=num_ranks, zero_stage=self.zero_stage, dtype=self.dtype, lora=lora,
+            expert_parallel=self.expert_parallel, offload=self.offload, recompute=self.recompute,
             grad_clip=1e9, weight_decay=0.0, bias_update_speed=0.0 if lora else SPEED, balance_coef=COEF,
         )  # fmt: skip
 
@@ -70,16 +75,52 @@ class Layout(NamedTuple):
         """Which of the two checkpoints the model comes from."""
         return "mtp" if self.kind.startswith("mtp") else "plain"
 
+    def __str__(self) -> str:
+        more = {"experts": self.expert_parallel > 1, f"offload {self.offload}": self.offload != "none"}
+        words = [word for word, said in (more | {"recomputed": self.recompute}).items() if said]
+        return " ".join(map(str, (*self[:4], *words)))
 
-KINDS = ("grpo", "few", "lora", "recomputed", "mtp", "mtp few")
-LAYOUTS = [
-    Layout(dtype, zero_stage, kind, max_tokens)
+    def runs_on(self, num_ranks: int) -> bool:
+        """Experts cannot be shared out among more ranks than there are."""
+        return num_ranks % self.expert_parallel == 0
+
+
+KINDS = ("grpo", "few", "lora", "mtp", "mtp few")
+DATA_PARALLEL = [
+    Layout(dtype, zero_stage, kind, max_tokens, recompute=recompute)
     for dtype in ("fp32", "bf16")
     for zero_stage in (1, 2)
     for kind in KINDS
     for max_tokens in ((40, 1000) if kind == "grpo" else (40,))
+    for recompute in ((False, True) if kind == "grpo" and max_tokens == 40 else (False,))
 ]
-SPOILED = [layout for layout in LAYOUTS if layout.kind in ("grpo", "lora", "mtp") and layout.max_tokens == 40]
+EXPERT_PARALLEL = [
+    Layout(dtype, zero_stage, kind, 40, expert_parallel=2)
+    for dtype in ("fp32", "bf16")
+    for zero_stage in (1, 2, 3)
+    for kind in KINDS
+    if not (kind == "lora" and zero_stage == 3)
+]
+MIXED = [
+    Layout(dtype, zero_stage, kind, 40, expert_parallel, offload, recompute)
+    for dtype in ("fp32", "bf16")
+    for zero_stage, kind, expert_parallel, offload, recompute in (
+        (3, "grpo", 1, "none", False),
+        (3, "mtp few", 1, "none", True),
+        (1, "grpo", 2, "optimizer", False),
+        (2, "mtp", 2, "optimizer", True),
+        (2, "lora", 1, "optimizer", False),
+        (3, "grpo", 2, "optimizer", False),
+        (3, "mtp few", 2, "all", True),
+        (1, "few", 2, "none", True),
+    )
+]
+LAYOUTS = [*DATA_PARALLEL, *EXPERT_PARALLEL, *MIXED]
+SPOILED = [
+    layout
+    for layout in LAYOUTS
+    if layout.kind in ("grpo", "lora", "mtp") and layout.max_tokens == 40 and not layout.recompute
+]
 """Layouts in which a step is also tried with a gradient that is no number."""
 Seen = dict[Layout, dict[str, Any]]
 """What rank 0 saw of one optimiser step in each layout."""
@@ -88,16 +129,6 @@ Seen = dict[Layout, dict[str, Any]]
 def save_models(folder: Path) -> None:
     make_model().save_checkpoint(folder / "plain", dtype="fp32")
     seeded(replace(ARCHITECTURE, num_nextn_predict_layers=2)).save_checkpoint(folder / "mtp", dtype="fp32")
-
-
-def recompute(model: CausalLM) -> None:
-    """Let backward compute every block again, as activation checkpointing does."""
-    assert isinstance(model, DeepseekV3)
-    for layer in model.model.blocks():
-        forward = layer.forward
-        layer.forward = lambda *args, forward=forward: torch.utils.checkpoint.checkpoint(  # type: ignore[method-assign]
-            forward, *args, use_reentrant=False
-        )
 
 
 def spoil(model: CausalLM, layout: Layout, value: float) -> torch.utils.hooks.RemovableHandle:
@@ -143,6 +174,12 @@ def seen(models: Path) -> dict[int, Seen]:
     return {world_size: steps(models, world_size) for world_size in (1, 2)}
 
 
+def on(*num_ranks: int, layouts: list[Layout] = LAYOUTS) -> Any:
+    """All layouts on so many ranks, but for those that need more."""
+    pairs = [(layout, n) for layout in layouts for n in num_ranks if layout.runs_on(n)]
+    return pytest.mark.parametrize(("layout", "num_ranks"), pairs, ids=str)
+
+
 class Summing:
     """A stepper that only adds up: the gradient of each pack as autograd gives it, the sum in fp32."""
 
@@ -160,22 +197,38 @@ class Summing:
         return 0.0
 
     def forget(self) -> None: ...
-    def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def state(self, parameter: Any) -> dict[str, Tensor]: ...
+    def restore(self, parameter: Any, state: Any) -> None: ...
 
 
 @cache
 def expected(models: Path, layout: Layout, num_ranks: int) -> dict[str, Tensor]:
-    """The gradient of the batch when it is dealt to so many ranks, one pack after the other in this process."""
+    """The gradient of the batch when it is dealt to so many ranks, one pack after the other in this process.
+
+    Where ranks share out the experts, an expert multiplies the tokens of all ranks' packs at once, so that its gradient
+    is rounded to bf16 once for them together.
+    """
+    shares = shard(layout.batch(), num_ranks)
+    sums = summed(models, layout, shares)
+    if layout.expert_parallel > 1 and not layout.kind.endswith("few"):
+        met = [_join(packs) for packs in zip(*(share.packs for share in shares), strict=True)]
+        together = summed(models, layout, [replace(shares[0], packs=tuple(met))])
+        sums |= {name: together[name] for name in sums if ".experts." in name}
+    return sums
+
+
+def summed(models: Path, layout: Layout, batches: list[Batch]) -> dict[str, Tensor]:
+    """The fp32 sum of the gradients of all packs."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[layout.dtype]
     model = DeepseekV3.from_checkpoint(models / layout.architecture(), dtype)
     if layout.kind == "lora":
         add_lora(model, rank=LORA.rank, alpha=LORA.alpha, targets=LORA.targets, seed=0)
     stepper = Summing(model)
-    trainer = ModelTrainer(model, stepper, keep_reference=True, balance_coef=COEF)
+    trainer = ModelTrainer(model, stepper, reference=frozen_copy(model), balance_coef=COEF)
     loss, mtp = layout.loss()
-    for share in shard(layout.batch(), num_ranks):
-        trainer.update(share, loss, 0.0, mtp)
+    for batch in batches:
+        trainer.update(batch, loss, 0.0, mtp)
     return stepper.sums
 
 
@@ -186,8 +239,7 @@ def error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm().clamp(min=floor)) for name in ours)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: " ".join(map(str, layout)))
+@on(1, 2)
 def test_packs_and_ranks_add_up_to_one_gradient(
     layout: Layout, num_ranks: int, seen: dict[int, Seen], models: Path
 ) -> None:
@@ -196,17 +248,19 @@ def test_packs_and_ranks_add_up_to_one_gradient(
     A sum in bf16, in memory or on the way between ranks, would be wrong by 1e-3.
     """
     gradient = {name: 10 * moment for name, moment in seen[num_ranks][layout]["moments"].items()}
-    alike = layout._replace(zero_stage=1, kind="grpo" if layout.kind == "recomputed" else layout.kind)
-    assert error(gradient, expected(models, alike, num_ranks)) <= 2e-6
-    whole = expected(models, alike._replace(max_tokens=100_000), 1)
+    alike = Layout(layout.dtype, 1, layout.kind, layout.max_tokens, layout.expert_parallel)
+    # In bf16 torch multiplies a row that is alone with an expert otherwise than one among others; the few rows of MTP
+    # modules are alone in this process, and not where the ranks' rows meet.
+    alone = layout.dtype == "bf16" and layout.expert_parallel > 1 and layout.kind == "mtp"
+    assert error(gradient, expected(models, alike, num_ranks)) <= (1e-2 if alone else 2e-6)
+    whole = expected(models, alike._replace(max_tokens=100_000, expert_parallel=1), 1)
     found = error(gradient, whole)
     print(f"against one pack {found:.1e}")
     assert found <= {"fp32": 1e-5, "bf16": 3e-2}[layout.dtype]
     assert len(shard(layout.batch(), num_ranks)[0].packs) > 1 or layout.max_tokens > 40 or "few" in layout.kind
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.parametrize("layout", SPOILED, ids=lambda layout: " ".join(map(str, layout)))
+@on(1, 2, layouts=SPOILED)
 def test_a_gradient_that_is_no_number_on_one_rank_is_refused_on_all(
     layout: Layout, num_ranks: int, seen: dict[int, Seen]
 ) -> None:
@@ -219,11 +273,9 @@ def test_a_gradient_that_is_no_number_on_one_rank_is_refused_on_all(
         assert torch.equal(moment, found["moments after"][name]), name
 
 
-@pytest.mark.parametrize(
-    "layout", [each for each in LAYOUTS if each.dtype == "fp32"], ids=lambda each: " ".join(map(str, each))
-)
+@pytest.mark.parametrize("layout", [each for each in LAYOUTS if each.dtype == "fp32"], ids=str)
 def test_two_ranks_have_the_numbers_the_load_and_the_biases_of_one(layout: Layout, seen: dict[int, Seen]) -> None:
-    one, two = (seen[num_ranks][layout] for num_ranks in (1, 2))
+    one, two = seen[1][Layout(layout.dtype, 1, layout.kind, layout.max_tokens)], seen[2][layout]
     policy = {"kl", "clip_fraction", "logprob_gap"}
     mtp = layout.kind.startswith("mtp")
     names = {"loss", "entropy", "grad_norm", "max_violation", "balance_loss"} | ({"mtp_loss"} if mtp else policy)

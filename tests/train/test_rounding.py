@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def learner(model: CausalLM) -> ModelTrainer:
-    return ModelTrainer(model, TorchStepper(model, CFG), keep_reference=False)
+    return ModelTrainer(model, TorchStepper(model, CFG), reference=None)
 
 
 MODELS: dict[str, Callable[[Path], CausalLM]] = {

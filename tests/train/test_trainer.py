@@ -12,7 +12,7 @@ from torch import distributed
 from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations, pack_rollouts
 from rlkit.config import TrainerConfig
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.train.policy import Policy
+from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
@@ -40,7 +40,10 @@ ARCHITECTURE = DeepseekV3Config(
 CFG = TrainerConfig(
     kind="torch",
     num_ranks=1,
+    expert_parallel=1,
     zero_stage=1,
+    offload="none",
+    recompute=False,
     dtype="fp32",
     threads=1,
     max_tokens=64,
@@ -65,8 +68,10 @@ def make_trainer(kind: str, *, keep_reference: bool = True, cfg: TrainerConfig =
     model = make_model()
     if kind == "deepspeed":
         join_ranks(distributed.HashStore(), 0, 1)
-        return ModelTrainer(model, DeepSpeedStepper(model, cfg), keep_reference=keep_reference)
-    return ModelTrainer(model, TorchStepper(model, cfg), keep_reference=keep_reference)
+        return ModelTrainer(
+            model, DeepSpeedStepper(model, cfg), reference=frozen_copy(model) if keep_reference else None
+        )
+    return ModelTrainer(model, TorchStepper(model, cfg), reference=frozen_copy(model) if keep_reference else None)
 
 
 def rollouts(seed: int = 0, max_tokens: int = 64, num_batches: int = 1, old: ModelTrainer | None = None) -> list[Batch]:
@@ -292,7 +297,7 @@ def test_an_empty_pack_changes_nothing_and_still_runs() -> None:
 def test_a_model_with_tied_embeddings_saves_its_reference(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DeepseekV3(replace(ARCHITECTURE, tie_word_embeddings=True))
-    trainer = ModelTrainer(model, TorchStepper(model, CFG), keep_reference=True)
+    trainer = ModelTrainer(model, TorchStepper(model, CFG), reference=frozen_copy(model))
     trainer.save(tmp_path)
     trainer.update(demonstrations(), SftLoss(), 1e-2)
     trainer.load(tmp_path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.experts import ALL, ExpertShare
 from rlkit.model.routing import RULES
 
 HEAD = "lm_head.weight"
@@ -19,7 +20,10 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Says where a published tensor of `shape` lives: in all of our `name`, or in rows `start:stop` of an expert."""
+    """Says where a published tensor of `shape` lives: in all of our `name`, or in rows `start:stop` of an expert there.
+
+    Experts are counted as in the stack of the rank that holds them.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,8 +41,10 @@ class Place:
         return tensor if self.expert is None else tensor[self.expert, self.start : self.stop]
 
 
-def published_names(config: DeepseekV3Config) -> dict[str, Place]:
+def published_names(config: DeepseekV3Config, share: ExpertShare = ALL) -> dict[str, Place]:
     """Returns the table: every published name of a model with this config, and where we keep it.
+
+    Of the routed experts it has those of `share`, whose rank holds them alone.
 
     Modules for multi-token prediction follow the last layer, as layers num_hidden_layers and on; each brings a copy of
     embedding and head.
@@ -54,7 +60,7 @@ def published_names(config: DeepseekV3Config) -> dict[str, Place]:
         prefix = f"model.layers.{i}"
         rows = _layer_shapes(config, dense=i < config.first_k_dense_replace)
         if i >= config.first_k_dense_replace:
-            table.update(_expert_places(f"{prefix}.mlp.experts", config))
+            table.update(_expert_places(f"{prefix}.mlp.experts", config, share))
         if i >= config.num_hidden_layers:
             rows |= {"enorm.weight": hidden, "hnorm.weight": hidden, "shared_head.norm.weight": hidden}
             rows |= {"eh_proj.weight": (config.hidden_size, 2 * config.hidden_size)}
@@ -92,11 +98,11 @@ def _layer_shapes(config: DeepseekV3Config, dense: bool) -> dict[str, tuple[int,
     return rows
 
 
-def _expert_places(prefix: str, config: DeepseekV3Config) -> Iterator[tuple[str, Place]]:
+def _expert_places(prefix: str, config: DeepseekV3Config, share: ExpertShare) -> Iterator[tuple[str, Place]]:
     width, hidden = config.moe_intermediate_size, config.hidden_size
     fused, down = f"{prefix}.gate_up_proj", f"{prefix}.down_proj"
-    for j in range(config.n_routed_experts):
-        gate = Place(name=fused, shape=(width, hidden), fp8=True, expert=j, stop=width)
+    for i, j in enumerate(share.of(config.n_routed_experts)):
+        gate = Place(name=fused, shape=(width, hidden), fp8=True, expert=i, stop=width)
         yield f"{prefix}.{j}.gate_proj.weight", gate
         yield f"{prefix}.{j}.up_proj.weight", replace(gate, start=width, stop=None)
-        yield f"{prefix}.{j}.down_proj.weight", Place(name=down, shape=(hidden, width), fp8=True, expert=j)
+        yield f"{prefix}.{j}.down_proj.weight", Place(name=down, shape=(hidden, width), fp8=True, expert=i)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from rlkit.model.base import CausalLM
+from rlkit.model.experts import Experts
 from rlkit.train.policy import PolicyOutput
+
+WEIGHT = "weight"
+"""In the state of a parameter: the parameter itself, in fp32."""
+STEP = "step"
+"""In the state of a parameter: how many steps its moments have seen, a scalar."""
 
 
 class Stepper(Protocol):
-    """An optimiser over the policy's parameters, alone or as one of several data-parallel ranks."""
+    """An optimiser over the policy's parameters, alone or as one of several data-parallel ranks.
+
+    All ranks call the methods in the same order, with the same parameters.
+    """
 
     @property
     def module(self) -> Callable[..., PolicyOutput]:
@@ -36,12 +44,16 @@ class Stepper(Protocol):
         """Drops the optimiser's moments."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes weights and optimiser state."""
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Returns the model's own tensors by name, as it computes with them; one that is in pieces when asked for."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Restores weights and optimiser state, bit for bit."""
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Returns the fp32 weight of a parameter and its moments, whole, by name; before the first step no moments."""
+        ...
+
+    def restore(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state` returned, bit for bit, in this layout or another one."""
         ...
 
 
@@ -51,16 +63,26 @@ def parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any
     Decay pulls matrices towards 0, where the layer before or after makes up for it. It has no business with gains of
     norms and with biases, whose natural size is not 0, nor with embeddings: most rows of a batch are not in use, and
     they would fade. So parameters of one dimension and embeddings, tied heads included, have a decay of 0.
+    Experts that other ranks do not have are apart as well ("moe"): their gradients are summed over fewer ranks.
     """
     ahead = {id(parameter) for module in model.mtp_modules() for parameter in module.parameters()}
     spared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    spread = {id(parameter) for parameter in spread_parameters(model)}
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and id(parameter) not in spared
-            kind = (id(parameter) in ahead, weight_decay if decayed else 0.0)
+            kind = (id(parameter) in spread, id(parameter) in ahead, weight_decay if decayed else 0.0)
             groups.setdefault(kind, []).append(parameter)
-    return [{"params": groups[kind], "mtp": kind[0], "weight_decay": kind[1]} for kind in sorted(groups)]
+    return [
+        {"params": groups[kind], "moe": kind[0], "mtp": kind[1], "weight_decay": kind[2]} for kind in sorted(groups)
+    ]
+
+
+def spread_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Returns the stacked experts of this rank, where the ranks share them out; none where every rank has all."""
+    stacks = [module for module in model.modules() if isinstance(module, Experts) and module.share.size > 1]
+    return [parameter for stack in stacks for parameter in stack.parameters()]
 
 
 def set_rates(groups: Sequence[dict[str, Any]], lr: float, mtp_lr: float) -> None:

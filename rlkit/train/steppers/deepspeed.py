@@ -1,16 +1,16 @@
 """DeepSpeed ZeRO under the same trainer: one process per rank, gloo on CPUs and NCCL on GPUs.
 
-What is not covered: ZeRO-3 and expert parallelism. Traps of DeepSpeed 0.19 that are handled here are noted in place.
+Traps of DeepSpeed 0.19 that are handled here are noted in place. Its checkpoints are not used: they lack experts that
+ranks share out, and can be read in the layout that wrote them only (`rlkit.train.checkpoint` has ours).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
-from contextlib import redirect_stdout
-from io import StringIO
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,15 +21,16 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed
 from deepspeed.ops import __compatible_ops__
 from deepspeed.runtime import bf16_optimizer
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from rlkit.config import TrainerConfig
-from rlkit.errors import UserError
 from rlkit.model.base import CausalLM
-from rlkit.train.policy import Policy, frozen_names
+from rlkit.train.policy import Policy
+from rlkit.train.steppers import deepspeed_state
 from rlkit.train.steppers.base import parameter_groups, set_rates
+from rlkit.train.steppers.deepspeed_experts import join_experts, mark_experts, name_expert_groups
 
-TAG = "deepspeed"
+__all__ = ["DeepSpeedStepper", "join_experts", "join_ranks"]
 
 
 def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
@@ -49,19 +50,23 @@ def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
 
 
 class DeepSpeedStepper:
-    """A `Stepper` on ZeRO-1 or 2; `join_ranks` comes first."""
+    """A `Stepper` on ZeRO-1, 2 or 3; `join_ranks` comes first."""
 
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
+        self.model, self.stage, self.world_size = model, cfg.zero_stage, distributed.get_world_size()
+        policy = Policy(model)
+        mark_experts(policy, cfg.expert_parallel, cfg.zero_stage)
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
-        groups: Any = parameter_groups(model, cfg.weight_decay)  # which it declares as a module
+        groups: Any = name_expert_groups(parameter_groups(model, cfg.weight_decay), cfg.expert_parallel)
         self.module, optimizer, _, _ = deepspeed.initialize(
-            model=Policy(model), model_parameters=groups, config=_settings(cfg)
+            model=policy,
+            model_parameters=groups,  # which it declares as a module
+            config=_settings(cfg),
         )
         self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
         # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
         for name, value in biases.items():
             model.get_buffer(name).data = value.to(model.get_buffer(name).device)
-        self.world_size = distributed.get_world_size()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of this rank's part of the loss; parts of all ranks sum up."""
@@ -77,33 +82,44 @@ class DeepSpeedStepper:
         self.module.step()
         norm = self.module.get_global_grad_norm()
         assert norm is not None
+        if not math.isfinite(norm) and self.stage < 3:
+            # With offload DeepSpeed would add the next step's gradient to this one's.
+            self.zero.averaged_gradients.update(dict.fromkeys(self.zero.averaged_gradients))
         return float(norm)
 
     def forget(self) -> None:
         """Drops the optimiser's moments."""
         self.zero.optimizer.state.clear()
 
-    def save(self, folder: Path) -> None:
-        """Writes weights and optimiser state; all ranks call it."""
-        self.module.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Returns the model's own tensors by name; with ZeRO-3 all ranks ask for the same ones, in the same order."""
+        return deepspeed_state.InPieces(self.model) if self.stage == 3 else self.model.state_dict()
 
-    def load(self, folder: Path) -> None:
-        """Restores weights and optimiser state, bit for bit; all ranks call it, with the number of ranks that saved."""
-        strict = not frozen_names(self.module)
-        with redirect_stdout(StringIO()):  # it prints a line that was left in for debugging
-            loaded, _ = self.module.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
-        if loaded is None:
-            raise UserError(f"{folder} is not a DeepSpeed checkpoint; remove it or set resume=never")
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Returns the fp32 weight of a parameter and AdamW's moments, from the pieces of all ranks."""
+        return deepspeed_state.gathered(self.zero, parameter)
+
+    def restore(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        """Puts this rank's pieces of a parameter's weight and moments back, and with them its copy in the model."""
+        deepspeed_state.scattered(self.zero, parameter, state)
 
 
 def _settings(cfg: TrainerConfig) -> dict:
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {"stage": cfg.zero_stage}
+    if cfg.offload != "none":
+        zero["offload_optimizer"] = offload
+    if cfg.offload == "all":
+        zero["offload_param"] = offload
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         # The number of packs differs from step to step, so `step` is the boundary, not a counter.
         "managed_gradient_accumulation": False,
         "gradient_clipping": cfg.grad_clip,
-        "zero_optimization": {"stage": cfg.zero_stage},
+        "zero_optimization": zero,
+        # Its own AdamW for the CPU is compiled on first use, and a run that it resumes has other bits.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": cfg.dtype == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
@@ -113,7 +129,7 @@ def _settings(cfg: TrainerConfig) -> dict:
             "params": {
                 "lr": 0.0,
                 "betas": [0.9, cfg.beta2],
-                "torch_adam": not torch.cuda.is_available(),
+                "torch_adam": not torch.cuda.is_available() or cfg.offload != "none",
             },
         },
         "steps_per_print": 2**31,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.policy import Policy, frozen_names, without
-from rlkit.train.steppers.base import parameter_groups, set_rates
-
-STATE_FILE = "torch_trainer.pt"
+from rlkit.train.policy import Policy
+from rlkit.train.steppers.base import WEIGHT, parameter_groups, set_rates
 
 
 class TorchStepper:
@@ -44,13 +42,18 @@ class TorchStepper:
         """Drops the optimiser's moments."""
         self.optimizer.state.clear()
 
-    def save(self, folder: Path) -> None:
-        """Writes weights and optimiser state."""
-        state = {"module": without(frozen_names(self.module), self.module), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, folder / STATE_FILE)
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Returns the model's own tensors by name."""
+        return self.module.model.state_dict()
 
-    def load(self, folder: Path) -> None:
-        """Restores weights and optimiser state, bit for bit."""
-        state = torch.load(folder / STATE_FILE)
-        self.module.load_state_dict(state["module"], strict=not frozen_names(self.module))
-        self.optimizer.load_state_dict(state["optimizer"])
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Returns the weight of a parameter and AdamW's moments, as they lie in memory."""
+        return {WEIGHT: parameter.detach(), **self.optimizer.state.get(parameter, {})}
+
+    def restore(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state` returned."""
+        with torch.no_grad():
+            parameter.copy_(state[WEIGHT])
+        moments = {name: tensor.to(parameter.device) for name, tensor in state.items() if name != WEIGHT}
+        if moments:
+            self.optimizer.state[parameter] = moments

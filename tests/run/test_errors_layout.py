@@ -1,0 +1,35 @@
+"""Ways to share a model out that do not work are refused before anything starts, with one that does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.run.test_errors import refusal
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["trainer.expert_parallel=4"],
+            "trainer.expert_parallel=4 does not divide trainer.num_ranks=6: every group of",
+        ),
+        (
+            ["trainer.expert_parallel=3"],
+            "trainer.expert_parallel=3: model.architecture has n_routed_experts=8, which 3 ranks cannot divide",
+        ),
+        (
+            ["trainer.expert_parallel=2", "++model.architecture.first_k_dense_replace=4"],
+            "trainer.expert_parallel=2: model.architecture has no layer with routed experts; set it to 1",
+        ),
+        (["trainer.offload=all"], "trainer.offload=all moves weights that trainer.zero_stage=3 has shared out, but it"),
+        (["trainer.zero_stage=3", "trainer.lora={}"], "trainer.zero_stage=3 with trainer.lora: the frozen weights,"),
+    ],
+)
+def test_layouts_that_do_not_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    ranks = ["cluster=ray", "trainer=deepspeed", "trainer.num_ranks=6", "algo.prompts_per_step=6"]
+    assert words in refusal(capsys, tmp_path, *ranks, *overrides)

@@ -80,6 +80,6 @@ def finish(recipe: str, *overrides: str, env: dict[str, str] | None = None, cwd:
     return printed
 
 
-def final_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained model of a run."""
-    return load_file(folder / "model" / "model.safetensors")
+def final_weights(folder: Path, model: str = "model") -> dict[str, Tensor]:
+    """The trained model of a run, or the one it began with."""
+    return load_file(folder / model / "model.safetensors")

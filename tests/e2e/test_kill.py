@@ -51,7 +51,7 @@ def processes_of(mark: str) -> list[str]:
         # In step 4: step 3 is done, not measured, again.
         ([*LOCAL, "checkpoint.every=2", "evaluation.every=1"], 30),
         (["cluster=local", "engine=torch"], 14),
-        (["cluster=ray", "trainer.num_ranks=2"], 14),
+        (["cluster=ray", "trainer.num_ranks=2", "trainer.expert_parallel=2"], 14),
     ],
     ids=["local-torch", "local-deepspeed", "ray"],
 )

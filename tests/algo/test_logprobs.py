@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from rlkit.algo import chunked_logprobs, token_logprobs
+from rlkit.algo.logprobs import MAX_LOGITS
 
 LOGITS_TV = torch.randn(20, 11, generator=torch.Generator().manual_seed(0))
 TOKENS_T = torch.arange(20) % 11
@@ -49,3 +53,25 @@ def test_chunks_change_neither_values_nor_gradients(max_logits: int, temperature
 def test_no_tokens_is_no_log_probs() -> None:
     logprobs_T, entropy_T = chunked_logprobs(torch.zeros(0, 7), torch.zeros(11, 7), torch.zeros(0, dtype=torch.long))
     assert logprobs_T.shape == entropy_T.shape == (0,)
+
+
+def peak_bytes(num_tokens: int, max_logits: int) -> int:
+    """The most bytes alive at once in forward and backward over V3's vocabulary, allocations inside kernels too."""
+    hidden_TD, head_VD = torch.randn(num_tokens, 4, requires_grad=True), torch.randn(129_280, 4, requires_grad=True)
+    tokens_T = torch.arange(num_tokens)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        chunked_logprobs(hidden_TD, head_VD, tokens_T, 1.0, max_logits)[0].sum().backward()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.slow
+def test_chunks_need_an_eighth_of_the_memory_at_the_size_of_v3() -> None:
+    """4,096 tokens; without chunks they would take 10 GB here, so that peak is taken from 128 and 256 tokens."""
+    peak_bytes(16, 2**24)  # what the first call allocates for good
+    one, two = peak_bytes(128, 2**62), peak_bytes(256, 2**62)
+    whole = one + (two - one) * (4096 - 128) / 128
+    chunked = peak_bytes(4096, MAX_LOGITS)
+    print(f"{chunked / 2**20:.0f} MiB in chunks, {whole / 2**20:.0f} MiB without: {chunked / whole:.3f}")
+    assert chunked < whole / 8

@@ -24,9 +24,14 @@ def block_grid(shape: Sequence[int]) -> tuple[int, int]:
     return -(-rows // BLOCK), -(-columns // BLOCK)
 
 
-def block_scales(weight_NK: Tensor) -> Tensor:
-    """s = max |w| / 448 of each block in fp32, at least SMALLEST_SCALE: [ceil(N / 128), ceil(K / 128)]."""
-    return (_block_max(weight_NK) / E4M3_MAX).clamp_(min=SMALLEST_SCALE)
+def block_scales(weight_NK: Tensor, *, powers_of_two: bool = False) -> Tensor:
+    """s = max |w| / 448 of each block in fp32, at least SMALLEST_SCALE: [ceil(N / 128), ceil(K / 128)].
+
+    With `powers_of_two` each is rounded up to one, which costs little (3.8e-2 instead of 3.7e-2 in a product) and makes
+    code * scale exact in bf16.
+    """
+    scales = (_block_max(weight_NK) / E4M3_MAX).clamp_(min=SMALLEST_SCALE)
+    return power_of_two(scales) if powers_of_two else scales
 
 
 def power_of_two(scales: Tensor) -> Tensor:

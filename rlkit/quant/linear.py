@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.quant.fp8 import quantise_blocks
-from rlkit.quant.matmul import matmul, quantise_tiles
+from rlkit.quant.matmul import matmul, quantise_tiles, quantise_weight
 
 
 class Float8Linear(nn.Module):
@@ -44,11 +43,11 @@ def float8_linear(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
 class _Float8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TK: Tensor, weight_NK: Tensor) -> Tensor:
-        codes_NK, scales = quantise_blocks(weight_NK)
+        codes_NK, scales = quantise_weight(weight_NK)
         # What backward needs of x lies along other tiles than these, so x is kept as it came.
         ctx.save_for_backward(x_TK, codes_NK, scales)
         ctx.weight_dtype = weight_NK.dtype
-        return matmul(*quantise_tiles(x_TK), codes_NK, scales).to(x_TK.dtype)
+        return matmul(*quantise_tiles(x_TK), codes_NK, scales, out_dtype=x_TK.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -56,11 +55,12 @@ class _Float8Linear(torch.autograd.Function):
         dx_TK = dw_NK = None
         if ctx.needs_input_grad[0]:
             # A block of 128 x 128 is a block of the transposed matrix too: the codes and scales of forward serve again.
-            dx_TK = matmul(*quantise_tiles(dy_TN), _transposed(codes_NK), scales.T).to(x_TK.dtype)
+            dx_TK = matmul(*quantise_tiles(dy_TN), transposed(codes_NK), scales.T, out_dtype=x_TK.dtype)
         if ctx.needs_input_grad[1]:
-            dw_NK = matmul(*quantise_tiles(dy_TN.T), *quantise_tiles(x_TK.T)).to(ctx.weight_dtype)
+            dw_NK = matmul(*quantise_tiles(dy_TN.T), *quantise_tiles(x_TK.T), out_dtype=ctx.weight_dtype)
         return dx_TK, dw_NK
 
 
-def _transposed(codes: Tensor) -> Tensor:
+def transposed(codes: Tensor) -> Tensor:
+    """Returns the transposed codes in memory of their own; torch cannot transpose FP8 numbers, but bytes."""
     return codes.view(torch.uint8).T.contiguous().view(codes.dtype)

@@ -1,0 +1,66 @@
+"""The products of routed experts in FP8 (arXiv:2412.19437, section 3.3): each expert multiplies a block of rows.
+
+    y_m = x_m W_l^T,   dx_m = dy_m W_l,   dW_l = sum_m dy_m x_m^T     over the rows m of expert l
+
+Tiles of x and dy along their columns do not care whose row it is. Those along the tokens, for dW, must not mix experts:
+each expert's rows are filled up with zeros to a multiple of 128. M rows, L experts, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkit.quant.linear import transposed
+from rlkit.quant.matmul import matmul, quantise_tiles, quantise_weight
+
+
+def float8_grouped(x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor) -> Tensor:
+    """Computes x_m W_l^T by the recipe for every row m of the block of expert l: [M, N] in the dtype of x.
+
+    `ends_L` says where each block ends. An expert without rows has a gradient of zeros.
+    """
+    out: Tensor = _Float8Grouped.apply(x_MK, weight_LNK, ends_L)  # type: ignore[assignment]  # torch declares no types
+    return out
+
+
+class _Float8Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor) -> Tensor:
+        held = [quantise_weight(weight_NK) for weight_NK in weight_LNK]
+        ctx.save_for_backward(x_MK, ends_L, *(tensor for pair in held for tensor in pair))
+        ctx.weight_dtype = weight_LNK.dtype
+        codes_MK, scales = quantise_tiles(x_MK)
+        y_MN = x_MK.new_empty(len(x_MK), weight_LNK.shape[1])
+        for rows, pair in zip(_blocks(ends_L), held, strict=True):
+            y_MN[rows] = matmul(codes_MK[rows], scales[rows], *pair, out_dtype=x_MK.dtype)
+        return y_MN
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (dy_MN,), (x_MK, ends_L, *held) = grads, ctx.saved_tensors
+        dx_MK = dw_LNK = None
+        if ctx.needs_input_grad[0]:
+            codes_MN, scales = quantise_tiles(dy_MN)
+            dx_MK = torch.empty_like(x_MK)
+            for rows, codes_NK, blocks in zip(_blocks(ends_L), held[::2], held[1::2], strict=True):
+                right = transposed(codes_NK), blocks.T
+                dx_MK[rows] = matmul(codes_MN[rows], scales[rows], *right, out_dtype=x_MK.dtype)
+        if ctx.needs_input_grad[1]:
+            dw_LNK = x_MK.new_zeros(len(ends_L), dy_MN.shape[1], x_MK.shape[1], dtype=ctx.weight_dtype)
+            for dw_NK, rows in zip(dw_LNK, _blocks(ends_L), strict=True):
+                if rows.stop > rows.start:
+                    left, right = quantise_tiles(dy_MN[rows].T), quantise_tiles(x_MK[rows].T)
+                    dw_NK.copy_(matmul(*left, *right, out_dtype=ctx.weight_dtype))
+        return dx_MK, dw_LNK, None
+
+
+def _blocks(ends_L: Tensor) -> Iterator[slice]:
+    """Yields the rows of each expert."""
+    start = 0
+    for end in ends_L.tolist():
+        yield slice(start, end)
+        start = end

@@ -19,6 +19,7 @@ from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.parity import gate
 from rlkit.parts import Parts
+from rlkit.quant.fp8 import FLOAT8
 from rlkit.rollout.judging import RewardFn
 from rlkit.run.progress import Run
 from rlkit.scoring.pool import build_reward
@@ -93,6 +94,8 @@ def started(cfg: TrainingRun, run: Run) -> Iterator[Parts]:
     if cfg.cluster.kind == "ray":
         number, ranks = cfg.engine.num_engines, cfg.trainer.num_ranks
         run.console.line(f"starting {number} engine(s) and {ranks} trainer rank(s) on Ray")
+    if cfg.trainer.dtype in FLOAT8:
+        run.console.line(f"{cfg.trainer.dtype}: {run.task.architecture.float8_summary()}")
     with ExitStack() as stack:
         with leaving_at_once():
             joined = stack.enter_context(parts(cfg, run.initial(), run.gate_sequences(), run.console.bar))

@@ -16,6 +16,8 @@ from rlkit.model.experts import ExpertShare
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import load_model, read_architecture
 from rlkit.model.lora import add_lora, choose_targets
+from rlkit.model.precision import compute_in_float8
+from rlkit.quant.fp8 import FLOAT8
 from rlkit.train.policy import frozen_copy
 from rlkit.train.steppers.base import Stepper
 from rlkit.train.trainer import ModelTrainer
@@ -72,9 +74,11 @@ def build_trainer(
     rank: int,
 ) -> ModelTrainer:
     """Builds one rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
+    dtype = torch.float32 if cfg.dtype == "fp32" else torch.bfloat16
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
     model = load_model(checkpoint, dtype, kind, ExpertShare(rank=rank % cfg.expert_parallel, size=cfg.expert_parallel))
+    if cfg.dtype in FLOAT8:
+        compute_in_float8(model, cfg.dtype)
     if cfg.lora is not None:
         add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, seed=seed)
     if cfg.recompute:

@@ -17,7 +17,7 @@ from rlkit.model.files.verify import checkpoint_faults, compare_checkpoints
 from rlkit.watch.console import Console
 
 USAGE = """usage: rlkit checkpoint verify A [B]
-       rlkit checkpoint convert IN OUT --dtype bf16|fp8|fp32 [--max-shard-gb 5]
+       rlkit checkpoint convert IN OUT --dtype bf16|fp8|fp8_weights|fp32 [--max-shard-gb 5]
 
   verify A     every tensor is there, in its shape, finite, and in FP8 with its scale
   verify A B   the same tensors: names, shapes, dtypes, SHA-256 of the bytes; exit code 1 and a table where they differ

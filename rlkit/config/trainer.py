@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rlkit.checks import MAX_PROCESSES, number, one_of, whole
 from rlkit.errors import UserError
+from rlkit.quant.fp8 import FLOAT8
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM makes room for an adapter of one of these ranks; one in between gets the next."""
@@ -51,6 +52,9 @@ class TrainerConfig:
     recompute: bool
     """Whether backward computes every block again instead of keeping what is inside it; the same bits, less memory."""
     dtype: str
+    """"fp32", "bf16", "fp8" (V3's recipe: weights, activations and gradients in FP8), or "fp8_weights" (weights in FP8
+    with power-of-two scales, the rest in bf16, as vLLM's engine on the CPU); FP8 has bf16 parameters, and all but fp32
+    have fp32 master weights."""
     threads: int
     """How many CPU threads each rank has; 0 shares all cores among the ranks."""
     max_tokens: int
@@ -69,7 +73,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         """Refuses unknown kinds and ZeRO stages."""
         one_of("trainer.kind", self.kind, ("deepspeed", "torch"))
-        one_of("trainer.dtype", self.dtype, ("fp32", "bf16"))
+        one_of("trainer.dtype", self.dtype, ("fp32", "bf16", *FLOAT8))
         whole("trainer.num_ranks", self.num_ranks, least=1, most=MAX_PROCESSES)
         whole("trainer.expert_parallel", self.expert_parallel, least=1)
         whole("trainer.zero_stage", self.zero_stage)
@@ -88,6 +92,11 @@ class TrainerConfig:
                 "small steps round to nothing"
             )
         self._check_layout()
+        if self.dtype in FLOAT8 and self.lora is not None:
+            raise UserError(
+                f"trainer.dtype={self.dtype} rounds W to FP8 and adds LoRA's B A to it in bf16, but exports round "
+                "their sum, which is another model; set trainer.dtype=bf16, or trainer.lora to null"
+            )
         if self.bias_update_speed and self.lora is not None:
             raise UserError(
                 f"trainer.bias_update_speed={self.bias_update_speed} moves what an adapter cannot hold, so that the "

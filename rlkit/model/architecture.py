@@ -66,7 +66,8 @@ class Architecture(Protocol):
     def write(self, path: Path, weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:
         """Writes published weights as a checkpoint for transformers and vLLM; it appears whole or not at all.
 
-        `dtype` is "bf16" or "fp32". Raises ValueError for weights that are not those of the architecture.
+        `dtype` is one of `rlkit.model.files.folder.DTYPES`. Raises ValueError for weights that are not those of the
+        architecture.
         """
         ...
 
@@ -88,6 +89,14 @@ class Architecture(Protocol):
 
     def pieces_problem(self) -> str | None:
         """Says why ZeRO-3 cannot cut the weights into pieces."""
+        ...
+
+    def float8_problem(self) -> str | None:
+        """Says why the trainer cannot compute in FP8."""
+        ...
+
+    def float8_summary(self) -> str:
+        """Says which matrices a trainer computes in FP8, and which kinds of weights not."""
         ...
 
     def balance_problem(self) -> str | None:

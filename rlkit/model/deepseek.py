@@ -2,6 +2,7 @@
 
 Module names are the published ones, so `state_dict()` differs from a checkpoint only in that experts are stacked.
 With a share of the experts it is what one of several ranks holds, and it answers together with the others only.
+`rlkit.model.precision` makes a model compute in FP8.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ class DeepseekV3(CausalLM):
     def save_checkpoint(self, path: str | Path, dtype: str = "bf16", max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
         """Writes config.json and weights for transformers and vLLM; the folder appears whole or not at all.
 
-        `dtype` is "bf16", "fp32" or "fp8" (published V3's blocks, made from the weights rounded to bf16); the router's
-        correction bias is fp32 in all. Raises ValueError for anything else.
+        `dtype` is "bf16", "fp32", "fp8" (published V3's blocks, made from the weights rounded to bf16) or "fp8_weights"
+        (the same with power-of-two scales); the router's correction bias is fp32 in all. Raises ValueError for any
+        other dtype.
         """
         weights, table, raw = self.checkpoint_weights(), published_names(self.config), self.config.to_hf()
         write_checkpoint(path, weights, table, raw, dtype, max_shard_bytes=max_shard_bytes)

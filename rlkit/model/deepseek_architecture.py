@@ -15,8 +15,10 @@ from rlkit.model.files.folder import Checkpoint, as_stored, write_checkpoint
 from rlkit.model.files.names import published_names
 from rlkit.model.files.shards import read_headers
 from rlkit.model.meta import on_meta
+from rlkit.model.precision import float8_summary
 from rlkit.model.routing import RULES
 from rlkit.model.size import Size, count_active, count_parameters
+from rlkit.quant.fp8 import BLOCK
 
 VLLM_CPU_MULTIPLE = 32
 """The expert kernels of vLLM's CPU build want rows of so many numbers."""
@@ -143,6 +145,27 @@ class DeepseekArchitecture:
     def pieces_problem(self) -> str | None:
         """Says nothing: ZeRO-3 was tried with every part of this class."""
         return None
+
+    def float8_problem(self) -> str | None:
+        """Says that a width does not divide into tiles."""
+        cfg = self.config
+        widths = {"hidden_size": cfg.hidden_size, "kv_lora_rank": cfg.kv_lora_rank}
+        widths |= {"moe_intermediate_size": cfg.moe_intermediate_size} if self.balance_problem() is None else {}
+        widths |= {"intermediate_size": cfg.intermediate_size} if cfg.first_k_dense_replace else {}
+        widths |= {"q_lora_rank": cfg.q_lora_rank} if cfg.q_lora_rank is not None else {}
+        widths |= {"num_attention_heads x v_head_dim": cfg.num_attention_heads * cfg.v_head_dim}
+        for key, width in widths.items():
+            if width % BLOCK:
+                where = "model.architecture." if self.folder is None else f"{self.folder}: "
+                return (
+                    f"{where}{key}={width} does not divide into tiles of {BLOCK} numbers with a scale each; change it, "
+                    "or use trainer.dtype=bf16"
+                )
+        return None
+
+    def float8_summary(self) -> str:
+        """Counts the matrices of the published table."""
+        return float8_summary(published_names(self.config))
 
     def balance_problem(self) -> str | None:
         """Says that no layer has routed experts."""

@@ -138,6 +138,14 @@ class HfArchitecture:
         """Says that some classes of transformers wait for ever in pieces."""
         return "is run by transformers (model=hf), some of whose layers wait for ever in pieces; set it to 2"
 
+    def float8_problem(self) -> str | None:
+        """Says that only our own class has a table of the matrices that FP8 is for."""
+        return "model=hf has no table of the matrices that FP8 is for; use trainer.dtype=bf16, or model=deepseek"
+
+    def float8_summary(self) -> str:
+        """Says that there are none."""
+        return "no matrices"
+
     def balance_problem(self) -> str | None:
         """Says that this kind of model is never balanced."""
         return "is run by transformers (model=hf), whose routers stay as they are; set it to 0"

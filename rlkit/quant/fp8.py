@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+FLOAT8 = ("fp8", "fp8_weights")
+"""What `trainer.dtype` and the dtype of a checkpoint call block FP8: with scales max / 448, as published, and with
+those rounded up to powers of two. A checkpoint holds the bytes that a trainer of the same word computes with."""
 BLOCK = 128
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0

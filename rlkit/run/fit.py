@@ -13,6 +13,7 @@ from rlkit.model.architecture import Architecture
 from rlkit.model.config import read_json
 from rlkit.model.lora import choose_targets
 from rlkit.overrides import read_override
+from rlkit.quant.fp8 import FLOAT8
 
 SHAPE = "model.architecture."
 """What the keys of a new model's shape begin with."""
@@ -28,6 +29,8 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     _check_length(cfg, architecture)
     _check_balance(cfg, architecture)
     _check_layout(cfg, architecture)
+    if cfg.trainer.dtype in FLOAT8:
+        _refuse(architecture.float8_problem(), f"trainer.dtype={cfg.trainer.dtype}: ")
     if cfg.trainer.lora is not None:
         choose_targets(architecture.empty_model(), cfg.trainer.lora.targets)
 

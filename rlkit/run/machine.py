@@ -77,7 +77,7 @@ def _check_folder(name: str, folder: Path, fix: str) -> None:
 
 def _check_disk(cfg: TrainingRun, weights: int, trained: int) -> None:
     """Compares the free bytes with the least that the run will write: a checkpoint, and the model at its end."""
-    size = {"fp32": 4, "bf16": 2}[cfg.trainer.dtype]
+    size = 4 if cfg.trainer.dtype == "fp32" else 2
     needed = weights * size + trained * 12 + (4 * trained if cfg.needs_reference else 0)
     if not cfg.model.path and not (cfg.output_dir / "initial").exists():
         needed += 4 * weights

@@ -12,6 +12,7 @@ from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.load import read_architecture
 from rlkit.model.lora import choose_targets, count_parameters
 from rlkit.model.size import Size
+from rlkit.quant.fp8 import FLOAT8
 from rlkit.run.folder import CHECKPOINTS, newest_checkpoint
 from rlkit.run.inputs import check_same
 from rlkit.run.lock import check_free
@@ -19,7 +20,8 @@ from rlkit.run.machine import check_machine
 from rlkit.run.prepare import Task, prepare
 from rlkit.watch.stream import Lasting
 
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "fp8_weights": 2}
+"""Of a parameter of the trainer, by the words of `trainer.dtype`, and of a number of the engine."""
 GIB = 2**30
 
 
@@ -75,6 +77,8 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
     trained = lora_parameters(cfg, architecture)
     if trained != 0:
         rows.append(("LoRA", f"{trained:,} parameters are trained, {trained / total:.2%} as many as there are"))
+    if cfg.trainer.dtype in FLOAT8:
+        rows.append(("FP8", architecture.float8_summary()))
     rows += cfg.amounts(len(task.prompts) if task else None, len(task.demonstrations) if task else None)
     if task is not None:
         longest = max(len(prompt.tokens) for prompt in (*task.prompts, *task.held_out))

@@ -18,6 +18,7 @@ from rlkit.model.files.shards import (
     replaced_folder,
     share,
 )
+from rlkit.quant.fp8 import FLOAT8
 
 
 def convert_checkpoint(
@@ -27,7 +28,7 @@ def convert_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     advance: Callable[[int], None] = lambda _done: None,
 ) -> None:
-    """Writes `source` anew as "bf16", "fp8" or "fp32" into a new folder, with config.json and all other files.
+    """Writes `source` anew in one of `DTYPES` into a new folder, with config.json and all other files.
 
     FP8 -> bf16 or fp32 -> FP8 gives the same bits back: bf16 alone does not tell which scale a block had, so the scales
     go along in fp8_scales.sft and serve again for every block that did not change (`requantise_blocks`). `advance` is
@@ -47,7 +48,7 @@ def convert_checkpoint(
             writer.add(encode(name, checkpoint.weight(name), table.get(name), dtype, scales))
             advance(1)
         writer.finish()
-        if dtype != "fp8":
+        if dtype not in FLOAT8:
             _carry_scales(checkpoint, folder)
         write_config(folder, checkpoint.raw, dtype)
         copy_companions(checkpoint.folder, folder)

@@ -27,9 +27,17 @@ from rlkit.model.files.shards import (
     replaced_folder,
 )
 from rlkit.model.files.weights import checked
-from rlkit.quant.fp8 import BLOCK, block_grid, dequantise_blocks, quantise_blocks, requantise_blocks
+from rlkit.quant.fp8 import (
+    BLOCK,
+    FLOAT8,
+    block_grid,
+    block_scales,
+    dequantise_blocks,
+    quantise_blocks,
+    requantise_blocks,
+)
 
-DTYPES = ("bf16", "fp8", "fp32")
+DTYPES = ("bf16", *FLOAT8, "fp32")
 QUANTISATION = {
     "quant_method": "fp8",
     "fmt": "e4m3",
@@ -209,8 +217,11 @@ def encode(name: str, tensor: Tensor, place: Place | None, dtype: str, scales: T
     kept = torch.float32 if dtype == "fp32" or name.endswith("e_score_correction_bias") else torch.bfloat16
     # A copy: tied weights share memory, which safetensors refuses to write.
     tensor = tensor.to("cpu", kept, copy=True)
-    if dtype != "fp8" or place is None or not place.fp8:
+    if dtype not in FLOAT8 or place is None or not place.fp8:
         return {name: tensor}
+    if dtype == "fp8_weights":
+        codes, found = quantise_blocks(tensor, block_scales(tensor, powers_of_two=True))
+        return {name: codes, name + SCALE: found}
     codes, found = quantise_blocks(tensor) if scales is None else requantise_blocks(tensor, scales)
     return {name: codes, name + SCALE: found}
 
@@ -221,7 +232,7 @@ def write_config(folder: Path, raw: Mapping[str, Any], dtype: str) -> None:
     # transformers 4 calls it torch_dtype.
     for key in [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]:
         described[key] = "float32" if dtype == "fp32" else "bfloat16"
-    if dtype == "fp8":
+    if dtype in FLOAT8:
         described["quantization_config"] = QUANTISATION
     (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
 
@@ -254,7 +265,7 @@ def write_checkpoint(
 
 
 def check_dtype(dtype: str) -> None:
-    """Raises ValueError for anything but bf16, fp8 and fp32."""
+    """Raises ValueError for anything but the `DTYPES`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: give one of {', '.join(DTYPES)}")
 

@@ -120,7 +120,7 @@ def _settings(cfg: TrainerConfig) -> dict:
         "zero_optimization": zero,
         # Its own AdamW for the CPU is compiled on first use, and a run that it resumes has other bits.
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": cfg.dtype == "bf16"},
+        "bf16": {"enabled": cfg.dtype != "fp32"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "optimizer": {

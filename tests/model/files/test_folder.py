@@ -104,7 +104,7 @@ def test_fp8_costs_little_of_the_logits(tmp_path: Path) -> None:
 
 
 def test_refuses_other_dtypes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dtype='int4': give one of bf16, fp8, fp32"):
+    with pytest.raises(ValueError, match="dtype='int4': give one of bf16, fp8, fp8_weights, fp32"):
         seeded().save_checkpoint(tmp_path / "out", dtype="int4")
     with pytest.raises(ValueError, match="max_shard_bytes=0: give a positive number"):
         seeded().save_checkpoint(tmp_path / "out", max_shard_bytes=0)

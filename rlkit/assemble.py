@@ -95,7 +95,7 @@ def started(cfg: TrainingRun, run: Run) -> Iterator[Parts]:
         number, ranks = cfg.engine.num_engines, cfg.trainer.num_ranks
         run.console.line(f"starting {number} engine(s) and {ranks} trainer rank(s) on Ray")
     if cfg.trainer.dtype in FLOAT8:
-        run.console.line(f"{cfg.trainer.dtype}: {run.task.architecture.float8_summary()}")
+        run.console.line(f"trainer.dtype={cfg.trainer.dtype}: {run.task.architecture.float8_summary()}")
     with ExitStack() as stack:
         with leaving_at_once():
             joined = stack.enter_context(parts(cfg, run.initial(), run.gate_sequences(), run.console.bar))

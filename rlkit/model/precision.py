@@ -87,13 +87,13 @@ def float8_parameters(table: Mapping[str, Place]) -> frozenset[str]:
 
 
 def float8_summary(table: Mapping[str, Place]) -> str:
-    """Says how many published matrices are in FP8, of which kinds, and which kinds of weights are not."""
-    low = Counter(_kind(name) for name, place in table.items() if place.fp8)
+    """Says how many published matrices are in FP8, of which modules, and which kinds of weights are not."""
+    low = Counter(_kind(name).rpartition(".")[0] for name, place in table.items() if place.fp8)
     high = {_kind(name): None for name, place in table.items() if not place.fp8 and not place.copy}
     norms = [kind for kind in high if kind.endswith("norm")]
     rest = [kind for kind in high if kind not in norms]
-    listed = ", ".join(f"{count:,} {kind}" for kind, count in low.items())
-    return f"{low.total():,} matrices ({listed}); higher: {', '.join(rest)} and {len(norms)} kinds of norms"
+    listed = ", ".join(f"{kind} {count:,}" for kind, count in low.items())
+    return f"{low.total():,} matrices in FP8 ({listed}); not: {', '.join(rest)} and {len(norms)} kinds of norms"
 
 
 def _kind(name: str) -> str:

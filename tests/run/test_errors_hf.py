@@ -53,6 +53,11 @@ def test_what_balancing_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path
     )
 
 
+def test_fp8_needs_our_own_class(capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
+    printed = refusal(capsys, tmp_path, *HF, f"model.path={folder}", "trainer=deepspeed", "trainer.dtype=fp8")
+    assert "trainer.dtype=fp8: model=hf has no table of the matrices that FP8 is for; use trainer.dtype=bf16" in printed
+
+
 def test_no_such_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no such folder" in refusal(capsys, tmp_path, *HF, f"model.path={tmp_path}/nowhere")
 

@@ -93,6 +93,7 @@ def test_numbers_of_sft_by_hand() -> None:
         ([], 4 + 4 + 4 + 12),  # weights, gradients, reference, AdamW
         (["algo.loss.kl_coef=0"], 4 + 4 + 12),
         (["trainer.dtype=bf16"], 2 + 4 + 2 + 12),
+        (["trainer.dtype=fp8"], 2 + 4 + 2 + 12),  # the parameters are bf16
         (["trainer.num_ranks=2"], 4 + 4 + 4 + 6),
     ],
 )
@@ -101,6 +102,17 @@ def test_memory_of_a_rank_by_hand(overrides: list[str], bytes_per_parameter: int
     total, _ = counted(cfg.model.architecture)
     expected = f"{total * bytes_per_parameter / 2**30:.3f} GiB a rank"
     assert dict(derived(cfg, None))["trainer memory"].startswith(expected)
+
+
+def test_the_plan_says_what_is_computed_in_fp8() -> None:
+    """Of DeepSeek-V3: 61 layers and a module of 5 matrices of attention, 3 dense ones, 59 with 257 experts."""
+    assert "FP8" not in rows("grpo", GrpoRun, "model=deepseek_v3_671b")
+    for dtype in ("fp8", "fp8_weights"):
+        found = rows("grpo", GrpoRun, "model=deepseek_v3_671b", f"trainer.dtype={dtype}")["FP8"]
+        assert found == (
+            "45,808 matrices in FP8 (self_attn 310, mlp 9, mlp.experts 45,312, mlp.shared_experts 177); not: "
+            "embed_tokens, lm_head, mlp.gate, mlp.gate.e_score_correction_bias, eh_proj and 8 kinds of norms"
+        )
 
 
 def test_the_plan_does_not_touch_the_random_state() -> None:

@@ -34,31 +34,34 @@ class Float8Linear(nn.Module):
         return float8_linear(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
 
 
-def float8_linear(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
-    """Computes x W^T by the recipe: [T, N] in the dtype of x; gradients have the dtypes of x and W."""
-    out: Tensor = _Float8Linear.apply(x_TK, weight_NK)  # type: ignore[assignment]  # torch declares no types here
+def float8_linear(x_TK: Tensor, weight_NK: Tensor, backend: str | None = None) -> Tensor:
+    """Computes x W^T by the recipe: [T, N] in the dtype of x; gradients have the dtypes of x and W.
+
+    Without a `backend` of `rlkit.quant.matmul` all three products run on the fastest of the device.
+    """
+    out: Tensor = _Float8Linear.apply(x_TK, weight_NK, backend)  # type: ignore[assignment]  # torch declares no types here
     return out
 
 
 class _Float8Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TK: Tensor, weight_NK: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TK: Tensor, weight_NK: Tensor, backend: str | None) -> Tensor:
         codes_NK, scales = quantise_weight(weight_NK)
         # What backward needs of x lies along other tiles than these, so x is kept as it came.
         ctx.save_for_backward(x_TK, codes_NK, scales)
-        ctx.weight_dtype = weight_NK.dtype
-        return matmul(*quantise_tiles(x_TK), codes_NK, scales, out_dtype=x_TK.dtype)
+        ctx.weight_dtype, ctx.backend = weight_NK.dtype, backend
+        return matmul(*quantise_tiles(x_TK), codes_NK, scales, backend, x_TK.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (dy_TN,), (x_TK, codes_NK, scales) = grads, ctx.saved_tensors
         dx_TK = dw_NK = None
         if ctx.needs_input_grad[0]:
             # A block of 128 x 128 is a block of the transposed matrix too: the codes and scales of forward serve again.
-            dx_TK = matmul(*quantise_tiles(dy_TN), transposed(codes_NK), scales.T, out_dtype=x_TK.dtype)
+            dx_TK = matmul(*quantise_tiles(dy_TN), transposed(codes_NK), scales.T, ctx.backend, x_TK.dtype)
         if ctx.needs_input_grad[1]:
-            dw_NK = matmul(*quantise_tiles(dy_TN.T), *quantise_tiles(x_TK.T), out_dtype=ctx.weight_dtype)
-        return dx_TK, dw_NK
+            dw_NK = matmul(*quantise_tiles(dy_TN.T), *quantise_tiles(x_TK.T), ctx.backend, ctx.weight_dtype)
+        return dx_TK, dw_NK, None
 
 
 def transposed(codes: Tensor) -> Tensor:

@@ -50,4 +50,5 @@ def _operand(codes: Tensor, scales: Tensor, group: int) -> tuple[Tensor, Tensor,
         # Padded rows hold nothing but zeros; their scales must only be finite.
         laid = F.pad(scales, (0, 0, 0, more_rows)).t().contiguous().t()
         return codes.contiguous(), laid, F.ScalingType.BlockWise1x128
-    return codes.contiguous(), F.pad(scales, (0, -scales.shape[1] % 4)).t(), F.ScalingType.BlockWise128x128
+    laid = F.pad(scales, (0, -scales.shape[1] % 4)).contiguous().t()
+    return codes.contiguous(), laid, F.ScalingType.BlockWise128x128

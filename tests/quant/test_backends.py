@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlkit.quant import backends, matmul, quantise_tiles, quantise_weight, scaled_mm, unusable
 from rlkit.quant.fp8 import BLOCK, E4M3, SMALLEST_SCALE
+from rlkit.quant.linear import transposed
 from tests.quant.test_fp8 import CODES, value_of
 
 MAX = torch.finfo(torch.float32).max
@@ -176,6 +177,17 @@ def test_torch_accepts_the_layouts_of_scaled_mm(
     a, a_scales, b, b_scales = (tensor.to("meta") for tensor in operands(shape, left, right))
     out = scaled_mm.product(a, a_scales, b, b_scales, group[left], group[right], dtype)
     assert out.shape == shape[:2] and out.dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(130, 512), (512, 1024), (576, 300)])
+def test_and_those_of_backward(shape: tuple[int, int]) -> None:
+    """dx takes the blocks of forward transposed, and transposed scales lie otherwise in memory."""
+    codes_NK, scales = quantise_weight(drawn(*shape))
+    dy, dy_scales = quantise_tiles(drawn(4, shape[0]))
+    operand = transposed(codes_NK).to("meta"), scales.T.to("meta")
+    assert not operand[1].is_contiguous()
+    out = scaled_mm.product(dy.to("meta"), dy_scales.to("meta"), *operand, 1, BLOCK, torch.bfloat16)
+    assert out.shape == (4, shape[1])
 
 
 def test_what_is_padded_for_scaled_mm_adds_nothing() -> None:

@@ -54,6 +54,7 @@ class DeepSpeedStepper:
 
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         self.model, self.stage, self.world_size = model, cfg.zero_stage, distributed.get_world_size()
+        self.offloads = cfg.offload != "none"
         policy = Policy(model)
         mark_experts(policy, cfg.expert_parallel, cfg.zero_stage)
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
@@ -82,8 +83,8 @@ class DeepSpeedStepper:
         self.module.step()
         norm = self.module.get_global_grad_norm()
         assert norm is not None
-        if not math.isfinite(norm) and self.stage < 3:
-            # With offload DeepSpeed would add the next step's gradient to this one's.
+        if not math.isfinite(norm) and self.offloads and self.stage < 3:
+            # DeepSpeed would add the next step's gradient to this one's.
             self.zero.averaged_gradients.update(dict.fromkeys(self.zero.averaged_gradients))
         return float(norm)
 

@@ -15,6 +15,10 @@ class PartDiedError(RuntimeError):
     """A process that a part runs in has ended: killed from outside, for want of memory, or by a crash in C code."""
 
 
+class SyncError(RuntimeError):
+    """Weights that an engine was sent are not those that the trainer published: a wrong byte, version or name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What samples, what learns and what judges, joined for a run that trains."""
@@ -29,6 +33,6 @@ class Parts:
 
     def sync(self, version: int) -> Agreement:
         """Publishes the trainer's weights, or its adapter, to the engine and checks that both now say the same."""
-        sent = list(self.trainer.adapter().items()) if self.serves_adapter else self.trainer.weights()
+        sent = list(self.trainer.adapter().items()) if self.serves_adapter else self.trainer.weights(version)
         self.engine.load(sent, version)
         return self.gate()

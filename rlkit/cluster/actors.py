@@ -10,9 +10,8 @@ from torch import Tensor, distributed
 
 from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.build import build_engine, build_trainer
-from rlkit.cluster.transfer import RemoteWeights, publish
+from rlkit.cluster.transfer import Publication, publish
 from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
-from rlkit.model.size import ROUTED
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 
@@ -71,7 +70,7 @@ class TrainerActor:
         store: tuple[str, int],
     ) -> None:
         """Joins the other ranks and loads the model."""
-        self.expert_parallel = cfg.expert_parallel
+        self.num_ranks = cfg.num_ranks
         if self.rank:
             self.store = distributed.TCPStore(*store, cfg.num_ranks, False)
         self.trainer = build_trainer(
@@ -96,11 +95,15 @@ class TrainerActor:
         """`Trainer.trace`."""
         return self.trainer.trace(tokens, rounding)
 
-    def publish(self) -> RemoteWeights:
-        """Puts what no rank before this one holds into the object store, bucket by bucket."""
-        first_copy, first_rank = self.rank < self.expert_parallel, self.rank == 0
-        mine = ((n, t) for n, t in self.trainer.weights() if (first_copy if ROUTED in n else first_rank))
-        return publish(mine)
+    def publish(self, version: int) -> Publication:
+        """Puts this rank's share of the weights into the object store, bucket by bucket; all ranks call it."""
+        return publish(
+            self.trainer.weights(),
+            self.trainer.share(self.rank, self.num_ranks),
+            table=tuple(self.trainer.model.all_published()),
+            rank=self.rank,
+            version=version,
+        )
 
     def adapter(self) -> Mapping[str, Tensor]:
         """`Trainer.adapter`."""

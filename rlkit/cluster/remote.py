@@ -12,6 +12,7 @@ from torch import Tensor
 from rlkit.algo import NO_MTP, Loss, MtpTerm, shard
 from rlkit.cluster.deaths import deaths_named
 from rlkit.cluster.transfer import RemoteWeights
+from rlkit.parts import SyncError
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
@@ -54,7 +55,12 @@ class RemoteEngines:
         return sum(proposed), sum(accepted)
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replaces the weights of every engine."""
+        """Replaces the weights of every engine; each pulls them itself.
+
+        Raises SyncError if they are not the ranks' weights of this version, name by name and byte for byte.
+        """
+        if isinstance(weights, RemoteWeights) and weights.version != version:
+            raise SyncError(f"the weights are of version {weights.version}, but version {version} is to be loaded")
         _answers([actor.load.remote(weights, version) for actor in self._actors])
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -92,10 +98,10 @@ class RemoteTrainer:
         """Asks for block outputs, of which every rank has the same."""
         return self._all([rank.trace.remote(tokens, rounding) for rank in self._ranks])[0]
 
-    def weights(self) -> RemoteWeights:
-        """Lets every rank publish its own part of the weights in the object store; together they are the model."""
-        published = self._all([rank.publish.remote() for rank in self._ranks])
-        return RemoteWeights(tuple(bucket for part in published for bucket in part.buckets))
+    def weights(self, version: int = 0) -> RemoteWeights:
+        """Lets every rank publish its share in the object store; no weight passes through this process."""
+        published = self._all([rank.publish.remote(version) for rank in self._ranks])
+        return RemoteWeights(version=version, publications=tuple(published))
 
     def adapter(self) -> Mapping[str, Tensor]:
         """Asks rank 0 for LoRA's matrices."""

@@ -1,50 +1,76 @@
-"""Weights on their way from trainer to engines: in the object store, a bucket at a time."""
+"""Weights on their way from trainer ranks to engines, through Ray's object store.
+
+Every rank puts its share there, and whoever loads the weights takes it from there: the driver hands on a few
+references. On one machine the store is shared memory, which the receiver reads where it lies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import ray
-import torch
 from torch import Tensor
 
+from rlkit.cluster.buckets import Bucket, Contents, buckets, plan, tensors
 from rlkit.cluster.deaths import deaths_named
 from rlkit.types import Weights
 
-BUCKET_BYTES = 2**28
+BUCKET_BYTES = 2**26
 """Weights travel in pieces of at most this size (or one tensor)."""
 
 
-def buckets(weights: Weights, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Deals weights in order into lists of at most `max_bytes` (or one tensor), in memory of their own on the CPU.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What one rank has put into the object store: a list, and the buckets that it describes."""
 
-    Parameters are views: experts of a stack, everything of ZeRO's flat buffer. Sending a view sends all that it views.
-    """
-    bucket, size = [], 0
-    for name, tensor in weights:
-        if bucket and size + tensor.nbytes > max_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format)))
-        size += tensor.nbytes
-    yield bucket
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteWeights:
-    """Weights in the object store; whoever iterates over them pulls one bucket at a time."""
-
+    contents: ray.ObjectRef
     buckets: tuple[ray.ObjectRef, ...]
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteWeights:
+    """All weights of one version, in the publications of all ranks; whoever iterates over them pulls the buckets."""
+
+    version: int
+    publications: tuple[Publication, ...]
+    """In the order of the ranks."""
+
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Gives every tensor under its checkpoint name."""
-        for bucket in self.buckets:
-            with deaths_named():
-                named = ray.get(bucket)
-            yield from named
+        """Gives every tensor under its checkpoint name, in the model's order, read-only.
+
+        Raises SyncError if they are not, name by name and byte for byte, the ranks' weights of this version.
+        """
+        lists: list[Contents] = _get([publication.contents for publication in self.publications])
+        fetch = {rank: partial(_fetch, publication) for rank, publication in enumerate(self.publications)}
+        yield from tensors(plan(lists, self.version), self.version, fetch)
 
 
-def publish(weights: Weights) -> RemoteWeights:
-    """Puts all weights into the object store, bucket by bucket."""
-    return RemoteWeights(tuple(ray.put(bucket) for bucket in buckets(weights, BUCKET_BYTES)))
+def publish(weights: Weights, share: Collection[str], *, table: Sequence[str], rank: int, version: int) -> Publication:
+    """Puts those of the weights that are in `share` into the object store, bucket by bucket.
+
+    `table` are all names of the model in order, which rank 0 adds to its list.
+    """
+    refs, entries = [], []
+    chosen = frozenset(share)
+    for bucket, described in buckets(((n, t) for n, t in weights if n in chosen), rank, version, BUCKET_BYTES):
+        refs.append(ray.put(bucket))
+        entries += described
+    named = tuple(table) if rank == 0 else ()
+    contents = Contents(rank=rank, version=version, entries=tuple(entries), table=named)
+    return Publication(contents=ray.put(contents), buckets=tuple(refs))
+
+
+def _fetch(publication: Publication, number: int) -> Bucket:
+    """Gets one bucket, and tells Ray to bring the next one to this machine meanwhile."""
+    following = list(publication.buckets[number + 1 : number + 2])
+    if following:
+        ray.wait(following, timeout=0, fetch_local=True)
+    return _get([publication.buckets[number]])[0]
+
+
+def _get(refs: list[ray.ObjectRef]) -> list[Any]:
+    with deaths_named():
+        return ray.get(refs)

@@ -27,7 +27,10 @@ class Engine(Protocol):
         ...
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replaces all weights, or the adapter that the engine serves; rollouts made from now on carry `version`."""
+        """Replaces all weights, or the adapter that the engine serves; rollouts made from now on carry `version`.
+
+        After a load that broke off the engine answers nothing but HalfLoadedError until one succeeds (`engine.whole`).
+        """
         ...
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -16,6 +16,7 @@ from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.engine.base import completion_text, rollout_seed
 from rlkit.engine.draws import distribution, draw, invert, uniforms
 from rlkit.engine.speculative import accept
+from rlkit.engine.whole import WholeLoads
 from rlkit.model import DeepseekV3, drafting
 from rlkit.model.base import CausalLM
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
@@ -70,13 +71,17 @@ class TorchEngine:
         self.decode = decode
         self.max_batch = max_batch
         self.speculative_tokens = speculative_tokens
-        self.version = 0
+        self.whole = WholeLoads()
         self._progress = progress
         self._finished = 0
         self._drafts = (0, 0)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
-        """Draws `n` completions for each prompt; a group comes as soon as its last completion is there."""
+        """Draws `n` completions for each prompt; a group comes as soon as its last completion is there.
+
+        Raises HalfLoadedError, as `logprobs` and `trace` do, after a load that broke off.
+        """
+        self.whole.check()
         drafts = [
             _Draft(prompt=i, seed=rollout_seed(sampling.seed, prompt.id, j))
             for i, prompt in enumerate(prompts)
@@ -106,12 +111,13 @@ class TorchEngine:
 
     def load(self, weights: Weights, version: int) -> None:
         """Replaces all weights; rollouts made from now on carry `version`. Raises ValueError if they do not fit."""
-        self.model.load_weights(weights)
-        self.version = version
+        with self.whole.loading(version):
+            self.model.load_weights(weights)
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Computes log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        self.whole.check()
         found: list[list[float]] = []
         for start in range(0, len(sequences), self.max_batch):
             part = sequences[start : start + self.max_batch]
@@ -125,6 +131,7 @@ class TorchEngine:
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Runs one sequence and returns the output [T, D] of every block under its name, in order."""
+        self.whole.check()
         return self.model.trace(tokens)
 
     def replicas(self) -> tuple[TorchEngine]:
@@ -241,7 +248,7 @@ class TorchEngine:
             logprobs=tuple(draft.logprobs),
             text=completion_text(draft.tokens, self.end_tokens, self.decode),
             finish_reason="stop" if draft.stopped else "length",
-            weight_version=self.version,
+            weight_version=self.whole.version,
             seed=draft.seed,
         )
 

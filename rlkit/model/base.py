@@ -93,5 +93,16 @@ class CausalLM(nn.Module, ABC):
         """Returns the published name and the shape of every weight."""
 
     @abstractmethod
+    def all_published(self) -> Mapping[str, tuple[int, ...]]:
+        """Returns the published name and the shape of every weight that the ranks hold together, copies included.
+
+        The order is that of `checkpoint_weights`, up to the order within a layer.
+        """
+
+    def holders(self, name: str, num_ranks: int) -> range:
+        """Returns which of the ranks hold a weight: all of them, unless they share out experts."""
+        return range(num_ranks)
+
+    @abstractmethod
     def core(self) -> nn.Module:
         """Returns the module whose submodules are named as in transformers' class, which is where adapters go."""

@@ -28,6 +28,7 @@ from rlkit.model.meta import on_meta
 from rlkit.model.moe import Router
 from rlkit.model.mtp import mtp_hidden
 from rlkit.model.ragged import lay_out_pack
+from rlkit.model.size import ROUTED
 from rlkit.model.trace import trace
 
 
@@ -150,6 +151,18 @@ class DeepseekV3(CausalLM):
     def published(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the published name and the shape of every weight."""
         return {name: place.shape for name, place in published_names(self.config, self.share).items()}
+
+    def all_published(self) -> Mapping[str, tuple[int, ...]]:
+        """Returns the published name and the shape of every weight, of all experts."""
+        return {name: place.shape for name, place in published_names(self.config).items()}
+
+    def holders(self, name: str, num_ranks: int) -> range:
+        """Returns which of the ranks hold a weight: of E parts of the experts, rank r has part r % E."""
+        expert = name.partition(ROUTED)[2].partition(".")[0]
+        if not expert or self.share.size == 1:
+            return range(num_ranks)
+        part = int(expert) // (self.config.n_routed_experts // self.share.size)
+        return range(part, num_ranks, self.share.size)
 
     def core(self) -> nn.Module:
         """Returns this module: its submodules have the published names."""

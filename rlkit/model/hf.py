@@ -247,6 +247,10 @@ class HfModel(CausalLM):
         """Returns the published name and the shape of every weight."""
         return self.files.published
 
+    def all_published(self) -> Mapping[str, tuple[int, ...]]:
+        """Returns the same and the tied tensors, which have no memory of their own and no shape here."""
+        return {**self.files.published, **{name: (0,) for name in sorted(self.files.tied)}}
+
     def core(self) -> nn.Module:
         """Returns the model of transformers."""
         return self.inner

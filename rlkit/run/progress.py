@@ -18,7 +18,7 @@ from rlkit.evaluate import evaluate
 from rlkit.interrupt import GO_ON, INTERRUPTED, raise_again
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
-from rlkit.parts import PartDiedError, Parts
+from rlkit.parts import PartDiedError, Parts, SyncError
 from rlkit.rollout.judging import NoVerdictError
 from rlkit.run.folder import CHECKPOINTS, START, newest_checkpoint, save_checkpoint
 from rlkit.run.inputs import check_same, write_inputs
@@ -95,6 +95,8 @@ class Run:
             self._leave(f"the disk of output_dir={self.folder} is full; {self._kept()}, when there is room again")
         if isinstance(error, PartDiedError):
             self._leave(f"{error}; {self._kept()}")
+        if isinstance(error, SyncError):
+            self._leave(f"{getattr(error, 'cause', error)}; {self._kept()}")
         if isinstance(error, SAY_ALL):
             for note in getattr(error.__cause__, "__notes__", ()):
                 print(note, file=sys.stderr)

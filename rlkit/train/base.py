@@ -35,8 +35,8 @@ class Trainer(Protocol):
         """Runs one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...
 
-    def weights(self) -> Weights:
-        """All weights of the policy under their checkpoint names."""
+    def weights(self, version: int = 0) -> Weights:
+        """All weights of the policy under their checkpoint names; where they travel, `version` travels with them."""
         ...
 
     def adapter(self) -> Mapping[str, Tensor]:

@@ -19,6 +19,7 @@ from rlkit.train import ranks
 from rlkit.train.checkpoint import load_state, save_state
 from rlkit.train.experts import ExpertBalance
 from rlkit.train.policy import Policy
+from rlkit.train.publishing import share_of
 from rlkit.train.rounding import Rounding, rounded_anew
 from rlkit.train.steppers.base import Stepper
 from rlkit.types import Batch, Numbers, Pack, PolicyPack
@@ -102,9 +103,17 @@ class ModelTrainer:
         with rounded_anew(self.model, rounding):
             return self.model.trace(tokens)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What this rank holds of the policy's weights, under checkpoint names; LoRA merged in. All ranks call it."""
+    def weights(self, version: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """What this rank holds of the policy's weights, under checkpoint names; LoRA merged in. All ranks call it.
+
+        They stay here, so `version` is nobody's concern.
+        """
         return self.model.checkpoint_weights(self.stepper.tensors())
+
+    def share(self, rank: int, num_ranks: int) -> tuple[str, ...]:
+        """Returns the names that one rank of several publishes: of what it holds, its part (`share_of`)."""
+        sizes = {name: math.prod(shape) for name, shape in self.model.all_published().items()}
+        return share_of(sizes, lambda name: self.model.holders(name, num_ranks), rank)
 
     def adapter(self) -> Mapping[str, Tensor]:
         """LoRA's matrices under the keys of peft's files; empty when all weights are trained."""

@@ -99,7 +99,10 @@ def test_all_flat_steps_are_skipped_and_said_so(tmp_path: Path, capsys: pytest.C
 
 
 def test_gsm8k_with_two_ranks_and_two_engines_on_ray(tmp_path: Path) -> None:
-    """In a folder whose files have the names of the modules that driver, workers and reward processes import."""
+    """In a folder whose files have the names of the modules that driver, workers and reward processes import.
+
+    Each rank sends half of the weights: without the other half no load, and no gate, would pass.
+    """
     hide_modules(tmp_path)
     plugin = tmp_path / "plugin.py"
     plugin.write_text(SPREAD_REWARD)

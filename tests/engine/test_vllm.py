@@ -17,6 +17,7 @@ import torch
 
 from rlkit.engine.base import rollout_seed
 from rlkit.engine.vllm import VllmEngine, import_vllm
+from rlkit.engine.whole import HalfLoadedError
 from rlkit.types import Group, Prompt, Sampling
 from tests.hf_folders import make, save
 from tests.hf_reference import ANSWER, BOS, EOS, PAD, THINK, VOCAB, HfTrainer, make_model, save_checkpoint
@@ -123,6 +124,29 @@ def test_rollouts_carry_the_version_of_their_weights(engine, checkpoint):
         engine.load(HfTrainer(make_model()).weights(), version)
         (group,) = drawn(engine, PROMPTS[:1], 2, SAMPLING)
         assert [r.weight_version for r in group.rollouts] == [version] * 2
+
+
+@pytest.mark.slow
+def test_after_a_load_that_broke_off_nothing_is_answered(engine, checkpoint):
+    def half():
+        for number, weight in enumerate(HfTrainer(make_model(seed=3)).weights()):
+            if number == 9:
+                raise ConnectionError("the sender is gone")
+            yield weight
+
+    with pytest.raises(ConnectionError):
+        engine.load(half(), 7)
+    for ask in (
+        lambda: drawn(engine, PROMPTS[:1], 1, SAMPLING),
+        lambda: engine.logprobs([(5, 6, 7)]),
+        lambda: engine.trace((5, 6, 7)),
+    ):
+        with pytest.raises(HalfLoadedError, match=r"version 7 broke off \(ConnectionError: the sender is gone\)"):
+            ask()
+    for version in (8, 9):  # vLLM's first reload after the break leaves tensors of the one before
+        engine.load(HfTrainer(make_model()).weights(), version)
+    [group] = drawn(engine, PROMPTS[:1], 1, SAMPLING)
+    assert group.rollouts[0].weight_version == 9
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from rlkit.errors import DivergedError, UserError
 from rlkit.interrupt import GO_ON
 from rlkit.parity import ParityError
-from rlkit.parts import PartDiedError
+from rlkit.parts import PartDiedError, SyncError
 from rlkit.run.lock import Lock
 from rlkit.run.progress import Run
 from rlkit.watch import Metrics
@@ -57,6 +57,16 @@ def test_a_part_that_has_died(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert end(tmp_path, died) == 1, "also when it had just resumed"
     assert words in capsys.readouterr().err
     assert (tmp_path / "report.html").exists()
+
+
+def test_weights_that_arrived_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error comes from an engine on Ray, whose own text is a traceback."""
+    wrong = SyncError("lm_head.weight: the bytes that arrived are not those that rank 1 published in version 3")
+    raised = RayTaskError("load", "Traceback: ...", wrong).as_instanceof_cause()
+    assert end(tmp_path, raised, steps=2) == 1
+    kept = tmp_path / "checkpoints" / "sft-000002"
+    words = f"{kept} and metrics.jsonl are kept; with resume=auto the same command goes on from there"
+    assert capsys.readouterr().err == f"error: {wrong}; {words}\n"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from rlkit.engine.vllm.start import (
     start_up,
     use_threads,
 )
+from rlkit.engine.whole import WholeLoads
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
@@ -73,7 +74,7 @@ class VllmEngine:
         """
         self._lock = threading.Lock()
         self._threads, self._max_model_len = threads, max_model_len
-        self._version, self._finished, self._drafts_before = 0, 0, (0, 0)
+        self._whole, self._finished, self._drafts_before = WholeLoads(), 0, (0, 0)
         self._progress = progress
         self._cuda = torch.cuda.is_available()
         self._speculative = speculative_tokens > 0
@@ -166,13 +167,12 @@ class VllmEngine:
 
         An engine with `lora` replaces the adapter, given under the keys of peft's files.
         """
-        with self._lock, use_threads(self._threads):
+        with self._lock, use_threads(self._threads), self._whole.loading(version):
             if self._lora is not None:
                 self._engine.collective_rpc(replace_adapter, args=(list(weights), self._lora))
                 self._adapter = adapter_request()
             else:
                 self._reload(weights)
-            self._version = version
 
     def _reload(self, weights: Weights) -> None:
         if not self._cuda:
@@ -243,7 +243,11 @@ class VllmEngine:
         return self._vllm.SamplingParams(detokenize=False, flat_logprobs=True, output_kind=output, **sampling)
 
     def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Iterator[tuple[int, Any]]:
-        """Drives vLLM until every request is done; yields each request's number and output as it finishes."""
+        """Drives vLLM until every request is done; yields each request's number and output as it finishes.
+
+        Raises HalfLoadedError, as all that asks the model does through it, after a load that broke off.
+        """
+        self._whole.check()
         self._finished = 0
         prompts = self._engine.renderer.render_cmpl([{"prompt_token_ids": list(tokens)} for tokens, _ in requests])
         waiting: list[str] = []
@@ -266,7 +270,7 @@ class VllmEngine:
             logprobs=tuple(completion.logprobs.logprobs),
             text=completion_text(tokens, self._ends, self._decode),
             finish_reason=completion.finish_reason,
-            weight_version=self._version,
+            weight_version=self._whole.version,
             seed=seed,
         )
 

@@ -78,7 +78,7 @@ def build_trainer(
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
     model = load_model(checkpoint, dtype, kind, ExpertShare(rank=rank % cfg.expert_parallel, size=cfg.expert_parallel))
     if cfg.dtype in FLOAT8:
-        compute_in_float8(model, cfg.dtype)
+        compute_in_float8(model, cfg.dtype, dispatched=cfg.fp8_dispatch)
     if cfg.lora is not None:
         add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, seed=seed)
     if cfg.recompute:
@@ -92,7 +92,7 @@ def build_trainer(
         from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_experts, join_ranks  # takes seconds to import
 
         join_ranks(store, rank, cfg.num_ranks)
-        join_experts(model, cfg.expert_parallel)
+        join_experts(model, cfg.expert_parallel, in_float8=cfg.fp8_dispatch)
         # Before the stepper takes the model: ZeRO-3 cuts its weights into pieces.
         reference = frozen_copy(model) if keep_reference else None
         stepper = DeepSpeedStepper(model, cfg)

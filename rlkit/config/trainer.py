@@ -65,6 +65,8 @@ class TrainerConfig:
     grad_clip: float
     bias_update_speed: float
     """How far every expert's bias moves against its load after a step (V3 in pre-training: 0.001); 0 freezes it."""
+    fp8_dispatch: bool
+    """Whether rows travel to their experts in FP8, and so do gradients; what comes back is in bf16."""
     balance_coef: float
     """The weight of the sequence-wise balance loss (V3 in pre-training: 1e-4); 0 leaves it out."""
     lora: LoraConfig | None = None
@@ -92,6 +94,12 @@ class TrainerConfig:
                 "small steps round to nothing"
             )
         self._check_layout()
+        if self.fp8_dispatch and (self.dtype != "fp8" or self.expert_parallel == 1):
+            raise UserError(
+                f"trainer.fp8_dispatch=true sends rows between ranks as trainer.dtype=fp8 multiplies them, but dtype "
+                f"is {self.dtype} and trainer.expert_parallel={self.expert_parallel}; set it to false, or "
+                "trainer.dtype to fp8 and trainer.expert_parallel above 1"
+            )
         if self.dtype in FLOAT8 and self.lora is not None:
             raise UserError(
                 f"trainer.dtype={self.dtype} rounds W to FP8 and adds LoRA's B A to it in bf16, but exports round "

@@ -3,18 +3,22 @@
 With one rank every expert is here and nothing moves. With R ranks each holds L = E / R experts, in order, and two
 all-to-alls surround the experts: rows go out to where their experts are, outputs come back to where the rows were. No
 row is dropped, whatever the load. The ranks must pass here equally often, or they wait for each other for ever.
+Rows may travel to experts in FP8, and gradients to the experts' outputs (section 3.3.3): a byte for each number and a
+power of two for each 128. The way back is not, because what arrives there is added up.
 
 S rows leave this rank, one for each choice of each token, in the order of the E experts; M rows arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed
+
+from rlkit.quant import dequantise_tiles, quantise_tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,10 @@ class Arrived:
     """How many rows went to each rank."""
     received: Sequence[int] = ()
     """How many came from each."""
+
+
+Exchange = Callable[[Tensor, Sequence[int], Sequence[int], Any], Tensor]
+"""Sends the first `sent[0]` rows to rank 0, and so on; returns the `received` rows, rank by rank."""
 
 
 class Dispatcher(Protocol):
@@ -61,8 +69,10 @@ class Here:
 class AllToAll:
     """The `Dispatcher` of ranks that each hold their part of the experts."""
 
-    def __init__(self, group: distributed.ProcessGroup) -> None:
+    def __init__(self, group: distributed.ProcessGroup, *, in_float8: bool = False) -> None:
         self.group, self.ranks = group, distributed.get_world_size(group)
+        self.to_experts: Exchange = _exchanged_in_float8 if in_float8 else _exchanged
+        """What carries rows to experts, and gradients to their outputs; the way back is `_exchanged`."""
 
     def __deepcopy__(self, _memo: Any) -> AllToAll:
         """Returns this: a copy of a model, such as the reference, talks to the same ranks."""
@@ -77,7 +87,8 @@ class AllToAll:
         local_L = torch.arange(counts_RL.shape[1], device=counts_E.device)
         experts_M = local_L.repeat(self.ranks).repeat_interleave(arriving_RL.flatten())
         order_M = experts_M.argsort(stable=True)
-        rows, gates = (_Exchange.apply(x, sent, received, self.group) for x in (rows_SD, gates_S1))
+        rows = _Exchange.apply(rows_SD, sent, received, self.group, self.to_experts, _exchanged)
+        gates = _Exchange.apply(gates_S1, sent, received, self.group, _exchanged, _exchanged)
         return Arrived(
             rows_MD=_Reorder.apply(rows, order_M),
             gates_M1=_Reorder.apply(gates, order_M),
@@ -91,20 +102,22 @@ class AllToAll:
         """Sends the outputs the same way back."""
         assert arrived.order_M is not None
         outputs_MD = _Reorder.apply(outputs_MD, _inverse(arrived.order_M))
-        return _Exchange.apply(outputs_MD, arrived.received, arrived.sent, self.group)
+        return _Exchange.apply(outputs_MD, arrived.received, arrived.sent, self.group, _exchanged, self.to_experts)
 
 
 class _Exchange(torch.autograd.Function):
     """Sends the first `sent[0]` rows to rank 0, and so on; the gradient takes the same way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Tensor:
-        ctx.way = (received, sent, group)
-        return _exchanged(x, sent, received, group)
+    def forward(
+        ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], group: Any, go: Exchange, return_: Exchange
+    ) -> Tensor:
+        ctx.way, ctx.return_ = (received, sent, group), return_
+        return go(x, sent, received, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchanged(grads[0], *ctx.way), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.return_(grads[0], *ctx.way), None, None, None, None, None
 
 
 class _Reorder(torch.autograd.Function):
@@ -124,6 +137,13 @@ def _exchanged(x: Tensor, sent: Sequence[int], received: Sequence[int], group: A
     out = x.new_empty(sum(received), *x.shape[1:])
     distributed.all_to_all_single(out, x.contiguous(), list(received), list(sent), group=group)
     return out
+
+
+def _exchanged_in_float8(x_TD: Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Tensor:
+    codes_TD, scales = quantise_tiles(x_TD, powers_of_two=True)
+    # No collective knows FP8 numbers, but all know bytes.
+    codes = _exchanged(codes_TD.view(torch.uint8), sent, received, group).view(codes_TD.dtype)
+    return dequantise_tiles(codes, _exchanged(scales, sent, received, group), x_TD.dtype)
 
 
 def _inverse(order: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,9 +62,10 @@ class Float8ModelLinear(nn.Linear):
         return self.product(input, self.weight)
 
 
-def compute_in_float8(model: CausalLM, mode: str) -> None:
+def compute_in_float8(model: CausalLM, mode: str, *, dispatched: bool = False) -> None:
     """Makes exactly the matrices that FP8 checkpoints hold in FP8 compute so; `mode` is a key of `ARITHMETICS`.
 
+    With `dispatched` rows reach their experts in FP8, with power-of-two scales, and are multiplied as they came.
     Raises TypeError for a model that has no such table.
     """
     if not isinstance(model, DeepseekV3):
@@ -72,7 +74,7 @@ def compute_in_float8(model: CausalLM, mode: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, Experts):
             assert {f"{name}.gate_up_proj", f"{name}.down_proj"} <= names, f"{name} is not in the table"
-            module.product = arithmetic.experts
+            module.product = partial(float8_grouped, powers_of_two=True) if dispatched else arithmetic.experts
         elif f"{name}.weight" in names:
             assert type(module) is nn.Linear, f"{name} is a {type(module).__name__}"
             # Another class and not another module: names, hooks and whoever holds the module stay as they are, and so

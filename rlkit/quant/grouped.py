@@ -18,33 +18,34 @@ from rlkit.quant.linear import transposed
 from rlkit.quant.matmul import matmul, quantise_tiles, quantise_weight
 
 
-def float8_grouped(x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor) -> Tensor:
+def float8_grouped(x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor, *, powers_of_two: bool = False) -> Tensor:
     """Computes x_m W_l^T by the recipe for every row m of the block of expert l: [M, N] in the dtype of x.
 
-    `ends_L` says where each block ends. An expert without rows has a gradient of zeros.
+    `ends_L` says where each block ends. An expert without rows has a gradient of zeros. With `powers_of_two` the tiles
+    of x and dy have such scales: rows that came in FP8 with such scales are multiplied with the numbers they came with.
     """
-    out: Tensor = _Float8Grouped.apply(x_MK, weight_LNK, ends_L)  # type: ignore[assignment]  # torch declares no types
+    out: Tensor = _Float8Grouped.apply(x_MK, weight_LNK, ends_L, powers_of_two)  # type: ignore[assignment]
     return out
 
 
 class _Float8Grouped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor) -> Tensor:
+    def forward(ctx: Any, x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor, powers_of_two: bool) -> Tensor:
         held = [quantise_weight(weight_NK) for weight_NK in weight_LNK]
         ctx.save_for_backward(x_MK, ends_L, *(tensor for pair in held for tensor in pair))
-        ctx.weight_dtype = weight_LNK.dtype
-        codes_MK, scales = quantise_tiles(x_MK)
+        ctx.weight_dtype, ctx.powers_of_two = weight_LNK.dtype, powers_of_two
+        codes_MK, scales = quantise_tiles(x_MK, powers_of_two=powers_of_two)
         y_MN = x_MK.new_empty(len(x_MK), weight_LNK.shape[1])
         for rows, pair in zip(_blocks(ends_L), held, strict=True):
             y_MN[rows] = matmul(codes_MK[rows], scales[rows], *pair, out_dtype=x_MK.dtype)
         return y_MN
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (dy_MN,), (x_MK, ends_L, *held) = grads, ctx.saved_tensors
         dx_MK = dw_LNK = None
         if ctx.needs_input_grad[0]:
-            codes_MN, scales = quantise_tiles(dy_MN)
+            codes_MN, scales = quantise_tiles(dy_MN, powers_of_two=ctx.powers_of_two)
             dx_MK = torch.empty_like(x_MK)
             for rows, codes_NK, blocks in zip(_blocks(ends_L), held[::2], held[1::2], strict=True):
                 right = transposed(codes_NK), blocks.T
@@ -55,7 +56,7 @@ class _Float8Grouped(torch.autograd.Function):
                 if rows.stop > rows.start:
                     left, right = quantise_tiles(dy_MN[rows].T), quantise_tiles(x_MK[rows].T)
                     dw_NK.copy_(matmul(*left, *right, out_dtype=ctx.weight_dtype))
-        return dx_MK, dw_LNK, None
+        return dx_MK, dw_LNK, None, None
 
 
 def _blocks(ends_L: Tensor) -> Iterator[slice]:

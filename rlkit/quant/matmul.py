@@ -54,6 +54,11 @@ def quantise_tiles(x_TK: Tensor, *, powers_of_two: bool = False, backend: str | 
     return codes_TK, scales_TC
 
 
+def dequantise_tiles(codes_TK: Tensor, scales_TC: Tensor, dtype: torch.dtype) -> Tensor:
+    """Computes x = code * s, rounded to `dtype`: [T, K]; bf16 holds it exactly where s is a power of two."""
+    return (codes_TK.float() * scales_TC.repeat_interleave(BLOCK, 1)[:, : codes_TK.shape[1]]).to(dtype)
+
+
 def quantise_weight(
     weight_NK: Tensor, *, powers_of_two: bool = False, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:

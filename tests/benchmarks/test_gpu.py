@@ -12,7 +12,7 @@ import torch
 from benchmarks import gpu
 from tests.architecture import ROOT
 
-ABSENT = ("hydra", "omegaconf", "ray", "deepspeed", "vllm", "reasoning_gym", "math_verify", "tensorboard", "mpmath")
+ABSENT = ("hydra", "omegaconf", "ray", "deepspeed", "vllm", "reasoning_gym", "math_verify", "tensorboard")
 """What a bare machine does not have and the benchmark must not need. Of others transformers asks what is installed, and
 then imports it."""
 BARE = f"""

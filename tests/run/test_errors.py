@@ -218,6 +218,14 @@ MTP = "model.architecture.num_nextn_predict_layers=1"
             "trainer.dtype=fp8 rounds W to FP8 and adds LoRA's B A to it in bf16, but exports round their sum",
         ),
         (
+            ["trainer=deepspeed", "trainer.dtype=fp8", "trainer.fp8_dispatch=true"],
+            "trainer.fp8_dispatch=true sends rows between ranks as trainer.dtype=fp8 multiplies them, but dtype is",
+        ),
+        (
+            ["trainer=deepspeed", "trainer.fp8_dispatch=true"],
+            "but dtype is fp32 and trainer.expert_parallel=1; set it to false, or trainer.dtype to fp8",
+        ),
+        (
             ["trainer=deepspeed", "trainer.dtype=fp8_weights"],
             "trainer.dtype=fp8_weights: model.architecture.kv_lora_rank=32 does not divide into tiles of 128 numbers",
         ),

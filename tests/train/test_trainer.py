@@ -52,6 +52,7 @@ CFG = TrainerConfig(
     grad_clip=1.0,
     bias_update_speed=0.0,
     balance_coef=0.0,
+    fp8_dispatch=False,
 )
 
 

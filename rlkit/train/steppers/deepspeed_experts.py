@@ -29,14 +29,17 @@ class _ExpertsAreSpread(AutoEPMoELayer):
         """Does nothing: there is nothing here to spread."""
 
 
-def join_experts(model: nn.Module, ranks: int) -> None:
-    """Lets the experts of ranks 0 .. ranks - 1, of the next so many, and so on, reach each other's tokens."""
+def join_experts(model: nn.Module, ranks: int, *, in_float8: bool = False) -> None:
+    """Lets the experts of ranks 0 .. ranks - 1, of the next so many, and so on, reach each other's tokens.
+
+    With `in_float8` rows on their way to experts are in FP8.
+    """
     if ranks == 1:
         return
     groups._create_expert_and_data_parallel(ranks)
     for module in model.modules():
         if isinstance(module, Experts):
-            module.dispatcher = AllToAll(groups._get_expert_parallel_group(_group_name(ranks)))
+            module.dispatcher = AllToAll(groups._get_expert_parallel_group(_group_name(ranks)), in_float8=in_float8)
 
 
 def mark_experts(policy: nn.Module, ranks: int, zero_stage: int) -> None:

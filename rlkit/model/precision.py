@@ -5,6 +5,7 @@ FP8, and nothing else. So trainer, export and engine cannot mean different matri
 `mlp.gate` for an `mlp.gate_proj`. Embeddings, head, routers, norms, `eh_proj` and the attention itself stay high.
 
 Parameters stay what they were, bf16 leaves under the same names: an optimiser, ZeRO and a checkpoint see nothing of it.
+What is not covered: decoding, which multiplies with parts of `kv_b_proj`; a trainer's model does not decode.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class _Float8Grouped(torch.autograd.Function):
         ctx.weight_dtype, ctx.powers_of_two = weight_LNK.dtype, powers_of_two
         codes_MK, scales = quantise_tiles(x_MK, powers_of_two=powers_of_two)
         y_MN = x_MK.new_empty(len(x_MK), weight_LNK.shape[1])
-        for rows, pair in zip(_blocks(ends_L), held, strict=True):
-            y_MN[rows] = matmul(codes_MK[rows], scales[rows], *pair, out_dtype=x_MK.dtype)
+        for expert, rows in _blocks(ends_L):
+            y_MN[rows] = matmul(codes_MK[rows], scales[rows], *held[expert], out_dtype=x_MK.dtype)
         return y_MN
 
     @staticmethod
@@ -47,21 +47,21 @@ class _Float8Grouped(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             codes_MN, scales = quantise_tiles(dy_MN, powers_of_two=ctx.powers_of_two)
             dx_MK = torch.empty_like(x_MK)
-            for rows, codes_NK, blocks in zip(_blocks(ends_L), held[::2], held[1::2], strict=True):
-                right = transposed(codes_NK), blocks.T
+            for expert, rows in _blocks(ends_L):
+                right = transposed(held[2 * expert]), held[2 * expert + 1].T
                 dx_MK[rows] = matmul(codes_MN[rows], scales[rows], *right, out_dtype=x_MK.dtype)
         if ctx.needs_input_grad[1]:
             dw_LNK = x_MK.new_zeros(len(ends_L), dy_MN.shape[1], x_MK.shape[1], dtype=ctx.weight_dtype)
-            for dw_NK, rows in zip(dw_LNK, _blocks(ends_L), strict=True):
-                if rows.stop > rows.start:
-                    left, right = quantise_tiles(dy_MN[rows].T), quantise_tiles(x_MK[rows].T)
-                    dw_NK.copy_(matmul(*left, *right, out_dtype=ctx.weight_dtype))
+            for expert, rows in _blocks(ends_L):
+                left, right = quantise_tiles(dy_MN[rows].T), quantise_tiles(x_MK[rows].T)
+                dw_LNK[expert] = matmul(*left, *right, out_dtype=ctx.weight_dtype)
         return dx_MK, dw_LNK, None, None
 
 
-def _blocks(ends_L: Tensor) -> Iterator[slice]:
-    """Yields the rows of each expert."""
+def _blocks(ends_L: Tensor) -> Iterator[tuple[int, slice]]:
+    """Yields each expert that has rows, and which they are."""
     start = 0
-    for end in ends_L.tolist():
-        yield slice(start, end)
+    for expert, end in enumerate(ends_L.tolist()):
+        if end > start:
+            yield expert, slice(start, end)
         start = end

@@ -68,8 +68,8 @@ def product(
 
 
 def _launched(kernel: Any, *grid: int) -> Any:
-    """Returns the kernel as a function that runs it for every place of the grid."""
-    return kernel[grid]
+    """Returns the kernel as a function that runs it for every place of the grid, which may have none."""
+    return kernel[grid] if all(grid) else lambda *_args, **_options: None
 
 
 @triton.jit

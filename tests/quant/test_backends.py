@@ -61,6 +61,7 @@ PRODUCTS = [
     ((130, 129, 127), "blocks", "tiles"),
     ((130, 140, 256), "blocks", "blocks"),
     ((200, 70, 100), "tiles", "tiles"),
+    ((0, 70, 100), "tiles", "tiles"),
 ]
 """((T, N, K), what the scales of the left matrix hold for, what those of the right one do)."""
 
@@ -116,6 +117,13 @@ def test_triton_multiplies_as_the_emulation(interpreted: dict[str, Any]) -> None
 def test_interpreted_kernels_are_for_those_who_ask(interpreted: dict[str, Any]) -> None:
     assert interpreted["usable"] == ("triton", "emulate") if not torch.cuda.is_available() else True
     assert interpreted["usual"]
+
+
+@pytest.mark.slow
+def test_no_rows_are_quantised_to_none(interpreted: dict[str, Any]) -> None:
+    assert (
+        interpreted["nothing"] == [tensor.shape for tensor in quantise_tiles(torch.zeros(0, 256))] == [(0, 256), (0, 2)]
+    )
 
 
 @pytest.mark.parametrize("backend", ["triton", "scaled_mm"])

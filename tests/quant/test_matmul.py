@@ -110,6 +110,23 @@ def test_leading_dimensions_and_frozen_sides() -> None:
     assert moving.grad is not None and layer.weight.grad is None
 
 
+def test_rows_of_all_sizes_survive_a_product() -> None:
+    """Gradients of tokens differ by decades; with one scale for all of them the small ones are zero or one code."""
+    random = torch.Generator().manual_seed(0)
+    sizes = 10 ** (-8 * torch.rand(256, 1, generator=random))
+    dy_TN, weight_NK = sizes * torch.randn(256, 512, generator=random), torch.randn(256, 512, generator=random)
+    exact = dy_TN.double() @ weight_NK.double().T
+    blocks = quantise_blocks(weight_NK)
+    scale = dy_TN.abs().max() / E4M3_MAX
+    whole = matmul((dy_TN / scale).to(E4M3), scale.expand(256, 4), *blocks)
+    tiled = matmul(*quantise_tiles(dy_TN), *blocks)
+    errors = [(found - exact).norm(dim=1) / exact.norm(dim=1) for found in (whole, tiled)]
+    lost = [float((each > 0.5).double().mean()) for each in errors]
+    print(f"rows that a product loses: {lost[0]:.0%} with one scale, {lost[1]:.0%} with tiles")
+    print(f"median error of a row: {errors[0].median():.2f} with one scale, {errors[1].median():.3f} with tiles")
+    assert lost[0] > 0.2 and lost[1] == 0 and errors[1].max() < 0.06
+
+
 def test_tiles_keep_outliers_apart() -> None:
     """With a few large columns one scale for all loses the small ones, which is why there are tiles (section 3.3.2)."""
     x_TK = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))

@@ -55,8 +55,6 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str,
         ("algo.scale=rank", ["algo.scale='rank'", "std or none"]),
         ("trainer.grad_clip=0", ["trainer.grad_clip=0", "above 0"]),
         ("trainer.dtype=bf16", ["trainer.dtype=bf16", "trainer=deepspeed"]),
-        ("trainer.dtype=fp8", ["trainer.dtype=fp8 needs trainer=deepspeed", "fp32 master weights"]),
-        ("trainer.dtype=fp8_weights", ["trainer.dtype=fp8_weights needs trainer=deepspeed"]),
         ("engine.dtype=bf16", ["engine.dtype=bf16", "engine=vllm"]),
         ("engine.memory=-1", ["engine.memory=-1", "above 0"]),
         ("algo.mtp_weight=-0.1", ["algo.mtp_weight=-0.1", "at least 0"]),
@@ -212,22 +210,6 @@ MTP = "model.architecture.num_nextn_predict_layers=1"
         (
             [LORA, "trainer.bias_update_speed=0.001"],
             "trainer.bias_update_speed=0.001 moves what an adapter cannot hold",
-        ),
-        (
-            ["trainer=deepspeed", "trainer.dtype=fp8", LORA],
-            "trainer.dtype=fp8 rounds W to FP8 and adds LoRA's B A to it in bf16, but exports round their sum",
-        ),
-        (
-            ["trainer=deepspeed", "trainer.dtype=fp8", "trainer.fp8_dispatch=true"],
-            "trainer.fp8_dispatch=true sends rows between ranks as trainer.dtype=fp8 multiplies them, but dtype is",
-        ),
-        (
-            ["trainer=deepspeed", "trainer.fp8_dispatch=true"],
-            "but dtype is fp32 and trainer.expert_parallel=1; set it to false, or trainer.dtype to fp8",
-        ),
-        (
-            ["trainer=deepspeed", "trainer.dtype=fp8_weights"],
-            "trainer.dtype=fp8_weights: model.architecture.kv_lora_rank=32 does not divide into tiles of 128 numbers",
         ),
         ([LORA, MTP, "algo.mtp_weight=0.3"], "algo.mtp_weight=0.3 trains MTP modules, which trainer.lora leaves"),
         (

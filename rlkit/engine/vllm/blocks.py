@@ -11,7 +11,21 @@ from torch import Tensor, nn
 from rlkit.model.trace import BLOCK
 
 
-def watch_blocks(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable[[], None]:
+def start_watching(worker: Any) -> None:
+    """Copies the output of every block from now on."""
+    worker.watched_blocks = chunks = {}
+    worker.stop_watching = _watch(worker.get_model(), chunks)
+
+
+def stop_watching(worker: Any) -> dict[str, list[Tensor]]:
+    """Stops and returns the copies, a tensor for each step; of several workers the first, as all have the same sums."""
+    worker.stop_watching()
+    chunks = worker.watched_blocks
+    del worker.watched_blocks, worker.stop_watching
+    return {} if worker.rank else chunks
+
+
+def _watch(model: nn.Module, chunks: dict[str, list[Tensor]]) -> Callable[[], None]:
     """Copies the output of every block into `chunks`; call what is returned to stop."""
     handles = []
     for name, module in model.named_modules():

@@ -1,10 +1,11 @@
 """vLLM behind the Engine protocol; the only file that imports vllm.
 
-vLLM runs inside the caller's process: no engine process of its own, weights arrive by reference. It is imported when
-an engine is made, not before, because it reads its environment while it is imported.
+vLLM runs inside the caller's process: no engine process of its own, weights arrive by reference. With `tensor_parallel`
+above 1 this process plans the steps and worker processes below it compute them (`rlkit.engine.vllm.workers`). vLLM is
+imported when an engine is made, not before, because it reads its environment while it is imported.
 
 The defects of its CPU build, and the way round each, are in `rlkit.engine.vllm.start`.
-What is not covered: tensor parallelism, images, a checkpoint in FP8 whose trainer sends another format.
+What is not covered: an engine over several machines, images, a checkpoint in FP8 whose trainer sends another format.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from rlkit.config import LoraConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import completion_text, rollout_seed
 from rlkit.engine.vllm.adapter import adapter_arguments, adapter_request, replace_adapter
-from rlkit.engine.vllm.blocks import watch_blocks
+from rlkit.engine.vllm.blocks import start_watching, stop_watching
+from rlkit.engine.vllm.process import begin_here, forget_shared_names
 from rlkit.engine.vllm.reload import forget_packed_experts, reload_drafter
 from rlkit.engine.vllm.start import (
     draft_arguments,
@@ -34,6 +36,7 @@ from rlkit.engine.vllm.start import (
     start_up,
     use_threads,
 )
+from rlkit.engine.vllm.workers import load_into_workers
 from rlkit.engine.whole import WholeLoads
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
@@ -62,13 +65,15 @@ class VllmEngine:
         threads: int,
         speculative_tokens: int = 0,
         lora: LoraConfig | None = None,
+        tensor_parallel: int = 1,
         progress: Progress = silent,
         seed: int = 0,
     ) -> None:
         """Starts vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
-        `kv_cache_gib` and `threads` (of OpenMP) count on the CPU, `gpu_memory_utilization` (a share) on CUDA. With
-        `lora`, whose targets are names of layers, `load` takes an adapter and the weights stay those of the checkpoint.
+        `kv_cache_gib` and `threads` (of OpenMP, shared by the workers) count on the CPU, `gpu_memory_utilization` (a
+        share) on CUDA. With `lora`, whose targets are names of layers, `load` takes an adapter and the weights stay
+        those of the checkpoint. `tensor_parallel` workers hold a slice of every layer each.
         Raises RuntimeError if vllm cannot be imported, UserError if the checkpoint names no end token or has no
         tokenizer.json.
         """
@@ -79,14 +84,17 @@ class VllmEngine:
         self._cuda = torch.cuda.is_available()
         self._speculative = speculative_tokens > 0
         self._lora = lora
+        self._parallel = tensor_parallel > 1
         self._adapter: Any = None  # what requests name it by; none has been loaded yet
         self._ends = end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._decode = read_decoder(checkpoint)
-        with self._lock, use_threads(threads), start_up(self._cuda):
+        with self._lock, use_threads(threads), start_up(self._cuda, max(1, threads // tensor_parallel)):
             self._vllm = import_vllm()
             if not self._cuda:
                 mend(drafts=self._speculative, adapter=lora is not None)
+            if self._parallel:
+                begin_here(self._cuda)
             arguments = self._vllm.EngineArgs(
                 model=str(checkpoint),
                 dtype=dtype,
@@ -101,9 +109,13 @@ class VllmEngine:
                 use_tqdm_on_load=False,
                 speculative_config=draft_arguments(speculative_tokens),
                 **(adapter_arguments(lora) if lora else {}),
+                tensor_parallel_size=tensor_parallel,
+                distributed_executor_backend="mp" if self._parallel else "uni",
                 **platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
             )
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
+            if self._parallel and not self._cuda:
+                self._engine.collective_rpc(forget_shared_names)
             self._vocab_size = self._engine.model_config.get_vocab_size()
             # The first request makes vLLM import and log what it does not at start-up.
             list(self._run([((0,), self._params(max_tokens=1, temperature=0.0))]))
@@ -175,6 +187,9 @@ class VllmEngine:
                 self._reload(weights)
 
     def _reload(self, weights: Weights) -> None:
+        if self._parallel:
+            load_into_workers(self._engine.collective_rpc, weights, cuda=self._cuda)
+            return
         if not self._cuda:
             # The packed copy of the experts is what runs. A reload writes the plain weights and packs them only where
             # no packed copy is known, so the first copy has to be forgotten or it goes on sampling.
@@ -216,13 +231,12 @@ class VllmEngine:
         Keys `model.layers.{i}.self_attn`, `model.layers.{i}.mlp` in order, last `model.norm`; values [T, D] in fp32.
         """
         self._check("sequence", tokens, 1)
-        chunks: dict[str, list[Tensor]] = {}
         with self._lock, use_threads(self._threads):
-            (stop_watching,) = self._engine.apply_model(lambda model: watch_blocks(model, chunks))
+            self._engine.collective_rpc(start_watching)
             try:
                 list(self._run([(tokens, self._params(max_tokens=1, temperature=0.0))]))
             finally:
-                stop_watching()
+                chunks, *_ = self._engine.collective_rpc(stop_watching)
         # A long sequence is run in chunks; a captured graph may pad the last one.
         return {name: torch.cat(outputs_TD)[: len(tokens)] for name, outputs_TD in chunks.items()}
 
@@ -233,6 +247,8 @@ class VllmEngine:
     def close(self) -> None:
         """Stops vLLM and frees its memory; the process can then start another engine."""
         with self._lock:
+            # Workers that take long to end are no news: they are then ended.
+            logging.getLogger("vllm").setLevel(logging.ERROR)
             self._engine.engine_core.shutdown()
             if self._owns_process_group:
                 import_module("vllm.distributed").cleanup_dist_env_and_memory()

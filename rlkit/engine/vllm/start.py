@@ -28,6 +28,11 @@ from torch import Tensor
 
 from rlkit.engine.vllm.adapter import add_adapter
 
+_ONLY_WHILE_STARTING = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "PYTHONWARNINGS", "TORCHDYNAMO_DISABLE")
+"""Variables of the environment that are set while an engine starts, and then put back."""
+_NO_NEWS = "`torch.distributed.reduce_op` is deprecated"
+"""How a FutureWarning begins that vLLM's own code causes."""
+
 
 def import_vllm() -> ModuleType:
     """Imports vllm, or raises RuntimeError saying how to get it or do without."""
@@ -85,26 +90,37 @@ def use_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def mend_process() -> None:
+    """Replaces and asks for what every process needs that computes with the CPU build, before its model is made."""
+    # Ties all memory to one NUMA node although no thread is tied to it, and says so on stderr.
+    operators: Any = torch.ops._C
+    operators.init_cpu_memory_env = lambda nodes: None
+    torch.cpu._init_amx()  # False, and nothing happens, where the CPU has no tiles
+
+
 @contextmanager
-def start_up(cuda: bool) -> Iterator[None]:
-    """Sets what vLLM reads while it is imported and started, and takes back what would outlive the engine."""
+def start_up(cuda: bool, worker_threads: int) -> Iterator[None]:
+    """Sets what vLLM reads while it is imported and started, and takes back what would outlive the engine.
+
+    Worker processes, if there are any, inherit it, and compute with `worker_threads` OpenMP threads each.
+    """
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_ALLOW_INSECURE_SERIALIZATION="1")
     os.environ.update(VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "TORCHDYNAMO_DISABLE")}
+    kept = {name: os.environ.get(name) for name in _ONLY_WHILE_STARTING}
+    # New processes read these two; this one has set its number of threads, and its filter below.
+    os.environ["OMP_NUM_THREADS"] = str(worker_threads)
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (kept["PYTHONWARNINGS"], f"ignore:{_NO_NEWS}:FutureWarning")))
     if not cuda:
         os.environ.setdefault("VLLM_MLA_DISABLE", "1")  # who sets 0 wants the latent cache, and has width 576
         os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would overrule kv_cache_gib
-        # Ties all memory to one NUMA node although no thread is tied to it, and says so on stderr.
-        operators: Any = torch.ops._C
-        operators.init_cpu_memory_env = lambda nodes: None
-        torch.cpu._init_amx()  # False, and nothing happens, where the CPU has no tiles
+        mend_process()
     set_num_threads = torch.set_num_threads
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM sets it after its first messages
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", _NO_NEWS, FutureWarning)
             yield
     finally:
         torch.set_num_threads = set_num_threads

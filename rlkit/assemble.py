@@ -79,8 +79,9 @@ def parts(
     with (
         reaped(),
         reward(cfg.reward) as judge,
-        trainer(cfg, checkpoint) as learner,
+        # Engines before ranks: an engine needs all its GPUs on one machine, and ranks are spread over what is left.
         engine(cfg, checkpoint, progress) as sampler,
+        trainer(cfg, checkpoint) as learner,
     ):
         coarser = max(UNIT[cfg.engine.dtype], UNIT[cfg.trainer.dtype])
         check = gate(sampler, learner, sequences, cfg.parity.tolerance, coarser)

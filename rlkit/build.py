@@ -48,6 +48,8 @@ def build_engine(
             threads=threads,
             speculative_tokens=cfg.speculative_tokens,
             lora=lora,
+            tensor_parallel=cfg.tensor_parallel,
+            options=cfg.options,
             progress=progress,
         )
     from rlkit.engine.local import TorchEngine

@@ -47,6 +47,12 @@ class EngineActor:
         """`Engine.trace`."""
         return self.engine.trace(tokens)
 
+    def close(self) -> None:
+        """Ends what the engine has started, where it has started anything."""
+        close = getattr(self.engine, "close", None)
+        if close is not None:
+            close()
+
 
 class TrainerActor:
     """One data-parallel rank of the trainer."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,10 @@ from ray.job_config import JobConfig
 from rewards.own_files import own_modules
 from rlkit.cluster.actors import EngineActor, TrainerActor
 from rlkit.cluster.deaths import named_parts
+from rlkit.cluster.placement import placed
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
 from rlkit.config import RunConfig, TrainingRun
+from rlkit.config.placement import bundles, check_room, gpu_share
 from rlkit.interrupt import end_process
 from rlkit.watch.progress import Progress
 
@@ -52,25 +53,27 @@ def on_ray(cfg: RunConfig, checkpoint: Path) -> Iterator[None]:
 @contextmanager
 def engines_on_ray(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Iterator[RemoteEngines]:
     """Starts `engine.num_engines` actors, which may still be loading when the block begins and end with it."""
-    remote: Any = ray.remote  # its overloads do not know options
-    # A second thread answers how far sampling is while the first one samples.
-    new = remote(EngineActor).options(max_concurrency=2, **_resources(cfg))
     loading = (cfg.engine, checkpoint, cfg.model.kind, cfg.served_adapter)
-    actors = [new.remote(*loading) for _ in range(cfg.engine.num_engines)]
-    with _ending({f"engine {number + 1} of {len(actors)}": actor for number, actor in enumerate(actors)}):
-        yield RemoteEngines(actors, progress)
+    engines, _ = _bundles(cfg)
+    # A second thread answers how far sampling is while the first one samples.
+    with placed(EngineActor, engines, "PACK", max_concurrency=2) as new:
+        actors = [actor.remote(*loading) for actor in new]
+        with _ending({f"engine {number + 1} of {len(actors)}": actor for number, actor in enumerate(actors)}):
+            yield RemoteEngines(actors, progress)
+            if cfg.engine.tensor_parallel > 1:  # killed, it would leave its workers to notice, and to complain of it
+                ray.get([actor.close.remote() for actor in actors])
 
 
 @contextmanager
 def trainer_on_ray(cfg: TrainingRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
     """Starts `trainer.num_ranks` actors, which meet in a store on the first one's machine and end with the block."""
-    remote: Any = ray.remote
-    new = remote(TrainerActor).options(**_resources(cfg))
-    ranks = [new.remote(rank) for rank in range(cfg.trainer.num_ranks)]
-    with _ending({f"trainer rank {rank} of {len(ranks)}": actor for rank, actor in enumerate(ranks)}):
-        store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
-        loading = (cfg.trainer, checkpoint, cfg.model.kind, cfg.needs_reference, cfg.seed, store)
-        yield RemoteTrainer(ranks, [actor.start.remote(*loading) for actor in ranks])
+    _, ranked = _bundles(cfg)
+    with placed(TrainerActor, ranked, "SPREAD") as new:
+        ranks = [actor.remote(rank) for rank, actor in enumerate(new)]
+        with _ending({f"trainer rank {rank} of {len(ranks)}": actor for rank, actor in enumerate(ranks)}):
+            store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
+            loading = (cfg.trainer, checkpoint, cfg.model.kind, cfg.needs_reference, cfg.seed, store)
+            yield RemoteTrainer(ranks, [actor.start.remote(*loading) for actor in ranks])
 
 
 @contextmanager
@@ -83,15 +86,12 @@ def _ending(parts: Mapping[str, Any]) -> Iterator[None]:
         ray.kill(actor)
 
 
-def gpu_share(num_gpus: int, num_actors: int) -> float:
-    """GPUs for each actor: one, or 1 / k of one when k actors have to share it (Ray splits no actor over two)."""
-    if not num_gpus:
-        return 0.0
-    return 1.0 if num_gpus >= num_actors else 1 / math.ceil(num_actors / num_gpus)
-
-
-def _resources(cfg: RunConfig) -> dict[str, float]:
-    return {"num_cpus": 1, "num_gpus": gpu_share(int(ray.cluster_resources().get("GPU", 0)), cfg.num_actors)}
+def _bundles(cfg: RunConfig) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Computes what engines and ranks reserve on this cluster; raises UserError if it has no room for them."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = gpu_share(int(sum(machine.get("GPU", 0) for machine in machines)), cfg.demand, share=cfg.cluster.share_gpus)
+    check_room(machines, cfg.demand, gpus)
+    return bundles(cfg.demand, gpus)
 
 
 def _init_ray(cfg: RunConfig, weight_bytes: int) -> None:
@@ -116,7 +116,7 @@ def _init_ray(cfg: RunConfig, weight_bytes: int) -> None:
     ray.init(
         address="local",
         # Cores are counted, not tied: sampling and training take turns, so each may use all of them.
-        num_cpus=max(cfg.num_actors, os.cpu_count() or 1),
+        num_cpus=max(cfg.demand.processes, os.cpu_count() or 1),
         num_gpus=torch.cuda.device_count(),
         include_dashboard=False,
         object_store_memory=cfg.cluster.object_store_bytes(weight_bytes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rlkit.checks import MAX_PROCESSES, number, one_of, whole
 from rlkit.errors import UserError
@@ -31,6 +32,11 @@ class EngineConfig:
     speculative_tokens: int
     """How many tokens the model's first MTP module drafts for each pass of the model, which checks them all; 0 drafts
     none."""
+    tensor_parallel: int
+    """How many processes hold a slice of every layer each and compute every step together, on one machine; 1 computes
+    in the engine's own process."""
+    options: dict[str, Any]
+    """Further arguments of vLLM, under their names in its EngineArgs; those that rlkit sets itself are refused."""
 
     def __post_init__(self) -> None:
         """Refuses unknown kinds and empty pools."""
@@ -44,5 +50,15 @@ class EngineConfig:
         whole("engine.speculative_tokens", self.speculative_tokens, most=MAX_SPECULATIVE_TOKENS, fix=fix)
         fix = "it is in GiB on a CPU, and a share of the device's memory on a GPU"
         number("engine.memory", self.memory, above=0, most=MAX_MEMORY_GIB, fix=fix)
+        whole("engine.tensor_parallel", self.tensor_parallel, least=1, most=MAX_PROCESSES)
+        if self.kind == "torch" and (self.tensor_parallel > 1 or self.options):
+            name = "tensor_parallel" if self.tensor_parallel > 1 else "options"
+            given, none = (self.tensor_parallel, "1") if self.tensor_parallel > 1 else (self.options, "{}")
+            raise UserError(f"engine.{name}={given} needs engine=vllm; set it to {none}, or use engine=vllm")
+        if self.tensor_parallel > 1 and self.speculative_tokens:
+            raise UserError(
+                f"engine.tensor_parallel={self.tensor_parallel} does not draft: engine.speculative_tokens="
+                f"{self.speculative_tokens}; set one of them to 0 or 1, speculative_tokens to 0 or tensor_parallel to 1"
+            )
         if self.kind == "torch" and self.dtype != "fp32":
             raise UserError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")

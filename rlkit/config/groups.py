@@ -110,6 +110,8 @@ class ClusterConfig:
     """"ray" runs engines and ranks as actors; "local" runs everything in this process, without Ray."""
     address: str
     """The address of a running Ray cluster; "" starts one on this machine for the length of the run."""
+    share_gpus: bool
+    """Whether several processes may get one GPU, where there are fewer than processes; false refuses such a run."""
 
     @staticmethod
     def object_store_bytes(weight_bytes: int) -> int:

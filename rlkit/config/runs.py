@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rlkit.config.groups import (
     ParityConfig,
     RewardConfig,
 )
+from rlkit.config.placement import Demand
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 from rlkit.config.trainer import LoraConfig, TrainerConfig
 from rlkit.errors import UserError
@@ -63,9 +64,9 @@ class RunConfig:
             )
 
     @property
-    def num_actors(self) -> int:
-        """Returns how many processes share the machine's GPUs."""
-        return self.engine.num_engines
+    def demand(self) -> Demand:
+        """Returns how many processes compute, each of which wants a CPU and a GPU."""
+        return Demand(engines=self.engine.num_engines, workers=self.engine.tensor_parallel, ranks=0)
 
     @property
     def served_adapter(self) -> LoraConfig | None:
@@ -111,6 +112,11 @@ class TrainingRun(RunConfig):
                 f"trainer.lora.served=adapter needs engine=vllm; engine={self.engine.kind} takes merged weights; "
                 "set trainer.lora.served=merged"
             )
+        if self.served_adapter is not None and self.engine.tensor_parallel > 1:
+            raise UserError(
+                f"trainer.lora.served=adapter needs engine.tensor_parallel=1, not {self.engine.tensor_parallel}; set "
+                "trainer.lora.served=merged, or engine.tensor_parallel=1"
+            )
 
     @property
     def served_adapter(self) -> LoraConfig | None:
@@ -119,9 +125,9 @@ class TrainingRun(RunConfig):
         return lora if lora is not None and lora.served == "adapter" else None
 
     @property
-    def num_actors(self) -> int:
-        """Returns how many processes share the machine's GPUs."""
-        return super().num_actors + self.trainer.num_ranks
+    def demand(self) -> Demand:
+        """Returns how many processes compute, each of which wants a CPU and a GPU."""
+        return replace(super().demand, ranks=self.trainer.num_ranks)
 
     @property
     def needs_reference(self) -> bool:

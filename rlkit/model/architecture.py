@@ -79,6 +79,10 @@ class Architecture(Protocol):
         """Says why vLLM cannot run the model with an adapter beside its weights."""
         ...
 
+    def vllm_split_problem(self, num_workers: int, *, on_gpu: bool) -> str | None:
+        """Says why vLLM cannot divide the model among so many workers."""
+        ...
+
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Says why vLLM cannot draft so many tokens with the model's modules for multi-token prediction."""
         ...

@@ -18,6 +18,7 @@ from rlkit.model.meta import on_meta
 from rlkit.model.precision import float8_summary
 from rlkit.model.routing import RULES
 from rlkit.model.size import Size, count_active, count_parameters
+from rlkit.model.split import padded_vocabulary, split_problem
 from rlkit.quant.fp8 import BLOCK
 
 VLLM_CPU_MULTIPLE = 32
@@ -118,6 +119,19 @@ class DeepseekArchitecture:
     def vllm_adapter_problem(self) -> str | None:
         """Says that vLLM's class for DeepSeek has routed experts."""
         return NO_ADAPTER_BESIDE_EXPERTS
+
+    def vllm_split_problem(self, num_workers: int, *, on_gpu: bool) -> str | None:
+        """Says that heads, a feed-forward width or the vocabulary cannot be divided; latents are held by all."""
+        cfg, has_dense = self.config, self.config.first_k_dense_replace > 0
+        sizes = {
+            "num_attention_heads": cfg.num_attention_heads,
+            "moe_intermediate_size": cfg.moe_intermediate_size,
+            **({"intermediate_size": cfg.intermediate_size} if has_dense else {}),
+            "vocab_size, padded": padded_vocabulary(cfg.vocab_size),
+        }
+        where = "model.architecture." if self.folder is None else f"{self.folder}: "
+        unit = {} if on_gpu else {"moe_intermediate_size": VLLM_CPU_MULTIPLE}
+        return split_problem(sizes, num_workers, where, unit)
 
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Says that vLLM has no drafts for the model's router, or not so many for its modules."""

@@ -14,9 +14,12 @@ from rlkit.model.config import CONFIG
 from rlkit.model.files.hf_folder import HfFolder
 from rlkit.model.meta import on_meta
 from rlkit.model.size import Size, count_active, count_parameters
+from rlkit.model.split import padded_vocabulary, split_problem
 
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 """What config.json may call the number of routed experts."""
+DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size")
+"""The sizes that tensor parallelism divides, by their names in config.json."""
 STRETCHED = ("dynamic", "longrope")
 """Kinds of RoPE whose angles depend on the longest sample of a batch beyond the original context."""
 NO_LIMIT = 2**31
@@ -125,6 +128,16 @@ class HfArchitecture:
         if not any(".experts." in name for name in self.files.published):
             return None
         return NO_ADAPTER_BESIDE_EXPERTS
+
+    def vllm_split_problem(self, num_workers: int, *, on_gpu: bool) -> str | None:
+        """Says that heads, a feed-forward width or the vocabulary cannot be divided."""
+        text = self.files.text_config
+        sizes = {key: getattr(text, key) for key in DIVIDED if getattr(text, key, None)}
+        keys = sizes.get("num_key_value_heads")
+        if keys and num_workers % keys == 0:  # then several workers hold the same one
+            del sizes["num_key_value_heads"]
+        sizes["vocab_size, padded"] = padded_vocabulary(self.vocab_size)
+        return split_problem(sizes, num_workers, f"{self.files.folder}: ", {})
 
     def vllm_draft_problem(self, num_tokens: int) -> str | None:
         """Never says anything: without modules for multi-token prediction nothing is drafted."""

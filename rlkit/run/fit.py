@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from rlkit.config import TrainingRun
+from rlkit.engine.vllm.options import check_options
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.config import read_json
@@ -25,6 +27,7 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
         _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
     if cfg.served_adapter is not None:
         _refuse(architecture.vllm_adapter_problem(), "trainer.lora.served=adapter: ")
+    _check_workers(cfg, architecture)
     _check_drafts(cfg, architecture)
     _check_length(cfg, architecture)
     _check_balance(cfg, architecture)
@@ -58,6 +61,24 @@ def check_shape(cfg: TrainingRun, overrides: Sequence[str]) -> None:
 def _refuse(problem: str | None, key: str = "") -> None:
     if problem is not None:
         raise UserError(f"{key}{problem}")
+
+
+def _check_workers(cfg: TrainingRun, architecture: Architecture) -> None:
+    """Refuses a number of workers that does not divide the model, and arguments that vLLM does not know or rlkit sets.
+
+    Both before vLLM is imported, which takes seconds.
+    """
+    workers, cuda = cfg.engine.tensor_parallel, torch.cuda.is_available()
+    if cfg.engine.options:
+        check_options(cfg.engine.options, cuda=cuda, max_model_len=cfg.engine.max_model_len)
+    if workers == 1:
+        return
+    _refuse(architecture.vllm_split_problem(workers, on_gpu=cuda), f"engine.tensor_parallel={workers}: ")
+    if not cuda and os.environ.get("VLLM_MLA_DISABLE") == "0":
+        raise UserError(
+            f"engine.tensor_parallel={workers} needs the expanded attention of vLLM's CPU build; take "
+            "VLLM_MLA_DISABLE=0 out of the environment, or set engine.tensor_parallel to 1"
+        )
 
 
 def _check_drafts(cfg: TrainingRun, architecture: Architecture) -> None:

@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 import torch
 
 from rlkit.config import TrainingRun
+from rlkit.config.placement import gpu_share
 from rlkit.errors import UserError
 
 GIB = 2**30
@@ -44,6 +45,8 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
             f"engine.memory={cfg.engine.memory:g}: on a GPU it is the share of the device's memory that vLLM takes; "
             "give a number up to 1, as 0.5"
         )
+    if cfg.cluster.kind == "ray" and not cfg.cluster.address:
+        gpu_share(torch.cuda.device_count(), cfg.demand, share=cfg.cluster.share_gpus)
     if cfg.logging.wandb_project and find_spec("wandb") is None:
         raise UserError(
             f"logging.wandb_project={cfg.logging.wandb_project!r}: the package wandb is not installed; install it, or "

@@ -26,6 +26,7 @@ from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import completion_text, rollout_seed
 from rlkit.engine.vllm.adapter import adapter_arguments, adapter_request, replace_adapter
 from rlkit.engine.vllm.blocks import start_watching, stop_watching
+from rlkit.engine.vllm.options import ALWAYS, check_options, engine_arguments
 from rlkit.engine.vllm.process import begin_here, forget_shared_names
 from rlkit.engine.vllm.reload import forget_packed_experts, reload_drafter
 from rlkit.engine.vllm.start import (
@@ -66,6 +67,7 @@ class VllmEngine:
         speculative_tokens: int = 0,
         lora: LoraConfig | None = None,
         tensor_parallel: int = 1,
+        options: Mapping[str, Any] | None = None,
         progress: Progress = silent,
         seed: int = 0,
     ) -> None:
@@ -73,10 +75,12 @@ class VllmEngine:
 
         `kv_cache_gib` and `threads` (of OpenMP, shared by the workers) count on the CPU, `gpu_memory_utilization` (a
         share) on CUDA. With `lora`, whose targets are names of layers, `load` takes an adapter and the weights stay
-        those of the checkpoint. `tensor_parallel` workers hold a slice of every layer each.
+        those of the checkpoint. `tensor_parallel` workers hold a slice of every layer each; `options` are further
+        arguments of vLLM's own.
         Raises RuntimeError if vllm cannot be imported, UserError if the checkpoint names no end token or has no
-        tokenizer.json.
+        tokenizer.json, or for an option that rlkit sets itself.
         """
+        check_options(options or {}, cuda=torch.cuda.is_available(), max_model_len=max_model_len)
         self._lock = threading.Lock()
         self._threads, self._max_model_len = threads, max_model_len
         self._whole, self._finished, self._drafts_before = WholeLoads(), 0, (0, 0)
@@ -93,32 +97,31 @@ class VllmEngine:
             self._vllm = import_vllm()
             if not self._cuda:
                 mend(drafts=self._speculative, adapter=lora is not None)
-            if self._parallel:
-                begin_here(self._cuda)
-            arguments = self._vllm.EngineArgs(
-                model=str(checkpoint),
-                dtype=dtype,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                seed=seed,
-                skip_tokenizer_init=True,
-                generation_config="vllm",
-                logprobs_mode="processed_logprobs",
-                enable_prefix_caching=False,
-                disable_log_stats=not self._speculative,  # the statistics count the drafts
-                use_tqdm_on_load=False,
-                speculative_config=draft_arguments(speculative_tokens),
+            arguments = {
+                "model": str(checkpoint),
+                "dtype": dtype,
+                "max_model_len": max_model_len,
+                "max_num_seqs": max_num_seqs,
+                "seed": seed,
+                "disable_log_stats": not self._speculative,  # the statistics count the drafts
+                "speculative_config": draft_arguments(speculative_tokens),
+                "tensor_parallel_size": tensor_parallel,
+                "distributed_executor_backend": "mp" if self._parallel else "uni",
+                **ALWAYS,
                 **(adapter_arguments(lora) if lora else {}),
-                tensor_parallel_size=tensor_parallel,
-                distributed_executor_backend="mp" if self._parallel else "uni",
                 **platform_arguments(self._cuda, max_model_len, kv_cache_gib, gpu_memory_utilization),
-            )
-            self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
-            if self._parallel and not self._cuda:
-                self._engine.collective_rpc(forget_shared_names)
-            self._vocab_size = self._engine.model_config.get_vocab_size()
-            # The first request makes vLLM import and log what it does not at start-up.
-            list(self._run([((0,), self._params(max_tokens=1, temperature=0.0))]))
+            }
+            self._start(engine_arguments(self._vllm, arguments, options or {}))
+
+    def _start(self, arguments: Any) -> None:
+        if self._parallel:
+            begin_here(self._cuda)
+        self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
+        if self._parallel and not self._cuda:
+            self._engine.collective_rpc(forget_shared_names)
+        self._vocab_size = self._engine.model_config.get_vocab_size()
+        # The first request makes vLLM import and log what it does not at start-up.
+        list(self._run([((0,), self._params(max_tokens=1, temperature=0.0))]))
         # Nothing that start-up says below ERROR is news; a warning later may be (a weight that was not loaded).
         logger = logging.getLogger("vllm")
         logger.setLevel(min(logger.level, logging.WARNING))
@@ -274,9 +277,13 @@ class VllmEngine:
                 for output in self._engine.step():
                     self._finished += 1
                     yield int(output.request_id), output
+        except Exception as error:
+            if self._parallel and self._engine.model_executor.is_failed:
+                raise RuntimeError("a worker process of this engine has died, and the others were ended") from error
+            raise
         finally:
             # After an interrupt, no leftover may join (and change) the next call.
-            if self._finished < len(requests):
+            if self._finished < len(requests) and not (self._parallel and self._engine.model_executor.is_failed):
                 self._engine.abort_request(waiting, internal=True)
 
     def _rollout(self, completion: Any, seed: int) -> Rollout:

@@ -1,4 +1,4 @@
-"""vLLM with its model split over two worker processes: the same numbers as in one, after every sync, and no leftovers."""
+"""vLLM with its model split over two worker processes: the numbers of one after every sync, and no leftovers."""
 
 from __future__ import annotations
 

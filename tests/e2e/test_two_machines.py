@@ -1,0 +1,77 @@
+"""A recipe on a Ray cluster of two machines: an engine of two workers on the one, the trainer on the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray._private import state
+from ray.cluster_utils import Cluster
+
+from tests.e2e.runs import SPREAD_REWARD, TINY, finish
+
+pytestmark = pytest.mark.slow
+STORE_BYTES = 2**28
+FAST = [word for word in TINY if not word.startswith(("sft.steps", "algo.steps", "model.architecture.moe"))]
+SPLIT = [
+    *FAST,
+    "sft.steps=2",
+    "algo.steps=2",
+    "model.architecture.moe_intermediate_size=64",
+    "engine.tensor_parallel=2",
+]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Two machines as Ray sees them; only the second has room for an engine of two workers."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
+    try:
+        made.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def places(address: str) -> dict[str, str]:
+    """Which machine each actor ran on, by its class, from the cluster's own book, which keeps the dead."""
+    ray.init(address=address, logging_level="error")
+    try:
+        return {actor["ActorClassName"]: actor["Address"]["NodeID"] for actor in state.actors().values()}
+    finally:
+        ray.shutdown()
+
+
+def test_the_engine_has_one_machine_and_the_trainer_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(SPREAD_REWARD)
+    run = tmp_path / "run"
+    words = [f"cluster.address={cluster.address}", f"reward={plugin}:spread", f"output_dir={run}"]
+    printed = finish("sft_then_grpo", *SPLIT, *words)
+    head, other = (node.node_id for node in (cluster.head_node, *cluster.worker_nodes))
+    assert places(cluster.address) == {"TrainerActor": head, "EngineActor": other}
+
+    assert "terminate called" not in printed and "Traceback" not in printed and "leaked" not in printed, printed
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["stage"] == "grpo"]
+    assert len(steps) == 2 and all(0 < step["parity"] <= 1e-4 for step in steps)
+    assert all(step["logprob_gap"] <= 1e-4 for step in steps), "the trainer and the two workers disagree on rollouts"
+    assert (run / "model" / "model.safetensors").exists()
+
+
+def test_a_cluster_without_room_is_refused_before_an_actor_starts(cluster: Cluster, tmp_path: Path) -> None:
+    address = f"cluster.address={cluster.address}"
+    with pytest.raises(AssertionError, match=r"engine 1 of 1 needs 4 CPUs on one machine, and the cluster has"):
+        finish("grpo", *words_of_grpo(), "engine.tensor_parallel=4", address, f"output_dir={tmp_path}/run")
+    assert places(cluster.address) == {}
+
+
+def words_of_grpo() -> list[str]:
+    return [
+        "model.architecture.moe_intermediate_size=128",
+        *(word for word in FAST if not word.startswith("sft.")),
+        "algo.steps=1",
+    ]

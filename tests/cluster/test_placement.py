@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -34,11 +36,11 @@ class Witness:
 @pytest.fixture(scope="module")
 def machines() -> Iterator[None]:
     """Two machines with three GPUs each, which nobody looks for."""
-    shape = {"num_cpus": 8, "num_gpus": 3, "object_store_memory": STORE_BYTES}
+    shape: dict[str, Any] = {"num_cpus": 8, "num_gpus": 3, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=shape)
     try:
         cluster.add_node(**shape)
-        ray.init(address=cluster.address, logging_level="error")
+        ray.init(address=cluster.address, logging_level=logging.ERROR)
         yield
     finally:
         ray.shutdown()

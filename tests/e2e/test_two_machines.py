@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,9 +37,9 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
-def places(address: str) -> dict[str, str]:
+def places(cluster: Cluster) -> dict[str, str]:
     """Which machine each actor ran on, by its class, from the cluster's own book, which keeps the dead."""
-    ray.init(address=address, logging_level="error")
+    ray.init(address=cluster.address, logging_level=logging.ERROR)
     try:
         return {actor["ActorClassName"]: actor["Address"]["NodeID"] for actor in state.actors().values()}
     finally:
@@ -51,8 +52,8 @@ def test_the_engine_has_one_machine_and_the_trainer_the_other(cluster: Cluster, 
     run = tmp_path / "run"
     words = [f"cluster.address={cluster.address}", f"reward={plugin}:spread", f"output_dir={run}"]
     printed = finish("sft_then_grpo", *SPLIT, *words)
-    head, other = (node.node_id for node in (cluster.head_node, *cluster.worker_nodes))
-    assert places(cluster.address) == {"TrainerActor": head, "EngineActor": other}
+    head, other = (node.node_id for node in cluster.list_all_nodes())
+    assert places(cluster) == {"TrainerActor": head, "EngineActor": other}
 
     assert "terminate called" not in printed and "Traceback" not in printed and "leaked" not in printed, printed
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -66,7 +67,7 @@ def test_a_cluster_without_room_is_refused_before_an_actor_starts(cluster: Clust
     address = f"cluster.address={cluster.address}"
     with pytest.raises(AssertionError, match=r"engine 1 of 1 needs 4 CPUs on one machine, and the cluster has"):
         finish("grpo", *words_of_grpo(), "engine.tensor_parallel=4", address, f"output_dir={tmp_path}/run")
-    assert places(cluster.address) == {}
+    assert places(cluster) == {}
 
 
 def words_of_grpo() -> list[str]:

@@ -323,6 +323,7 @@ def test_asserts_that_never_run_do_not_count() -> None:
     ],
 )
 def test_no_value_makes_the_judge_slow(box: Sandbox, test: str, value: str) -> None:
-    start = time.monotonic()
+    # In CPU time, which others on the machine do not lengthen; the judge works in this process.
+    start = time.process_time()
     assert asserts(box, f"def f(n): return {value}", "f", [f"assert {test}"]).passed is False
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

@@ -171,4 +171,4 @@ def test_a_bug_keeps_its_traceback_and_a_mistake_is_one_line(
 
 def test_usage_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert rlkit() == rlkit("--help") == 0
-    assert capsys.readouterr().out.count("rlkit checkpoint convert IN OUT --dtype bf16|fp8|fp32") == 2
+    assert capsys.readouterr().out.count("rlkit checkpoint convert IN OUT --dtype bf16|fp8|fp8_weights|fp32") == 2

@@ -1,0 +1,64 @@
+"""Parameters by layer, and what a rank of a layout holds of them before ZeRO deals it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from rlkit.model.config import DeepseekV3Config
+from rlkit.plan.layout import Layout
+from rlkit.plan.shards import deal_layers, published_index
+from rlkit.plan.trainer import Held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCount:
+    """Parameters of one layer, or of what stands at the two ends of the model."""
+
+    dense: int
+    experts: int
+    largest: int
+    """Of the largest matrix outside the experts."""
+
+
+@cache
+def layer_counts(config: DeepseekV3Config) -> tuple[LayerCount, ...]:
+    """Returns the counts of every layer, modules for multi-token prediction last, and then of the two ends together."""
+    num = config.num_hidden_layers + config.num_nextn_predict_layers
+    dense, experts, largest = [0] * (num + 1), [0] * (num + 1), [0] * (num + 1)
+    for stored in published_index(config, "bf16").values():
+        place = num if stored.layer is None else stored.layer
+        if stored.expert is None:
+            dense[place] += stored.numel
+            largest[place] = max(largest[place], stored.numel)
+        else:
+            experts[place] += stored.numel
+    return tuple(LayerCount(dense=d, experts=e, largest=m) for d, e, m in zip(dense, experts, largest, strict=True))
+
+
+def stage_layers(config: DeepseekV3Config, layout: Layout) -> list[list[int]]:
+    """Returns the layers of every stage."""
+    return deal_layers(config.num_hidden_layers + config.num_nextn_predict_layers, layout.pipeline_stages)
+
+
+def held_by_stage(config: DeepseekV3Config, layout: Layout, adapters: int = 0) -> list[Held]:
+    """Returns what a rank of each stage holds; LoRA's `adapters` are counted where there is one stage."""
+    counts = layer_counts(config)
+    return [
+        _held(config, [counts[layer] for layer in layers] + ([counts[-1]] if stage == 0 else []), layout, adapters)
+        for stage, layers in enumerate(stage_layers(config, layout))
+    ]
+
+
+def _held(config: DeepseekV3Config, counts: Sequence[LayerCount], layout: Layout, adapters: int) -> Held:
+    parts = layout.expert_parallel
+    stacked = 2 * config.moe_intermediate_size * config.hidden_size * config.n_routed_experts // parts
+    largest = max(count.largest for count in counts)
+    return Held(
+        dense=sum(count.dense for count in counts),
+        experts=sum(count.experts for count in counts) // parts,
+        adapters=adapters,
+        largest=max(largest, stacked if any(count.experts for count in counts) else 0),
+        block=max(count.dense + count.experts // parts for count in counts),
+    )

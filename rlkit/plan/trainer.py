@@ -1,0 +1,130 @@
+"""The bytes of a trainer's rank: weights, gradients, optimiser, reference, and what a step needs beside them.
+
+DeepSpeed 0.19 as our stepper sets it: fp32 gradients, fp32 master weights and both moments of AdamW; ZeRO deals them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlkit.plan.layout import Layout
+
+WIDTH = {"fp32": 4, "bf16": 2, "fp8": 2, "fp8_weights": 2}
+"""Bytes of a parameter by `trainer.dtype`: FP8 is computed from parameters in bf16."""
+BUCKET = 500_000_000
+"""Numbers of DeepSpeed's `reduce_bucket_size`; on a GPU all of them are set aside, on a CPU what is written to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How many parameters a rank holds before ZeRO deals them."""
+
+    dense: int
+    """Outside the routed experts."""
+    experts: int = 0
+    adapters: int = 0
+    """LoRA's, which are trained alone; 0 trains all."""
+    largest: int = 0
+    """The largest single parameter."""
+    block: int = 0
+    """All parameters of the largest block."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.dense + self.experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerBytes:
+    """What a rank needs, in bytes."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    reference: int
+    activations: int = 0
+    logits: int = 0
+    bucket: int = 0
+    """Where gradients wait to be reduced."""
+    gathered: int = 0
+    """ZeRO-3: the whole weights of the block at work and of the next one."""
+    step: int = 0
+    """What the optimiser's step needs beyond the gradients: their flat copy, and AdamW's temporaries on a CPU."""
+    host: int = field(default=0)
+    """In main memory, where the optimiser is offloaded."""
+
+    @property
+    def states(self) -> int:
+        """What stays from step to step, and gradients."""
+        return self.weights + self.gradients + self.optimiser + self.reference
+
+    @property
+    def peak(self) -> int:
+        """The larger of two moments: the backward pass of the second pack, and the optimiser's step."""
+        return self.states + max(self.activations + self.logits + self.bucket + self.gathered, self.step)
+
+
+def trainer_bytes(
+    held: Held,
+    layout: Layout,
+    *,
+    kind: str,
+    dtype: str,
+    reference: bool,
+    on_cpu: bool,
+    activations: int = 0,
+    logits: int = 0,
+) -> TrainerBytes:
+    """Returns the bytes of a rank; `kind` is "torch" (AdamW in one process) or "deepspeed".
+
+    A parameter takes w bytes of weight (4 in fp32, else 2), 4 of gradient, 12 of optimiser (8 with torch, whose weights
+    are the master weights), w of reference. ZeRO-1 divides the optimiser by the ranks that hold the parameter, ZeRO-2
+    gradients as well, ZeRO-3 weights as well. Adapters are trained, and compared with a reference, alone.
+    """
+    width, stage = WIDTH[dtype], layout.zero_stage
+    trained = held.adapters or held.total
+
+    def all_of(each: float, dealt: bool, adapted: bool = False) -> int:
+        """Bytes of all parameters, or of the adapters, each whole on this rank or dealt over those that hold it."""
+        if adapted and held.adapters:
+            return round(each * held.adapters / (layout.replicas if dealt else 1))
+        dense = held.dense / (layout.replicas if dealt else 1)
+        experts = held.experts / (layout.expert_replicas if dealt else 1)
+        return round(each * (dense + experts))
+
+    extra = round(width * held.adapters)
+    if kind == "torch":
+        return TrainerBytes(
+            weights=all_of(width, dealt=False) + extra,
+            gradients=4 * trained,
+            optimiser=8 * trained,
+            reference=all_of(width, dealt=False, adapted=True) if reference else 0,
+            activations=activations,
+            logits=logits,
+            step=8 * held.largest if on_cpu else 0,
+        )
+    gradients = all_of(4, dealt=stage > 1, adapted=True)
+    optimiser = all_of(12, dealt=True, adapted=True)
+    flat = all_of(4, dealt=True, adapted=True)
+    # ZeRO-1 in bf16 is another class of DeepSpeed's, which adds gradients up where they are reduced and stepped.
+    in_place = stage == 1 and dtype != "fp32"
+    temporaries = 2 * flat if on_cpu else 0
+    if in_place:
+        step = temporaries
+    else:  # gradients are copied flat; then they go, and the step begins
+        step = max(flat, flat + temporaries - gradients)
+    bucket_width = 2 if stage > 1 and dtype != "fp32" else 4
+    bucket = 0 if in_place else bucket_width * (min(BUCKET, trained) if on_cpu else BUCKET)
+    return TrainerBytes(
+        weights=all_of(width, dealt=stage > 2) + extra,
+        gradients=0 if layout.offload else gradients,
+        optimiser=0 if layout.offload else optimiser,
+        reference=all_of(width, dealt=stage > 2, adapted=True) if reference else 0,
+        activations=activations,
+        logits=logits,
+        bucket=bucket,
+        gathered=2 * width * held.block if stage > 2 else 0,
+        step=0 if layout.offload else step,
+        host=optimiser + flat if layout.offload else 0,
+    )

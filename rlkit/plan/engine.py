@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 from rlkit.checks import whole
 from rlkit.errors import UserError
@@ -78,15 +80,17 @@ def weight_bytes(config: DeepseekV3Config, layout: EngineLayout, dtype: str) -> 
     Attention, embedding and head are divided by TP, but for the two projections into latents, which all heads share.
     Dense MLPs and shared experts are whole under EP, as V3 serves them, and divided by TP without.
     """
-    scale = 2 if dtype == "fp32" else 1
-    return round(scale * sum(_held(name, s, config, layout) for name, s in _kept(config, dtype).items()))
+    kinds, ways = _kinds(config, dtype), layout.tensor_parallel
+    mlp_ways = 1 if layout.expert_parallel else ways
+    shared = 0 if layout.shared_is_routed else kinds["shared"]
+    divided = kinds["divided"] / ways + (kinds["mlp"] + shared) / mlp_ways
+    return round(kinds["whole"] + divided) + routed_bytes(config, layout, dtype)
 
 
 def routed_bytes(config: DeepseekV3Config, layout: EngineLayout, dtype: str) -> int:
     """Returns how many of these bytes belong to routed experts."""
-    scale = 2 if dtype == "fp32" else 1
-    kept = _kept(config, dtype).items()
-    return round(scale * sum(_held(name, s, config, layout) for name, s in kept if s.expert is not None))
+    share = layout.experts_per_gpu(config.n_routed_experts) / config.n_routed_experts
+    return round(_kinds(config, dtype)["expert"] * share)
 
 
 def engine_bytes(
@@ -114,21 +118,21 @@ def engine_bytes(
     )
 
 
-def _kept(config: DeepseekV3Config, dtype: str) -> dict[str, Stored]:
-    """An engine keeps the modules for multi-token prediction out, unless it drafts with them."""
-    index = published_index(config, "fp8" if dtype == "fp8" else "bf16")
-    layers = config.num_hidden_layers
-    return {name: stored for name, stored in index.items() if stored.layer is None or stored.layer < layers}
+@cache
+def _kinds(config: DeepseekV3Config, dtype: str) -> Counter[str]:
+    """Adds bytes up by what may divide them; modules for multi-token prediction stay out, as without drafts."""
+    kinds = Counter[str]()
+    for name, stored in published_index(config, "fp8" if dtype == "fp8" else "bf16").items():
+        if stored.layer is None or stored.layer < config.num_hidden_layers:
+            kinds[_kind(name, stored)] += stored.nbytes * (2 if dtype == "fp32" else 1)
+    return kinds
 
 
-def _held(name: str, stored: Stored, config: DeepseekV3Config, layout: EngineLayout) -> float:
-    ways, matrix = layout.tensor_parallel, len(stored.shape) == 2
+def _kind(name: str, stored: Stored) -> str:
     if stored.expert is not None:
-        share = layout.experts_per_gpu(config.n_routed_experts) / config.n_routed_experts
-        return stored.nbytes * share
-    if ".shared_experts." in name and layout.shared_is_routed:
-        return 0.0
-    whole_everywhere = ("q_a_proj", "kv_a_proj", "mlp.gate.", *(["mlp."] if layout.expert_parallel else []))
-    if not matrix or any(part in name for part in whole_everywhere):
-        return float(stored.nbytes)
-    return stored.nbytes / ways
+        return "expert"
+    if ".shared_experts." in name:
+        return "shared"
+    if len(stored.shape) < 2 or any(part in name for part in ("q_a_proj", "kv_a_proj", "mlp.gate.")):
+        return "whole"
+    return "mlp" if ".mlp." in name else "divided"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlkit.checks import whole
+from rlkit.checks import one_of, whole
 from rlkit.errors import UserError
 from rlkit.model.config import DeepseekV3Config
 
 ZERO_STAGES = (1, 2, 3)
+OFFLOADS = ("none", "optimizer", "all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +24,8 @@ class Layout:
     """P: over how many ranks the layers are dealt."""
     zero_stage: int = 1
     """What is dealt over the replicas: 1 the optimiser, 2 gradients as well, 3 weights as well."""
-    offload: bool = False
-    """Keeps the optimiser, and the gradients that it takes, in main memory."""
+    offload: str = "none"
+    """What lies in main memory: "none", "optimizer" with the gradients that it takes, or "all", the weights too."""
     recompute: bool = True
     """Keeps the inputs of blocks alone, and runs each block again in the backward pass."""
 
@@ -46,7 +47,7 @@ class Layout:
     def __str__(self) -> str:
         """Names what is divided, as papers do."""
         parts = [f"EP{self.expert_parallel}", f"PP{self.pipeline_stages}", f"ZeRO-{self.zero_stage}"]
-        return " ".join(parts + ["offload"] * self.offload)
+        return " ".join(parts if self.offload == "none" else [*parts, f"offload={self.offload}"])
 
     def check(self, config: DeepseekV3Config | None) -> None:
         """Raises UserError, with key, value and fix, for a layout that does not divide the ranks or this model.
@@ -58,6 +59,17 @@ class Layout:
         whole("pipeline_stages", self.pipeline_stages, least=1)
         if self.zero_stage not in ZERO_STAGES:
             raise UserError(f"zero_stage={self.zero_stage} is unknown; use 1, 2 or 3")
+        one_of("offload", self.offload, OFFLOADS)
+        if self.offload == "all" and self.zero_stage != 3:
+            raise UserError(
+                f"offload=all with zero_stage={self.zero_stage}: weights leave the device where ZeRO deals them, block by "
+                "block; use zero_stage=3, or offload=optimizer"
+            )
+        if self.offload != "none" and self.pipeline_stages > 1:
+            raise UserError(
+                f"offload={self.offload} with pipeline_stages={self.pipeline_stages}: the pipeline adds gradients up on "
+                "the device; use pipeline_stages=1, or offload=none"
+            )
         self._check_pipeline(config)
         self._check_experts(config)
 

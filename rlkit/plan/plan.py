@@ -32,6 +32,8 @@ class ModelFacts:
     parameters: int
     active: int
     mtp: int
+    experts: int
+    """Routed experts of a layer; 0 without."""
     cache_name: str
     cache_numbers: int
     cache_bytes: int
@@ -103,7 +105,7 @@ def make_plan(cfg: TrainingRun, architecture: Architecture, settings: PlanSettin
     step = Stage(
         name=f"{_steps(cfg):,} steps",
         hours=_steps(cfg) * seconds * gpus / 3600,
-        reckoning=f"{seconds:.3g} s a step at least, on {gpus:,} devices, one phase after the other",
+        reckoning=f"{seconds:.3g} s a step at least on {gpus:,} device{'s' * (gpus > 1)}, one phase after the other",
     )
     on_cpu = None
     if hardware.is_cpu:
@@ -159,7 +161,7 @@ def _layout(cfg: TrainingRun, hardware: Hardware, settings: PlanSettings) -> Lay
         expert_parallel=_int(given(settings.expert_parallel, "expert_parallel", 1)),
         pipeline_stages=settings.pipeline_stages,
         zero_stage=settings.zero_stage or trainer.zero_stage,
-        offload=bool(settings.offload),
+        offload=str(given(settings.offload, "offload", "none")),
         recompute=bool(given(settings.recompute, "recompute", False)),
     )
 
@@ -253,6 +255,7 @@ def _facts(architecture: Architecture, config: DeepseekV3Config | None, dtype: s
         parameters=size.parameters,
         active=size.active_parameters,
         mtp=size.mtp_parameters,
+        experts=config.n_routed_experts if config is not None and config.has_experts else 0,
         cache_name=size.cache_name,
         cache_numbers=size.cache_numbers,
         cache_bytes=architecture.num_hidden_layers * size.cache_numbers * width,
@@ -264,7 +267,7 @@ def _facts(architecture: Architecture, config: DeepseekV3Config | None, dtype: s
 def _smallest(
     demand: Demand, config: DeepseekV3Config | None, hardware: Hardware, cfg: TrainingRun, engine: EnginePlan | None
 ) -> Smallest:
-    here, there = (smallest(demand, hardware, offload=offload) for offload in (False, True))
+    here, there = (smallest(demand, hardware, offload=offload) for offload in ("none", "optimizer"))
     served = None
     if config is not None and engine is not None:
         served = smallest_engine(

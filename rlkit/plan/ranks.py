@@ -90,7 +90,7 @@ def fit(demand: Demand, layout: Layout, hardware: Hardware) -> Fit:
     return Fit(layout=layout, needs=needs, fits=fits)
 
 
-def layouts(demand: Demand, ranks: int, *, recompute: bool, offload: bool) -> Iterator[Layout]:
+def layouts(demand: Demand, ranks: int, *, recompute: bool, offload: str) -> Iterator[Layout]:
     """Yields the legal layouts of so many ranks that are worth a look: for every PP and ZeRO stage the largest EP."""
     for stages in STAGES:
         experts = 1 if demand.config is None else demand.config.n_routed_experts
@@ -118,13 +118,13 @@ def layouts(demand: Demand, ranks: int, *, recompute: bool, offload: bool) -> It
             yield layout
 
 
-def options(demand: Demand, ranks: int, hardware: Hardware, *, recompute: bool, offload: bool) -> list[Fit]:
+def options(demand: Demand, ranks: int, hardware: Hardware, *, recompute: bool, offload: str) -> list[Fit]:
     """Returns these layouts with what they need, the leanest first."""
     tried = layouts(demand, ranks, recompute=recompute, offload=offload)
     return sorted((fit(demand, layout, hardware) for layout in tried), key=lambda found: found.needs.peak)
 
 
-def smallest(demand: Demand, hardware: Hardware, *, offload: bool) -> tuple[int, Fit] | None:
+def smallest(demand: Demand, hardware: Hardware, *, offload: str) -> tuple[int, Fit] | None:
     """Returns the least number of nodes on which some layout fits, with recomputation, and the leanest such layout."""
     for nodes in range(1, MOST_NODES + 1):
         found = options(demand, nodes * hardware.per_node, hardware, recompute=True, offload=offload)
@@ -137,22 +137,24 @@ def smallest(demand: Demand, hardware: Hardware, *, offload: bool) -> tuple[int,
 def smallest_engine(
     config: DeepseekV3Config, hardware: Hardware, *, kind: str, dtype: str, sequences: int, length: int
 ) -> EngineLayout | None:
-    """Returns the engine of the fewest devices that holds the weights and these sequences; TP inside a node, EP beyond."""
+    """Returns the engine of the fewest devices that holds the weights and these sequences.
+
+    Inside a node TP divides all; beyond, whole experts are dealt over all devices, and TP, inside a node, the rest.
+    """
     for gpus in (count for nodes in range(1, 65) for count in _counts(hardware, nodes)):
-        ways = min(gpus, hardware.per_node)
-        layout = EngineLayout(
-            gpus=gpus,
-            tensor_parallel=ways,
-            expert_parallel=gpus > hardware.per_node,
-            redundant_experts=-config.n_routed_experts % gpus if gpus > hardware.per_node else 0,
-        )
-        try:
-            layout.check(config)
-        except UserError:
-            continue
-        needs = engine_bytes(config, layout, kind=kind, dtype=dtype, sequences=sequences, length=length)
-        if needs.peak <= room(hardware):
-            return layout
+        beyond = gpus > hardware.per_node
+        for ways in reversed(divisors(hardware.per_node)) if beyond else (gpus,):
+            layout = EngineLayout(
+                gpus=gpus,
+                tensor_parallel=ways,
+                expert_parallel=beyond,
+                redundant_experts=-config.n_routed_experts % gpus if beyond else 0,
+            )
+            if config.num_attention_heads % ways:
+                continue
+            needs = engine_bytes(config, layout, kind=kind, dtype=dtype, sequences=sequences, length=length)
+            if needs.peak <= room(hardware):
+                return layout
     return None
 
 

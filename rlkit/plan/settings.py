@@ -10,7 +10,7 @@ from rlkit.errors import UserError
 from rlkit.overrides import read_override, read_value
 from rlkit.plan.cost import PRICE
 from rlkit.plan.deployments import find_deployment
-from rlkit.plan.layout import ZERO_STAGES
+from rlkit.plan.layout import OFFLOADS, ZERO_STAGES
 
 DTYPES = ("fp32", "bf16", "fp8", "fp8_weights")
 
@@ -29,8 +29,7 @@ class PlanSettings:
     expert_parallel: int | None = None
     pipeline_stages: int = 1
     zero_stage: int | None = None
-    offload: bool | None = None
-    """The optimiser in main memory."""
+    offload: str | None = None
     recompute: bool | None = None
     trainer_dtype: str | None = None
     engine_gpus: int | None = None
@@ -66,6 +65,8 @@ class PlanSettings:
         for name in ("trainer_dtype", "engine_dtype"):
             if (value := getattr(self, name)) is not None:
                 one_of(name, value, DTYPES)
+        if self.offload is not None:
+            one_of("offload", self.offload, OFFLOADS)
         if self.zero_stage is not None and self.zero_stage not in ZERO_STAGES:
             raise UserError(f"zero_stage={self.zero_stage} is unknown; use 1, 2 or 3")
         if self.gpus is not None and self.nodes is not None:

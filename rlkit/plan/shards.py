@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import torch
 
@@ -49,9 +50,10 @@ class Stored:
         return _meta(self.shape, self.dtype).numel() if self.counted else 0
 
 
-def published_index(config: DeepseekV3Config, dtype: str = "fp8") -> dict[str, Stored]:
+@cache
+def published_index(config: DeepseekV3Config, dtype: str = "fp8") -> Mapping[str, Stored]:
     """Returns every tensor of the published checkpoint in "fp8", scales included, or in "bf16"."""
-    index = {}
+    index: dict[str, Stored] = {}
     for name, place in published_names(config).items():
         layer = int(name.split(".")[2]) if name.startswith("model.layers.") else None
         quantised = place.fp8 and dtype == "fp8"
@@ -62,7 +64,7 @@ def published_index(config: DeepseekV3Config, dtype: str = "fp8") -> dict[str, S
         if quantised:
             blocks = block_grid(place.shape)
             index[name + SCALE] = Stored(shape=blocks, dtype=FP32, layer=layer, expert=place.expert, counted=False)
-    return index
+    return MappingProxyType(index)
 
 
 def deal_layers(num_layers: int, stages: int) -> list[list[int]]:

@@ -116,15 +116,17 @@ def trainer_bytes(
         step = max(flat, flat + temporaries - gradients)
     bucket_width = 2 if stage > 1 and dtype != "fp32" else 4
     bucket = 0 if in_place else bucket_width * (min(BUCKET, trained) if on_cpu else BUCKET)
+    weights = all_of(width, dealt=stage > 2) + extra
+    away, all_away = layout.offload != "none", layout.offload == "all"
     return TrainerBytes(
-        weights=all_of(width, dealt=stage > 2) + extra,
-        gradients=0 if layout.offload else gradients,
-        optimiser=0 if layout.offload else optimiser,
+        weights=0 if all_away else weights,
+        gradients=0 if away else gradients,
+        optimiser=0 if away else optimiser,
         reference=all_of(width, dealt=stage > 2, adapted=True) if reference else 0,
         activations=activations,
         logits=logits,
         bucket=bucket,
         gathered=2 * width * held.block if stage > 2 else 0,
-        step=0 if layout.offload else step,
-        host=optimiser + flat if layout.offload else 0,
+        step=0 if away else step,
+        host=(optimiser + flat if away else 0) + (weights if all_away else 0),
     )

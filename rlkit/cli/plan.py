@@ -1,4 +1,4 @@
-"""`rlkit plan RECIPE key=value ... [--json]`: what a run would need on named hardware. Nothing is started or written."""
+"""`rlkit plan RECIPE key=value ... [--json]`: what a run would need. Nothing is started or written."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ USAGE = """usage: rlkit plan RECIPE [key=value ...] [--json]
   RECIPE      sft, grpo, sft_then_grpo
   key=value   any key of the recipe's configuration, and of the plan:
                 hardware=h100|h800|h200|h20|b200|this   gpus=N or nodes=N   price=2
-                expert_parallel=E  pipeline_stages=P  zero_stage=1|2|3  offload=optimizer|all  recompute=true  trainer_dtype=fp8
-                engine_gpus=N  tensor_parallel=K  engine_experts=true  redundant_experts=R  engine_dtype=fp8
+                expert_parallel=E  pipeline_stages=P  zero_stage=1|2|3  offload=optimizer|all  recompute=true
+                trainer_dtype=fp8  engine_dtype=fp8
+                engine_gpus=N  tensor_parallel=K  engine_experts=true  redundant_experts=R
                 prompt_tokens=N  completion_tokens=N   (averages)
                 deployment=v3_prefill|v3_decode|v3_training   cost=v3|r1   rehearse=true
   --json      the same numbers for programs; bytes and seconds, every rank of a rehearsal"""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the plan; raises UserError for an unknown recipe, key or hardware, and for a layout that does not divide."""
+    """Prints the plan; raises UserError for an unknown names and for layouts that do not divide."""
     if not argv or argv[0] in ("-h", "--help") or "--help" in argv:
         print(USAGE)
         return

@@ -1,4 +1,4 @@
-"""Published deployments as presets: settings of a plan under a name. A key that is given as well wins over its preset."""
+"""Published deployments as presets: settings of a plan under a name. A key that is given wins over its preset."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ class EngineLayout:
         whole("engine.tensor_parallel", self.tensor_parallel, least=1)
         heads, ways = config.num_attention_heads, self.tensor_parallel
         if self.gpus % ways:
-            raise UserError(f"engine.tensor_parallel={ways} does not divide engine_gpus={self.gpus}; change one of them")
+            raise UserError(
+                f"engine.tensor_parallel={ways} does not divide engine_gpus={self.gpus}; change one of them"
+            )
         if heads % ways:
             raise UserError(
                 f"engine.tensor_parallel={ways} does not divide num_attention_heads={heads}; use a divisor of it"

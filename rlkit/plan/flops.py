@@ -40,5 +40,5 @@ def backward_flops(forward: float, *, recompute: bool) -> float:
 
 
 def experts_read(num_experts: int, chosen: int, tokens: float) -> float:
-    """Returns how many of the experts of a layer a batch of tokens visits, if choices were even: E (1 - (1 - K/E)^T)."""
+    """Returns how many experts of a layer a batch of tokens visits, if choices were even: E (1 - (1 - K/E)^T)."""
     return num_experts * (1.0 - (1.0 - chosen / num_experts) ** tokens)

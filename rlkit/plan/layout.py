@@ -62,13 +62,13 @@ class Layout:
         one_of("offload", self.offload, OFFLOADS)
         if self.offload == "all" and self.zero_stage != 3:
             raise UserError(
-                f"offload=all with zero_stage={self.zero_stage}: weights leave the device where ZeRO deals them, block by "
-                "block; use zero_stage=3, or offload=optimizer"
+                f"offload=all with zero_stage={self.zero_stage}: only weights that ZeRO has dealt can leave the "
+                "device; use zero_stage=3, or offload=optimizer"
             )
         if self.offload != "none" and self.pipeline_stages > 1:
             raise UserError(
-                f"offload={self.offload} with pipeline_stages={self.pipeline_stages}: the pipeline adds gradients up on "
-                "the device; use pipeline_stages=1, or offload=none"
+                f"offload={self.offload} with pipeline_stages={self.pipeline_stages}: the pipeline keeps gradients "
+                "on the device; use pipeline_stages=1, or offload=none"
             )
         self._check_pipeline(config)
         self._check_experts(config)
@@ -76,7 +76,9 @@ class Layout:
     def _check_pipeline(self, config: DeepseekV3Config | None) -> None:
         stages = self.pipeline_stages
         if self.ranks % stages:
-            raise UserError(f"pipeline_stages={stages} does not divide gpus={self.ranks}; use {_near(self.ranks, stages)}")
+            raise UserError(
+                f"pipeline_stages={stages} does not divide gpus={self.ranks}; use {_near(self.ranks, stages)}"
+            )
         if stages == 1:
             return
         if config is None:
@@ -89,8 +91,8 @@ class Layout:
             )
         if self.zero_stage > 1:
             raise UserError(
-                f"zero_stage={self.zero_stage} with pipeline_stages={stages}: the pipeline adds up the gradients of many "
-                "micro-batches before they are reduced, so they cannot be dealt; use zero_stage=1"
+                f"zero_stage={self.zero_stage} with pipeline_stages={stages}: the pipeline adds up whole gradients of "
+                "many micro-batches before they are reduced; use zero_stage=1"
             )
 
     def _check_experts(self, config: DeepseekV3Config | None) -> None:

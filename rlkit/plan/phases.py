@@ -112,8 +112,8 @@ def _sampling(
         read += at_once / engines.gpus * context * latent
     step = max(at_once * each / rate / engines.gpus, read / hardware.memory_bandwidth)
     told = (
-        f"{waves * work.completion_tokens:,.0f} passes of {at_once:,.0f} sequences an engine; each reads {_giga(read)} a "
-        f"device at {_giga(hardware.memory_bandwidth)}/s, or computes longer"
+        f"{waves * work.completion_tokens:,.0f} passes of {at_once:,.0f} sequences an engine; each reads "
+        f"{_giga(read)} a device at {_giga(hardware.memory_bandwidth)}/s, or computes longer"
     )
     total = work.sequences * work.completion_tokens * each
     yield Phase(name="decode", flops=total, seconds=waves * work.completion_tokens * step, assumption=told)

@@ -8,13 +8,13 @@ from rlkit.config import GrpoRun, SftRun, TrainingRun
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.config import DeepseekV3Config
-from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.plan.adapters import adapter_parameters
 from rlkit.plan.cost import Cost, Stage
 from rlkit.plan.deployments import find_stages
 from rlkit.plan.engine import EngineBytes, EngineLayout, engine_bytes, routed_bytes
 from rlkit.plan.hardware import Hardware, find_hardware
 from rlkit.plan.layout import Layout
+from rlkit.plan.models import config_of
 from rlkit.plan.phases import Engines, Phase, Trainers, Work, phases
 from rlkit.plan.ranks import Demand, Fit, fit, options, rank_bytes, room, smallest, smallest_engine
 from rlkit.plan.rehearse import Rehearsal, rehearse
@@ -92,7 +92,7 @@ class Plan:
 def make_plan(cfg: TrainingRun, architecture: Architecture, settings: PlanSettings) -> Plan:
     """Plans a run on the hardware that `settings` name; raises UserError for layouts that do not divide."""
     hardware = find_hardware(settings.hardware)
-    config = architecture.config if isinstance(architecture, DeepseekArchitecture) else None
+    config = config_of(architecture)
     demand = _demand(cfg, architecture, config, settings)
     layout = _layout(cfg, hardware, settings)
     layout.check(config)
@@ -218,9 +218,7 @@ def _work(cfg: TrainingRun, settings: PlanSettings) -> Work:
             reference=cfg.needs_reference,
         )
     assert isinstance(cfg, SftRun), "a run that learns does one or the other"
-    return Work(
-        sequences=cfg.sft.batch_size, prompt_tokens=prompt, completion_tokens=completion, samples_here=False
-    )
+    return Work(sequences=cfg.sft.batch_size, prompt_tokens=prompt, completion_tokens=completion, samples_here=False)
 
 
 def _steps(cfg: TrainingRun) -> int:

@@ -73,10 +73,8 @@ class PlanSettings:
             raise UserError(f"gpus={self.gpus} and nodes={self.nodes} both say how many GPUs; give one of them")
 
 
-TYPES: dict[str, type] = {
-    field.name: next(kind for word, kind in (("bool", bool), ("int", int), ("float", float), ("str", str)) if word in str(field.type))
-    for field in fields(PlanSettings)
-}
+KINDS = {"bool": bool, "int": int, "float": float, "str": str}
+TYPES: dict[str, type] = {field.name: KINDS[str(field.type).removesuffix(" | None")] for field in fields(PlanSettings)}
 """What each key holds."""
 
 

@@ -1,7 +1,7 @@
 """Which rank holds which published tensor, and that all of them together hold the model exactly once.
 
-Layers are dealt as DualPipeV runs them: the model is cut into 2 P pieces, and stage s has piece s and piece 2 P - 1 - s.
-So the first stage has the embedding and, at the other end, the head with the modules for multi-token prediction, which
+Layers are dealt as DualPipeV runs them: the model is cut into 2 P pieces, and stage s has pieces s and 2 P - 1 - s. So
+the first stage has the embedding and, at the other end, the head with the modules for multi-token prediction, which
 use both (arXiv:2412.19437, section 3.2.1). Experts are dealt in order, E / parts to each rank of a group.
 """
 

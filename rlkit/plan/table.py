@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from rlkit.plan.cost import Cost
@@ -56,7 +56,8 @@ def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
 def _hardware(found: Hardware) -> str:
     kind = "CPU" if found.is_cpu else "GPUs"
     speed = f"{found.bf16 / 1e12:,.3g} TFLOP/s" + ("" if found.is_cpu else f" bf16, {found.fp8 / 1e12:,.5g} FP8")
-    return f"{found.name}: {found.per_node} x {amount(found.memory)} of {kind} a node, {speed}, {amount(found.memory_bandwidth)}/s"
+    node = f"{found.per_node} x {amount(found.memory)} of {kind} a node"
+    return f"{found.name}: {node}, {speed}, {amount(found.memory_bandwidth)}/s"
 
 
 def _model(plan: Plan) -> list[Row]:
@@ -119,10 +120,7 @@ def _engine_title(engine: EnginePlan) -> str:
     layout = engine.layout
     name = f"TP{layout.tensor_parallel} DP{layout.data_parallel}" + f" EP{layout.gpus}" * layout.expert_parallel
     extra = f", {layout.redundant_experts} redundant experts" if layout.redundant_experts else ""
-    return (
-        f"engine: {engine.engines} of {_devices(layout.gpus)}, {name}{extra}, {engine.dtype}; "
-        "the fullest device"
-    )
+    return f"engine: {engine.engines} of {_devices(layout.gpus)}, {name}{extra}, {engine.dtype}; the fullest device"
 
 
 def _engine(engine: EnginePlan, plan: Plan) -> list[Row]:
@@ -214,7 +212,6 @@ def _bytes_of(ranks: Sequence[RankShare], key: str) -> str:
     return _span([getattr(share, key) for share in ranks], amount)
 
 
-def _span(values: Sequence[int], show: object) -> str:
-    assert callable(show)
+def _span(values: Sequence[int], show: Callable[[int], str]) -> str:
     low, high = show(min(values)), show(max(values))
     return low if low == high else f"{low} to {high}"

@@ -5,7 +5,7 @@ DeepSpeed 0.19 as our stepper sets it: fp32 gradients, fp32 master weights and b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rlkit.plan.layout import Layout
 
@@ -51,13 +51,18 @@ class TrainerBytes:
     """ZeRO-3: the whole weights of the block at work and of the next one."""
     step: int = 0
     """What the optimiser's step needs beyond the gradients: their flat copy, and AdamW's temporaries on a CPU."""
-    host: int = field(default=0)
+    host: int = 0
     """In main memory, where the optimiser is offloaded."""
 
     @property
     def states(self) -> int:
         """What stays from step to step, and gradients."""
         return self.weights + self.gradients + self.optimiser + self.reference
+
+    @property
+    def resting(self) -> int:
+        """The same, wherever it lies: on the device or in main memory."""
+        return self.states + self.host
 
     @property
     def peak(self) -> int:
@@ -110,10 +115,8 @@ def trainer_bytes(
     # ZeRO-1 in bf16 is another class of DeepSpeed's, which adds gradients up where they are reduced and stepped.
     in_place = stage == 1 and dtype != "fp32"
     temporaries = 2 * flat if on_cpu else 0
-    if in_place:
-        step = temporaries
-    else:  # gradients are copied flat; then they go, and the step begins
-        step = max(flat, flat + temporaries - gradients)
+    # Elsewhere gradients are copied flat; then they go, and the step begins.
+    step = temporaries if in_place else max(flat, flat + temporaries - gradients)
     bucket_width = 2 if stage > 1 and dtype != "fp32" else 4
     bucket = 0 if in_place else bucket_width * (min(BUCKET, trained) if on_cpu else BUCKET)
     weights = all_of(width, dealt=stage > 2) + extra

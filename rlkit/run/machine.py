@@ -1,7 +1,6 @@
 """What the machine refuses, found before anything starts: folders, disk, shared memory, Ray's own files.
 
-Each check does in small what the run will do, and leaves nothing behind. What is not covered: memory and time that a
-model needs, other machines of a cluster, a disk that fills up later.
+Each check does in small what the run will do, and leaves nothing behind. What is not covered: activations, other machines of a cluster, a disk that fills up later.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ import torch
 from rlkit.config import TrainingRun
 from rlkit.config.placement import gpu_share
 from rlkit.errors import UserError
+from rlkit.model.architecture import Architecture
+from rlkit.plan.hardware import main_memory
+from rlkit.plan.here import engine_here, trainer_here
 
 GIB = 2**30
 SHM = Path("/dev/shm")
-CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 SHM_REQUIRED_BYTES = 10**10
 """A larger object store must lie in /dev/shm; Ray puts a smaller one that does not fit there into its folder."""
 TRY_BYTES = 2**16
@@ -56,6 +57,36 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
         _check_ray_folders()
         files = sum(file.stat().st_size for file in Path(cfg.model.path).glob("*.safetensors")) if cfg.model.path else 0
         _check_shared_memory(cfg.cluster.object_store_bytes(files or 4 * weights))
+
+
+def check_memory(cfg: TrainingRun, architecture: Architecture) -> None:
+    """Raises UserError where weights, gradients and optimiser alone are more than this machine has.
+
+    Parts that a running cluster spreads over its machines are not looked at, nor are activations: what is refused here
+    would fail for certain. `rlkit plan` predicts the rest.
+    """
+    if cfg.cluster.address:
+        return
+    trainer, engine = trainer_here(cfg, architecture), engine_here(cfg, architecture).weights
+    ranks, engines = cfg.trainer.num_ranks, cfg.engine.num_engines
+    keys = f"trainer.dtype={cfg.trainer.dtype}, trainer.zero_stage={cfg.trainer.zero_stage}"
+    sampler = f"engine.dtype={cfg.engine.dtype}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0).total_memory
+        _refuse_bytes(cfg, f"a trainer rank ({keys}) needs", trainer.states, "its GPU", device)
+        _refuse_bytes(cfg, f"an engine ({sampler}) needs", engine, "its GPU", device)
+        return
+    what = f"trainer.num_ranks={ranks} ({keys}) and engine.num_engines={engines} ({sampler}) need"
+    _refuse_bytes(cfg, what, ranks * trainer.resting + engines * engine, "this machine", main_memory())
+
+
+def _refuse_bytes(cfg: TrainingRun, what: str, needed: int, where: str, there: int) -> None:
+    if needed > there:
+        raise UserError(
+            f"{what} {_gib(needed)} for weights, gradients, optimiser and reference, and {where} has {_gib(there)}; "
+            "use a smaller model, trainer.lora, a larger machine or a running cluster (cluster.address); 'rlkit plan "
+            f"{cfg.recipe}' with the same settings says what fits where"
+        )
 
 
 def _check_folder(name: str, folder: Path, fix: str) -> None:
@@ -119,9 +150,7 @@ def _check_ray_folders() -> None:
 
 def _check_shared_memory(needed: int) -> None:
     """Ray's object store lies in shared memory; where that is too small, a small one may lie in Ray's folder."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # the limit of a container; "max" is none
-        memory = min(memory, int(CGROUP_MEMORY.read_text()))
+    memory = main_memory()
     if needed > memory:
         raise UserError(
             f"the model is too large for this machine: Ray's object store, which holds its weights twice, would take "

@@ -10,18 +10,17 @@ from rlkit.config.compose import to_yaml
 from rlkit.model.architecture import Architecture
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.load import read_architecture
-from rlkit.model.lora import choose_targets, count_parameters
-from rlkit.model.size import Size
+from rlkit.plan.adapters import adapter_parameters
+from rlkit.plan.here import engine_here, trainer_here
+from rlkit.plan.trainer import WIDTH
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.run.folder import CHECKPOINTS, newest_checkpoint
 from rlkit.run.inputs import check_same
 from rlkit.run.lock import check_free
-from rlkit.run.machine import check_machine
+from rlkit.run.machine import check_machine, check_memory
 from rlkit.run.prepare import Task, prepare
 from rlkit.watch.stream import Lasting
 
-BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "fp8_weights": 2}
-"""Of a parameter of the trainer, by the words of `trainer.dtype`, and of a number of the engine."""
 GIB = 2**30
 
 
@@ -34,7 +33,8 @@ def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
     if task is not None:
         size = task.architecture.size()
         total = size.parameters + size.mtp_parameters
-        check_machine(cfg, weights=total, trained=lora_parameters(cfg, task.architecture) or total)
+        check_machine(cfg, weights=total, trained=adapter_parameters(cfg, task.architecture) or total)
+        check_memory(cfg, task.architecture)
         if not cfg.dry_run:
             return task
         # A run that starts does these when it opens its folder.
@@ -62,7 +62,7 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
         architecture = DeepseekArchitecture(config=cfg.model.architecture)
     size = architecture.size()
     total, extra = size.parameters, size.mtp_parameters
-    per_token = architecture.num_hidden_layers * size.cache_numbers * BYTES[cfg.engine.dtype]
+    per_token = architecture.num_hidden_layers * size.cache_numbers * WIDTH[cfg.engine.dtype]
     rows = [
         (
             "parameters",
@@ -74,7 +74,7 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
             f"{size.cache_numbers} numbers per token and layer, {per_token:,} bytes per token in {cfg.engine.dtype}",
         ),
     ]
-    trained = lora_parameters(cfg, architecture)
+    trained = adapter_parameters(cfg, architecture)
     if trained != 0:
         rows.append(("LoRA", f"{trained:,} parameters are trained, {trained / total:.2%} as many as there are"))
     if cfg.trainer.dtype in FLOAT8:
@@ -85,35 +85,14 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
         counted = f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}"
         left_out = f"; {task.repeated:,} rows with a question of another row are left out" if task.repeated else ""
         rows.append(("prompts", counted + left_out))
-    return rows + _memory(cfg, size, per_token, trained)
+    return rows + _memory(cfg, architecture)
 
 
-def lora_parameters(cfg: TrainingRun, architecture: Architecture) -> int:
-    """Counts the parameters of all adapters, 0 without LoRA; raises UserError for a target that is not there."""
-    if cfg.trainer.lora is None:
-        return 0
-    model = architecture.empty_model()
-    return count_parameters(model, cfg.trainer.lora.rank, choose_targets(model, cfg.trainer.lora.targets))
-
-
-def _memory(cfg: TrainingRun, size: Size, per_token: int, adapted: int) -> list[tuple[str, str]]:
-    """Adds up the bytes that can be known: weights, gradients, AdamW, cache; not activations, not the runtimes.
-
-    `per_token` is what the cache keeps of a token in bytes, `adapted` the parameters of LoRA, 0 without it.
-    """
-    trainer, engine, ranks = BYTES[cfg.trainer.dtype], BYTES[cfg.engine.dtype], cfg.trainer.num_ranks
-    total = size.parameters + size.mtp_parameters
-    trained = adapted or total
-    reference = trainer if cfg.needs_reference else 0
-    # ZeRO shards fp32 master weights and both moments over the ranks; weights and fp32 gradients are whole.
-    # Below LoRA the weights are frozen, and the reference has its own adapters only.
-    copies = trained if cfg.trainer.lora else total
-    per_rank = total * trainer + copies * reference + trained * (4 + 12 / ranks)
-    cache = per_token * cfg.engine.max_model_len * cfg.engine.max_num_seqs
+def _memory(cfg: TrainingRun, architecture: Architecture) -> list[tuple[str, str]]:
+    """Says what is known for certain: weights, gradients, AdamW, cache; `rlkit plan` adds activations and the rest."""
+    needs, engine = trainer_here(cfg, architecture).resting, engine_here(cfg, architecture)
+    name = architecture.size().cache_name
     return [
-        ("trainer memory", f"{per_rank / GIB:.3f} GiB a rank for weights, gradients, AdamW and reference"),
-        (
-            "engine memory",
-            f"{total * engine / GIB:.3f} GiB of weights; full {size.cache_name} {cache / GIB:.3f} GiB",
-        ),
+        ("trainer memory", f"{needs / GIB:.3f} GiB a rank for weights, gradients, AdamW and reference"),
+        ("engine memory", f"{engine.weights / GIB:.3f} GiB of weights; full {name} {engine.cache / GIB:.3f} GiB"),
     ]

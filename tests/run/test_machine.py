@@ -15,6 +15,7 @@ from recipes import grpo
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.errors import UserError
+from rlkit.plan import hardware
 from rlkit.run import machine
 from rlkit.run.machine import check_machine
 
@@ -147,7 +148,7 @@ def test_a_home_that_cannot_be_written_does_where_ray_has_its_token(
 
 def test_shared_memory_for_the_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cfg = replace(CONFIG, output_dir=tmp_path / "run")
-    monkeypatch.setattr(machine, "CGROUP_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY", tmp_path / "none")
     monkeypatch.setattr(os, "sysconf", lambda name: 2**20)  # pages of a MiB, a TiB of memory
     small, large = 10**6, 10**9  # parameters: an object store of 0.5 GiB, and of 15 GiB
     disk(monkeypatch, dev_shm=2**26)
@@ -165,7 +166,7 @@ def test_a_model_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_pat
     disk(monkeypatch)
     limit = tmp_path / "memory.max"
     limit.write_text(f"{2**30}\n")
-    monkeypatch.setattr(machine, "CGROUP_MEMORY", limit)
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY", limit)
     refused(cfg, "too large for this machine", "of 1 GiB of memory", "cluster.address", weights=10**9)
     limit.write_text("max\n")
     check_machine(cfg, weights=10**6, trained=10**6)

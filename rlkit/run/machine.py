@@ -1,6 +1,7 @@
 """What the machine refuses, found before anything starts: folders, disk, shared memory, Ray's own files.
 
-Each check does in small what the run will do, and leaves nothing behind. What is not covered: activations, other machines of a cluster, a disk that fills up later.
+Each check does in small what the run will do, and leaves nothing behind. What is not covered: activations, other
+machines of a cluster, a disk that fills up later.
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ def resident(name: str) -> int:
 
 
 def batch(cfg: SftRun, vocabulary: int, max_tokens: int) -> Batch:
-    """One full pack for every rank, all of its tokens trained."""
+    """Two full packs for every rank, all of their tokens trained."""
     generator = torch.Generator().manual_seed(0)
     num_samples = max_tokens // SAMPLE
-    total = num_samples * (SAMPLE - 1) * cfg.trainer.num_ranks
+    num_packs = 2 * cfg.trainer.num_ranks  # in the second one, the gradients of the first are there
+    total = num_samples * (SAMPLE - 1) * num_packs
     weights_T = torch.full((num_samples, SAMPLE), 1 / total)
     weights_T[:, 0] = 0  # nothing predicts the first token of a sample
     packs = tuple(
@@ -48,7 +49,7 @@ def batch(cfg: SftRun, vocabulary: int, max_tokens: int) -> Batch:
             lengths=(SAMPLE,) * num_samples,
             weights_T=weights_T.flatten(),
         )
-        for _ in range(cfg.trainer.num_ranks)
+        for _ in range(num_packs)
     )
     num = num_samples * len(packs)
     return Batch(packs=packs, temperature=1.0, num_samples=num, num_tokens=num * SAMPLE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rlkit.checks import suggestion
@@ -14,6 +13,7 @@ from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.load import read_architecture
+from rlkit.plan.numbers import as_values
 from rlkit.plan.plan import make_plan
 from rlkit.plan.settings import read_settings
 from rlkit.plan.table import lines
@@ -26,14 +26,15 @@ USAGE = """usage: rlkit plan RECIPE [key=value ...] [--json]
                 hardware=h100|h800|h200|h20|b200|this   gpus=N or nodes=N   price=2
                 expert_parallel=E  pipeline_stages=P  zero_stage=1|2|3  offload=optimizer|all  recompute=true
                 trainer_dtype=fp8  engine_dtype=fp8
-                engine_gpus=N  tensor_parallel=K  engine_experts=true  redundant_experts=R
+                engine_gpus=N  tensor_parallel=K
+                engine_experts=true  redundant_experts=R  shared_is_routed=true
                 prompt_tokens=N  completion_tokens=N   (averages)
                 deployment=v3_prefill|v3_decode|v3_training   cost=v3|r1   rehearse=true
   --json      the same numbers for programs; bytes and seconds, every rank of a rehearsal"""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the plan; raises UserError for an unknown names and for layouts that do not divide."""
+    """Prints the plan; raises UserError for unknown names and for layouts that do not divide."""
     if not argv or argv[0] in ("-h", "--help") or "--help" in argv:
         print(USAGE)
         return
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     settings, overrides = read_settings([word for word in words if word not in flags])
     cfg = load_config(recipe, RECIPES[recipe], overrides)
     plan = make_plan(cfg, _architecture(cfg), settings)
-    print(json.dumps(asdict(plan), indent=1, default=str) if flags else "\n".join(lines(plan)))
+    print(json.dumps(as_values(plan), indent=1) if flags else "\n".join(lines(plan)))
 
 
 def _architecture(cfg: TrainingRun) -> Architecture:

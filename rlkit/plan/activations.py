@@ -16,12 +16,13 @@ LOGIT_COPIES = 4
 """Logits, those over the temperature, their log-softmax and its exponential, in fp32, of one chunk."""
 
 
-def block_numbers(config: DeepseekV3Config, *, dense: bool, sample: int, on_cpu: bool) -> int:
+def block_numbers(config: DeepseekV3Config, *, dense: bool, sample: int, width: int, on_cpu: bool) -> int:
     """Returns how many numbers one token leaves in one block: those of the attention and those of the MLP.
 
     attention = 2 D + 2 Q + 2 C + R + 4 H d_k + H d_v           (q, k, v and output at one width, as kernels want them)
               or 2 D + 2 Q + 2 C + R + 2 H d_k + 2 H d_v + H L    for samples of L <= 128 tokens on a CPU
-    dense MLP = 2 D + 4 I;   experts = 2 D + K D + 3 K I + 4 S I
+    dense MLP = 2 D + 4 I;   experts = 2 D + K D + 3 K I + 4 S I, and 2 D more where numbers have 2 bytes: the router
+    computes in fp32 and keeps its input so
     """
     cfg, heads = config, config.num_attention_heads
     key, value = cfg.qk_nope_head_dim + cfg.qk_rope_head_dim, cfg.v_head_dim
@@ -33,9 +34,10 @@ def block_numbers(config: DeepseekV3Config, *, dense: bool, sample: int, on_cpu:
     attention = 2 * cfg.hidden_size + low + 2 * cfg.kv_lora_rank + cfg.qk_rope_head_dim + attended
     if dense:
         return attention + 2 * cfg.hidden_size + 4 * cfg.intermediate_size
-    chosen, width = cfg.num_experts_per_tok, cfg.moe_intermediate_size
-    routed = chosen * (cfg.hidden_size + 3 * width)
-    return attention + 2 * cfg.hidden_size + routed + 4 * cfg.n_shared_experts * width
+    chosen, inner = cfg.num_experts_per_tok, cfg.moe_intermediate_size
+    routed = chosen * (cfg.hidden_size + 3 * inner)
+    router = 2 * cfg.hidden_size if width == 2 else 0
+    return attention + 2 * cfg.hidden_size + routed + 4 * cfg.n_shared_experts * inner + router
 
 
 def activation_bytes(
@@ -55,7 +57,7 @@ def activation_bytes(
     often. With recomputation a block keeps its input, and one block at a time all that it needs.
     """
     per_layer = [
-        block_numbers(config, dense=layer < config.first_k_dense_replace, sample=sample, on_cpu=on_cpu)
+        block_numbers(config, dense=layer < config.first_k_dense_replace, sample=sample, width=width, on_cpu=on_cpu)
         for layer in layers
     ]
     once = 0

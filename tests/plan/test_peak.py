@@ -17,7 +17,7 @@ import torch
 
 from rlkit.config import SftRun
 from rlkit.config.compose import load_config
-from rlkit.model import DeepseekV3
+from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.plan.plan import make_plan
 from rlkit.plan.settings import PlanSettings
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def config_of(words: list[str]):  # noqa: ANN201
+def config_of(words: list[str]) -> DeepseekV3Config:
     found = load_config("sft", SftRun, words).model.architecture
     assert found is not None
     return found

@@ -15,9 +15,10 @@ from recipes import grpo
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.errors import UserError
+from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.plan import hardware
 from rlkit.run import machine
-from rlkit.run.machine import check_machine
+from rlkit.run.machine import check_machine, check_memory
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 WEIGHTS = 10**6
@@ -170,6 +171,43 @@ def test_a_model_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_pat
     refused(cfg, "too large for this machine", "of 1 GiB of memory", "cluster.address", weights=10**9)
     limit.write_text("max\n")
     check_machine(cfg, weights=10**6, trained=10**6)
+
+
+def test_a_run_whose_weights_and_optimiser_alone_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """10^6 parameters and a few: 24 bytes each in a rank, of these 4 for the reference, and 4 in an engine."""
+    architecture = DeepseekArchitecture(config=CONFIG.model.architecture)
+    total = architecture.size().parameters
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY", limit)
+
+    def check(free: int, cfg: GrpoRun = CONFIG) -> None:
+        limit.write_text(f"{free}\n")
+        check_memory(cfg, architecture)
+
+    check(28 * total)
+    message = (
+        "trainer.num_ranks=1 .trainer.dtype=fp32, trainer.zero_stage=1. and engine.num_engines=1 .* has .* GiB; use "
+    )
+    with pytest.raises(UserError, match=message):
+        check(28 * total - 1)
+    two = replace(CONFIG, trainer=replace(CONFIG.trainer, num_ranks=2))  # ZeRO divides 12 of the 24 bytes
+    check((2 * 18 + 4) * total, two)
+    with pytest.raises(UserError, match="'rlkit plan grpo' with the same settings"):
+        check((2 * 18 + 4) * total - 1, two)
+    check(1, replace(CONFIG, cluster=replace(CONFIG.cluster, address="auto")))  # a cluster's machines are not seen
+
+
+@pytest.mark.parametrize(("free", "what"), [(24, ""), (23, "a trainer rank"), (3, "a trainer rank")])
+def test_a_rank_that_does_not_fit_into_its_gpu(free: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = DeepseekArchitecture(config=CONFIG.model.architecture)
+    device = namedtuple("Device", ["total_memory"])(free * architecture.size().parameters)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: device)
+    if not what:
+        check_memory(CONFIG, architecture)
+        return
+    with pytest.raises(UserError, match=f"{what} .trainer.dtype=fp32, trainer.zero_stage=1. needs .* its GPU has"):
+        check_memory(CONFIG, architecture)
 
 
 def test_a_share_of_the_gpu_is_no_number_of_gigabytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

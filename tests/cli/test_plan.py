@@ -1,0 +1,123 @@
+"""`rlkit plan` as it is typed: the table, the same numbers as JSON, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rlkit.cli.main import main
+from tests.architecture import ROOT
+from tests.hf_folders import make, save
+
+BIG = ["model=deepseek_v3_671b", "trainer.dtype=bf16", "engine.dtype=bf16", "recompute=true"]
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    main(["plan", *words])
+    return capsys.readouterr().out
+
+
+def test_the_table_of_v3_says_what_the_paper_says(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, "grpo", *BIG, "deployment=v3_training", "cost=v3")
+    for words in (
+        "671,026,404,352, 36.6 B of them active",
+        "576 numbers per token and layer, 70,272 bytes a token",
+        "688.6 GB in FP8 with scales, 1.37 TB in bf16",
+        "2,048 ranks on 256 nodes, EP64 PP16 ZeRO-1",
+        "pre-training       2,664,000     5,328,000",
+        "all                2,788,000     5,576,000",
+    ):
+        assert words in out, out
+
+
+def test_json_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["grpo", *BIG, "hardware=h800", "gpus=128", "expert_parallel=32", "pipeline_stages=4", "rehearse=true"]
+    plan = json.loads(shown(capsys, *words, "--json"))
+    out = shown(capsys, *words)
+    assert plan["model"]["parameters"] == 671_026_404_352
+    assert plan["trainer"]["layout"]["pipeline_stages"] == 4
+    ranks = plan["rehearsal"]["ranks"]
+    assert [share["rank"] for share in ranks] == list(range(128))
+    assert plan["rehearsal"]["tensors"] == 91_991 and "91,991 tensors" in out
+    for key in ("weights", "gradients", "optimiser", "activations"):
+        assert re.search(rf"^  {key} +{plan['trainer']['needs'][key] / 1e9:.1f} GB", out, re.MULTILINE), out
+    floors = out[out.index("floor of one step") : out.index("cost at")]
+    names = [phase["name"] for phase in plan["phases"]]
+    assert [line.split()[0] for line in floors.splitlines()[2:-2]] == [*names, "all"]
+
+
+def test_the_fewest_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = json.loads(shown(capsys, "grpo", *BIG, "hardware=h800", "--json"))
+    found = plan["smallest"]
+    assert 0 < found["offload_nodes"] < found["nodes"]
+    assert found["trainer"]["fits"] and found["trainer"]["needs"]["peak"] <= plan["room"]
+    # 16 bytes for each parameter and more: on fewer GPUs not even weights, gradients and optimiser have room.
+    assert found["nodes"] * 8 * 72e9 > 682_636_472_320 * 18
+    assert not plan["trainer"]["fits"]
+
+
+@pytest.mark.parametrize("recipe", ["sft", "grpo", "sft_then_grpo"])
+def test_this_machine_has_room_for_the_tiny_model(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, recipe)
+    assert "DOES NOT FIT" not in out and "all parts:" in out
+    assert ("decode" in out) == (recipe != "sft")
+
+
+def test_a_model_of_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(make("llama"), tmp_path / "llama")
+    out = shown(capsys, "sft", "model=hf", f"model.path={tmp_path / 'llama'}", "hardware=h100")
+    assert "KV cache" in out and "engine" not in out
+    with pytest.raises(SystemExit):
+        main(["plan", "sft", "model=hf", f"model.path={tmp_path / 'llama'}", "rehearse=true"])
+    assert "rehearse=true: a model of transformers has no published index" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gpro"], "recipe 'gpro' cannot be planned (did you mean 'grpo'?); use one of sft, grpo, sft_then_grpo"),
+        (["grpo", "--jsn"], "--jsn is no flag of 'rlkit plan'; there are --json and --help"),
+        (["grpo", "hardware=tpu"], "hardware='tpu' is unknown; use one of h100, h800, h200, h20, b200, this"),
+        (["grpo", "expert_parallel=3", "gpus=3"], "expert_parallel=3 does not divide n_routed_experts=8; use 2 or 4"),
+        (["grpo", "cost=v4"], "cost='v4' is unknown; use one of v3, r1"),
+        (["grpo", "hardwear=h100"], "hardwear is not a key of recipe grpo"),
+        (
+            ["grpo", "prompt_tokens=500"],
+            "prompt_tokens=500 and completion_tokens=64 are more than engine.max_model",
+        ),
+        (["grpo", "gpus=2", "pipeline_stages=4"], "pipeline_stages=4 does not divide gpus=2; use 2"),
+    ],
+)
+def test_what_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["plan", *words])
+    assert leaving.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "usage: rlkit plan RECIPE" in shown(capsys, "--help")
+    assert "usage: rlkit plan RECIPE" in shown(capsys, "grpo", "--help")
+
+
+def test_every_key_of_the_plan_is_in_its_usage() -> None:
+    from rlkit.cli.plan import USAGE
+    from rlkit.plan.settings import TYPES
+
+    assert [key for key in TYPES if f"{key}=" not in USAGE] == []
+
+
+def test_every_number_on_the_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/run-on-gpus.md shows commands and, below each, lines of what they print."""
+    page = (ROOT / "docs" / "run-on-gpus.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\n\$ rlkit plan ([^`]*?)\n((?:[^`]|`(?!``))*)```", page)
+    assert len(blocks) >= 3
+    for command, lines in blocks:
+        command = command.replace("\\\n", " ")
+        printed = shown(capsys, *command.split()).splitlines()
+        for line in lines.splitlines():
+            if line.strip() not in ("", "..."):
+                assert line in printed, f"rlkit plan {command} does not print\n{line}\nbut\n" + "\n".join(printed)

@@ -15,7 +15,13 @@ from rlkit.plan.trainer import WIDTH, TrainerBytes, trainer_bytes
 def configured_layout(cfg: TrainingRun) -> Layout:
     """Returns the layout that the configuration asks for."""
     trainer = cfg.trainer
-    return Layout(ranks=trainer.num_ranks, zero_stage=trainer.zero_stage)
+    return Layout(
+        ranks=trainer.num_ranks,
+        expert_parallel=trainer.expert_parallel,
+        zero_stage=trainer.zero_stage,
+        offload=trainer.offload,
+        recompute=trainer.recompute,
+    )
 
 
 def trainer_here(cfg: TrainingRun, architecture: Architecture) -> TrainerBytes:

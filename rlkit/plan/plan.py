@@ -13,6 +13,7 @@ from rlkit.plan.cost import Cost, Stage
 from rlkit.plan.deployments import find_stages
 from rlkit.plan.engine import EngineBytes, EngineLayout, engine_bytes, routed_bytes
 from rlkit.plan.hardware import Hardware, find_hardware
+from rlkit.plan.here import configured_layout
 from rlkit.plan.layout import Layout
 from rlkit.plan.models import config_of
 from rlkit.plan.phases import Engines, Phase, Trainers, Work, phases
@@ -147,23 +148,18 @@ def _demand(
 
 
 def _layout(cfg: TrainingRun, hardware: Hardware, settings: PlanSettings) -> Layout:
-    """What is not given comes from the configuration, where it has the key."""
-    ranks = settings.gpus or cfg.trainer.num_ranks
-    if settings.nodes is not None:
-        ranks = settings.nodes * hardware.per_node
-    trainer = cfg.trainer
-
-    def given(value: object, key: str, otherwise: object) -> object:
-        return getattr(trainer, key, otherwise) if value is None else value
-
-    return Layout(
-        ranks=ranks,
-        expert_parallel=_int(given(settings.expert_parallel, "expert_parallel", 1)),
-        pipeline_stages=settings.pipeline_stages,
-        zero_stage=settings.zero_stage or trainer.zero_stage,
-        offload=str(given(settings.offload, "offload", "none")),
-        recompute=bool(given(settings.recompute, "recompute", False)),
-    )
+    """What is not given comes from the configuration."""
+    configured = configured_layout(cfg)
+    nodes = None if settings.nodes is None else settings.nodes * hardware.per_node
+    given = {
+        "ranks": settings.gpus or nodes,
+        "expert_parallel": settings.expert_parallel,
+        "pipeline_stages": settings.pipeline_stages,
+        "zero_stage": settings.zero_stage,
+        "offload": settings.offload,
+        "recompute": settings.recompute,
+    }
+    return replace(configured, **{key: value for key, value in given.items() if value is not None})
 
 
 def _engine(

@@ -85,7 +85,7 @@ def trainer_bytes(
 
     A parameter takes w bytes of weight (4 in fp32, else 2), 4 of gradient, 12 of optimiser (8 with torch, whose weights
     are the master weights), w of reference. ZeRO-1 divides the optimiser by the ranks that hold the parameter, ZeRO-2
-    gradients as well, ZeRO-3 weights as well. Adapters are trained, and compared with a reference, alone.
+    gradients as well, ZeRO-3 weights as well, but never the reference, which is a model of its own. Adapters are trained, and compared with a reference, alone.
     """
     width, stage = WIDTH[dtype], layout.zero_stage
     trained = held.adapters or held.total
@@ -125,7 +125,7 @@ def trainer_bytes(
         weights=0 if all_away else weights,
         gradients=0 if away else gradients,
         optimiser=0 if away else optimiser,
-        reference=all_of(width, dealt=stage > 2, adapted=True) if reference else 0,
+        reference=all_of(width, dealt=False, adapted=True) if reference else 0,
         activations=activations,
         logits=logits,
         bucket=bucket,

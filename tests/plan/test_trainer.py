@@ -37,6 +37,11 @@ def test_zero_divides_by_those_that_hold_the_parameter(dtype: str, zero: int, ex
     assert states(dtype=dtype, ranks=8, expert_parallel=4, zero_stage=zero) == expected
 
 
+def test_the_reference_is_dealt_by_experts_alone() -> None:
+    for zero in (1, 2, 3):
+        assert states(reference=True, ranks=8, expert_parallel=4, zero_stage=zero)[3] == 2 * 5000
+
+
 def test_one_process_has_no_master_weights() -> None:
     assert states(kind="torch", dtype="fp32", ranks=1) == (4 * 5000, 4 * 5000, 8 * 5000, 0)
     assert states(kind="torch", dtype="fp32", reference=True, ranks=1)[3] == 4 * 5000

@@ -5,7 +5,7 @@ DeepSpeed 0.19 as our stepper sets it: fp32 gradients, fp32 master weights and b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlkit.plan.layout import Layout
 
@@ -85,51 +85,44 @@ def trainer_bytes(
 
     A parameter takes w bytes of weight (4 in fp32, else 2), 4 of gradient, 12 of optimiser (8 with torch, whose weights
     are the master weights), w of reference. ZeRO-1 divides the optimiser by the ranks that hold the parameter, ZeRO-2
-    gradients as well, ZeRO-3 weights as well, but never the reference, which is a model of its own. Adapters are trained, and compared with a reference, alone.
+    gradients as well, ZeRO-3 weights as well, but never the reference, a model of its own. Adapters are trained, and
+    compared with a reference, alone.
     """
-    width, stage = WIDTH[dtype], layout.zero_stage
+    width, stage, extra = WIDTH[dtype], layout.zero_stage, WIDTH[dtype] * held.adapters
     trained = held.adapters or held.total
 
     def all_of(each: float, dealt: bool, adapted: bool = False) -> int:
-        """Bytes of all parameters, or of the adapters, each whole on this rank or dealt over those that hold it."""
         if adapted and held.adapters:
             return round(each * held.adapters / (layout.replicas if dealt else 1))
         dense = held.dense / (layout.replicas if dealt else 1)
         experts = held.experts / (layout.expert_replicas if dealt else 1)
         return round(each * (dense + experts))
 
-    extra = round(width * held.adapters)
+    kept = all_of(width, dealt=False, adapted=True) if reference else 0
     if kind == "torch":
-        return TrainerBytes(
-            weights=all_of(width, dealt=False) + extra,
-            gradients=4 * trained,
-            optimiser=8 * trained,
-            reference=all_of(width, dealt=False, adapted=True) if reference else 0,
-            activations=activations,
-            logits=logits,
-            step=8 * held.largest if on_cpu else 0,
-        )
-    gradients = all_of(4, dealt=stage > 1, adapted=True)
-    optimiser = all_of(12, dealt=True, adapted=True)
-    flat = all_of(4, dealt=True, adapted=True)
+        weights, step = all_of(width, dealt=False) + extra, 8 * held.largest if on_cpu else 0
+        needs = TrainerBytes(weights=weights, gradients=4 * trained, optimiser=8 * trained, reference=kept, step=step)
+        return replace(needs, activations=activations, logits=logits)
+    gradients, flat = all_of(4, dealt=stage > 1, adapted=True), all_of(4, dealt=True, adapted=True)
+    optimiser = 3 * flat
     # ZeRO-1 in bf16 is another class of DeepSpeed's, which adds gradients up where they are reduced and stepped.
     in_place = stage == 1 and dtype != "fp32"
-    temporaries = 2 * flat if on_cpu else 0
+    temporaries = 2 * flat if on_cpu else 0  # of AdamW
     # Elsewhere gradients are copied flat; then they go, and the step begins.
     step = temporaries if in_place else max(flat, flat + temporaries - gradients)
-    bucket_width = 2 if stage > 1 and dtype != "fp32" else 4
-    bucket = 0 if in_place else bucket_width * (min(BUCKET, trained) if on_cpu else BUCKET)
-    weights = all_of(width, dealt=stage > 2) + extra
+    numbers = min(BUCKET, trained) if on_cpu else BUCKET
+    bucket = 0 if in_place else numbers * (2 if stage > 1 and dtype != "fp32" else 4)
+    weights, gathered = all_of(width, dealt=stage > 2) + extra, 2 * width * held.block if stage > 2 else 0
     away, all_away = layout.offload != "none", layout.offload == "all"
     return TrainerBytes(
         weights=0 if all_away else weights,
         gradients=0 if away else gradients,
         optimiser=0 if away else optimiser,
-        reference=all_of(width, dealt=False, adapted=True) if reference else 0,
+        reference=kept,
         activations=activations,
         logits=logits,
         bucket=bucket,
-        gathered=2 * width * held.block if stage > 2 else 0,
+        gathered=gathered,
         step=0 if away else step,
         host=(optimiser + flat if away else 0) + (weights if all_away else 0),
     )

@@ -6,7 +6,7 @@ judges starts no trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from rlkit.cluster.reaper import reaped
 from rlkit.config import RewardConfig, RunConfig, TrainingRun
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
-from rlkit.parity import gate
+from rlkit.model.files.sent import form_for
+from rlkit.parity import Agreement, fp8_gate, gate
 from rlkit.parts import Parts
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.rollout.judging import RewardFn
 from rlkit.run.progress import Run
+from rlkit.run.served import served_checkpoint
 from rlkit.scoring.pool import build_reward
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import UNIT
@@ -34,6 +36,7 @@ def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Ite
 
     On Ray the engines may still be loading when the block begins; the first call waits for them.
     """
+    checkpoint = served_checkpoint(cfg, checkpoint)
     if cfg.cluster.kind == "local":
         yield build_engine(cfg.engine, checkpoint, cfg.model.kind, cfg.served_adapter, progress)
         return
@@ -83,10 +86,24 @@ def parts(
         engine(cfg, checkpoint, progress) as sampler,
         trainer(cfg, checkpoint) as learner,
     ):
-        coarser = max(UNIT[cfg.engine.dtype], UNIT[cfg.trainer.dtype])
-        check = gate(sampler, learner, sequences, cfg.parity.tolerance, coarser)
-        adapter = cfg.served_adapter is not None
-        yield Parts(engine=sampler, trainer=learner, reward=judge, gate=check, serves_adapter=adapter)
+        yield Parts(
+            engine=sampler,
+            trainer=learner,
+            reward=judge,
+            gate=_gate(cfg, sampler, learner, sequences),
+            form=form_for(cfg.trainer.dtype, cfg.engine.dtype),
+            serves_adapter=cfg.served_adapter is not None,
+        )
+
+
+def _gate(
+    cfg: TrainingRun, sampler: Engine, learner: Trainer, sequences: Sequence[Sequence[int]]
+) -> Callable[[], Agreement]:
+    """Chooses the gate by what the two sides compute with."""
+    if "fp8" in (cfg.engine.dtype, cfg.trainer.dtype):
+        return fp8_gate(sampler, learner, sequences, cfg.parity.tolerance, cfg.trainer.dtype, cfg.engine.dtype)
+    coarser = max(UNIT[cfg.engine.dtype], UNIT[cfg.trainer.dtype])
+    return gate(sampler, learner, sequences, cfg.parity.tolerance, coarser)
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
 from rlkit.model.experts import ExpertShare
 from rlkit.model.files.end_tokens import end_tokens
+from rlkit.model.files.folder import Checkpoint
+from rlkit.model.files.names import published_names
+from rlkit.model.files.sent import sent_table
 from rlkit.model.load import load_model, read_architecture
 from rlkit.model.lora import add_lora, choose_targets
 from rlkit.model.precision import compute_in_float8
@@ -35,12 +38,17 @@ def build_engine(
     if lora is not None:
         targets = choose_targets(read_architecture(checkpoint, kind).empty_model(), lora.targets)
         lora = replace(lora, targets=tuple(targets))
+    if cfg.dtype == "fp8":
+        expected = sent_table(published_names(Checkpoint.open(checkpoint).config), "fp8")
+    else:
+        expected = read_architecture(checkpoint, kind).sent()
     if cfg.kind == "vllm":
         from rlkit.engine.vllm import VllmEngine  # vLLM takes seconds to import and is not needed everywhere
 
         return VllmEngine(
             checkpoint,
-            dtype={"fp32": "float32", "bf16": "bfloat16"}[cfg.dtype],
+            dtype={"fp32": "float32", "bf16": "bfloat16", "fp8": "fp8"}[cfg.dtype],
+            expected=None if lora else expected,  # an adapter's tensors have names of their own
             max_model_len=cfg.max_model_len,
             max_num_seqs=cfg.max_num_seqs,
             kv_cache_gib=cfg.memory,
@@ -61,6 +69,7 @@ def build_engine(
         read_decoder(checkpoint),
         cfg.max_num_seqs,
         cfg.speculative_tokens,
+        expected=expected,
         progress=progress,
     )
 

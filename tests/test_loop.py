@@ -106,7 +106,7 @@ class CountingTrainer:
         self.log.mtp.append(mtp)
         return {"loss": 1.0, "grad_norm": 2.0, "entropy": 0.5, "kl": 0.1, "clip_fraction": 0.0, "logprob_gap": 1e-6}
 
-    def weights(self, version: int = 0) -> Weights:
+    def weights(self, version: int = 0, form: str = "plain") -> Weights:
         return iter(())
 
     def refresh_reference(self) -> None:
@@ -179,7 +179,7 @@ def test_an_engine_that_serves_the_adapter_is_sent_nothing_else() -> None:
         def adapter(self) -> dict[str, Tensor]:
             return adapter
 
-        def weights(self, version: int = 0) -> Weights:
+        def weights(self, version: int = 0, form: str = "plain") -> Weights:
             return {"layer.weight": torch.zeros(3, 3)}.items()
 
     class Keeping(CountingEngine):

@@ -12,6 +12,8 @@ from rlkit.algo.losses import Loss, MtpTerm
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.transfer import Publication, publish
 from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
+from rlkit.engine.examination import Examination
+from rlkit.model.files.sent import form_names
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 
@@ -46,6 +48,10 @@ class EngineActor:
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """`Engine.trace`."""
         return self.engine.trace(tokens)
+
+    def examine(self, sequences: Sequence[Sequence[int]]) -> Examination:
+        """`Engine.examine`."""
+        return self.engine.examine(sequences)
 
     def close(self) -> None:
         """Ends what the engine has started, where it has started anything."""
@@ -101,15 +107,24 @@ class TrainerActor:
         """`Trainer.trace`."""
         return self.trainer.trace(tokens, rounding)
 
-    def publish(self, version: int) -> Publication:
+    def publish(self, version: int, form: str) -> Publication:
         """Puts this rank's share of the weights into the object store, bucket by bucket; all ranks call it."""
+        fp8, share = self.trainer.model.fp8_names(), self.trainer.share(self.rank, self.num_ranks)
         return publish(
-            self.trainer.weights(),
-            self.trainer.share(self.rank, self.num_ranks),
-            table=tuple(self.trainer.model.all_published()),
+            self.trainer.weights(version, form),
+            tuple(form_names(share, fp8, form)),
+            table=tuple(form_names(self.trainer.model.all_published(), fp8, form)),
             rank=self.rank,
             version=version,
         )
+
+    def fingerprints(self, form: str) -> Mapping[str, str]:
+        """`Trainer.fingerprints`."""
+        return self.trainer.fingerprints(form)
+
+    def routes(self, sequences: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
+        """`Trainer.routes`."""
+        return self.trainer.routes(sequences)
 
     def adapter(self) -> Mapping[str, Tensor]:
         """`Trainer.adapter`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlkit.algo import NO_MTP, Loss, MtpTerm, shard
 from rlkit.cluster.deaths import deaths_named
 from rlkit.cluster.transfer import RemoteWeights
+from rlkit.engine.examination import Examination
 from rlkit.parts import SyncError
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
@@ -71,6 +72,10 @@ class RemoteEngines:
         """Asks the first engine for block outputs."""
         return _answers([self._actors[0].trace.remote(tokens)])[0]
 
+    def examine(self, sequences: Sequence[Sequence[int]]) -> Examination:
+        """Asks the first engine what it computes with; the gate asks each of them (`replicas`)."""
+        return _answers([self._actors[0].examine.remote(sequences)])[0]
+
     def replicas(self) -> Sequence[RemoteEngines]:
         """Every engine alone, as the gate asks them."""
         return [RemoteEngines([actor]) for actor in self._actors]
@@ -98,10 +103,21 @@ class RemoteTrainer:
         """Asks for block outputs, of which every rank has the same."""
         return self._all([rank.trace.remote(tokens, rounding) for rank in self._ranks])[0]
 
-    def weights(self, version: int = 0) -> RemoteWeights:
+    def weights(self, version: int = 0, form: str = "plain") -> RemoteWeights:
         """Lets every rank publish its share in the object store; no weight passes through this process."""
-        published = self._all([rank.publish.remote(version) for rank in self._ranks])
+        published = self._all([rank.publish.remote(version, form) for rank in self._ranks])
         return RemoteWeights(version=version, publications=tuple(published))
+
+    def fingerprints(self, form: str) -> Mapping[str, str]:
+        """Asks every rank for the fingerprints of what it holds; together they are those of the model."""
+        prints: dict[str, str] = {}
+        for part in self._all([rank.fingerprints.remote(form) for rank in self._ranks]):
+            prints |= part
+        return prints
+
+    def routes(self, sequences: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
+        """Asks for the experts that the routers choose, of which every rank has the same."""
+        return self._all([rank.routes.remote(sequences) for rank in self._ranks])[0]
 
     def adapter(self) -> Mapping[str, Tensor]:
         """Asks rank 0 for LoRA's matrices."""

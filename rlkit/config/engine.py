@@ -21,6 +21,7 @@ class EngineConfig:
     kind: str
     num_engines: int
     dtype: str
+    """"fp32", "bf16", or "fp8": block FP8 for the matrices of attention, MLPs and experts, the rest in bf16."""
     threads: int
     """How many CPU threads each engine has; 0 shares all cores among the engines."""
     max_model_len: int
@@ -41,7 +42,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         """Refuses unknown kinds and empty pools."""
         one_of("engine.kind", self.kind, ("vllm", "torch"))
-        one_of("engine.dtype", self.dtype, ("fp32", "bf16"))
+        one_of("engine.dtype", self.dtype, ("fp32", "bf16", "fp8"))
         whole("engine.num_engines", self.num_engines, least=1, most=MAX_PROCESSES)
         whole("engine.max_num_seqs", self.max_num_seqs, least=1)
         whole("engine.max_model_len", self.max_model_len, least=2)
@@ -59,6 +60,11 @@ class EngineConfig:
             raise UserError(
                 f"engine.tensor_parallel={self.tensor_parallel} does not draft: engine.speculative_tokens="
                 f"{self.speculative_tokens}; set one of them to 0 or 1, speculative_tokens to 0 or tensor_parallel to 1"
+            )
+        if self.tensor_parallel > 1 and self.dtype == "fp8":
+            raise UserError(
+                f"engine.tensor_parallel={self.tensor_parallel}: the gate of engine.dtype=fp8 audits whole tensors, not "
+                "slices; set engine.tensor_parallel=1, or engine.dtype=bf16"
             )
         if self.kind == "torch" and self.dtype != "fp32":
             raise UserError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")

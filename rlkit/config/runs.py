@@ -22,6 +22,7 @@ from rlkit.config.placement import Demand
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 from rlkit.config.trainer import LoraConfig, TrainerConfig
 from rlkit.errors import UserError
+from rlkit.quant.fp8 import FLOAT8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,12 @@ class TrainingRun(RunConfig):
             raise UserError(
                 f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
                 "cluster=ray"
+            )
+        if self.engine.dtype == "fp8" and self.trainer.dtype not in FLOAT8:
+            raise UserError(
+                f"engine.dtype=fp8 samples from weights in FP8, and trainer.dtype={self.trainer.dtype} computes with "
+                "others, so that the policy ratio is wrong by what FP8 rounds away; set trainer.dtype=fp8_weights, or "
+                "engine.dtype=bf16"
             )
         if self.served_adapter is not None and self.engine.kind != "vllm":
             raise UserError(

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rlkit.engine.examination import Examination
 from rlkit.types import Group, Prompt, Sampling, Weights
 
 
@@ -39,6 +40,10 @@ class Engine(Protocol):
 
     def trace(self, tokens: Sequence[int]) -> Mapping[str, Tensor]:
         """Runs one sequence; returns every block's output in order, `{"model.layers.0.self_attn": [T, D], ...}`."""
+        ...
+
+    def examine(self, sequences: Sequence[Sequence[int]]) -> Examination:
+        """Fingerprints all tensors that it computes with, and repeats the products that it makes for the sequences."""
         ...
 
     def replicas(self) -> Sequence[Engine]:

@@ -15,10 +15,12 @@ from torch import Tensor
 from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.engine.base import completion_text, rollout_seed
 from rlkit.engine.draws import distribution, draw, invert, uniforms
+from rlkit.engine.examination import Examination
 from rlkit.engine.speculative import accept
 from rlkit.engine.whole import WholeLoads
 from rlkit.model import DeepseekV3, drafting
 from rlkit.model.base import CausalLM
+from rlkit.model.files.sent import Sent, checked_sent, fingerprints
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
 
@@ -55,11 +57,13 @@ class TorchEngine:
         decode: Callable[[Sequence[int]], str],
         max_batch: int = 256,
         speculative_tokens: int = 0,
+        expected: Mapping[str, Sent] | None = None,
         progress: Progress = silent,
     ) -> None:
         """`eos_token_id` is one id or several; `decode` turns the ids of a completion into text.
 
         With `speculative_tokens` the model's first MTP module drafts so many tokens for each pass of the model.
+        `expected` is what every load must bring, tensor by tensor; None leaves it to the model what it takes.
         Raises ValueError if `max_batch` is not positive, or if tokens are to be drafted and there is no such module.
         """
         if max_batch < 1:
@@ -75,6 +79,7 @@ class TorchEngine:
         self._progress = progress
         self._finished = 0
         self._drafts = (0, 0)
+        self._expected = expected
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
         """Draws `n` completions for each prompt; a group comes as soon as its last completion is there.
@@ -110,9 +115,12 @@ class TorchEngine:
         return self._drafts
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replaces all weights; rollouts made from now on carry `version`. Raises ValueError if they do not fit."""
+        """Replaces all weights; rollouts made from now on carry `version`.
+
+        Raises ValueError if they do not fit; after any error the engine is unusable until a whole load.
+        """
         with self.whole.loading(version):
-            self.model.load_weights(weights)
+            self.model.load_weights(weights if self._expected is None else checked_sent(weights, self._expected))
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -133,6 +141,17 @@ class TorchEngine:
         """Runs one sequence and returns the output [T, D] of every block under its name, in order."""
         self.whole.check()
         return self.model.trace(tokens)
+
+    def examine(self, sequences: Sequence[Sequence[int]]) -> Examination:
+        """Fingerprints its weights; its products are torch's own, which nobody has to repeat."""
+        self.whole.check()
+        return Examination(
+            prints=fingerprints(self.model.checkpoint_weights()),
+            unused=frozenset(),
+            products={},
+            chosen={},
+            quantises_activations=False,
+        )
 
     def replicas(self) -> tuple[TorchEngine]:
         """Returns this engine: there is one copy of the model."""

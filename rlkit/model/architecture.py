@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from rlkit.model.base import CausalLM
+from rlkit.model.files.sent import Sent
 from rlkit.model.size import Size
 
 NO_ADAPTER_BESIDE_EXPERTS = "vLLM's kernels for routed experts do not run with an adapter beside them; set it to merged"
@@ -71,8 +72,16 @@ class Architecture(Protocol):
         """
         ...
 
+    def sent(self) -> Mapping[str, Sent]:
+        """Returns what an engine in high precision is sent at every sync, tensor by tensor."""
+        ...
+
     def vllm_problem(self, *, on_gpu: bool) -> str | None:
         """Says why vLLM cannot run the model."""
+        ...
+
+    def vllm_fp8_problem(self) -> str | None:
+        """Says why vLLM cannot compute in FP8 what the trainer can (`float8_problem`)."""
         ...
 
     def vllm_adapter_problem(self) -> str | None:

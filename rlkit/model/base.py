@@ -92,6 +92,10 @@ class CausalLM(nn.Module, ABC):
     def published(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the published name and the shape of every weight."""
 
+    def fp8_names(self) -> frozenset[str]:
+        """Returns the published names of the matrices that FP8 may hold; none where nobody has said which."""
+        return frozenset()
+
     @abstractmethod
     def all_published(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the published name and the shape of every weight that the ranks hold together, copies included.

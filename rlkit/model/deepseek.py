@@ -164,6 +164,10 @@ class DeepseekV3(CausalLM):
         part = int(expert) // (self.config.n_routed_experts // self.share.size)
         return range(part, num_ranks, self.share.size)
 
+    def fp8_names(self) -> frozenset[str]:
+        """Returns the published names of the matrices that FP8 holds: of attention, MLPs and experts."""
+        return frozenset(name for name, place in published_names(self.config).items() if place.fp8)
+
     def core(self) -> nn.Module:
         """Returns this module: its submodules have the published names."""
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rlkit.model.config import DeepseekV3Config
 from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.files.folder import Checkpoint, as_stored, write_checkpoint
 from rlkit.model.files.names import published_names
+from rlkit.model.files.sent import Sent, sent_table
 from rlkit.model.files.shards import read_headers
 from rlkit.model.meta import on_meta
 from rlkit.model.precision import float8_summary
@@ -21,6 +22,8 @@ from rlkit.model.size import Size, count_active, count_parameters
 from rlkit.model.split import padded_vocabulary, split_problem
 from rlkit.quant.fp8 import BLOCK
 
+FP8_ROWS = 32
+"""vLLM's FP8 kernels on the CPU take so many rows of a matrix together, and end the process where fewer are left."""
 VLLM_CPU_MULTIPLE = 32
 """The expert kernels of vLLM's CPU build want rows of so many numbers."""
 
@@ -104,6 +107,10 @@ class DeepseekArchitecture:
         table = published_names(self.config)
         write_checkpoint(path, weights, table, self.config.to_hf(), dtype, base=self.folder)
 
+    def sent(self) -> Mapping[str, Sent]:
+        """Returns what an engine in high precision is sent at every sync, tensor by tensor."""
+        return sent_table(published_names(self.config), "plain")
+
     def vllm_problem(self, *, on_gpu: bool) -> str | None:
         """Says that a width does not suit the CPU build of vLLM."""
         widths = {"hidden_size": self.config.hidden_size, "moe_intermediate_size": self.config.moe_intermediate_size}
@@ -113,6 +120,23 @@ class DeepseekArchitecture:
                 return (
                     f"{where}{key}={width}: vLLM's experts on the CPU need a multiple of {VLLM_CPU_MULTIPLE}; change "
                     "it, or use engine=torch"
+                )
+        return None
+
+    def vllm_fp8_problem(self) -> str | None:
+        """Says that the rows of a matrix do not suit vLLM's kernels on the CPU; `float8_problem` says so of columns."""
+        cfg, where = self.config, "model.architecture." if self.folder is None else f"{self.folder}: "
+        heads, rope = cfg.num_attention_heads, cfg.qk_rope_head_dim
+        rows = {
+            "kv_lora_rank + qk_rope_head_dim": cfg.kv_lora_rank + rope,
+            "num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)": heads * (cfg.qk_nope_head_dim + rope),
+            "num_attention_heads x (qk_nope_head_dim + v_head_dim)": heads * (cfg.qk_nope_head_dim + cfg.v_head_dim),
+        }
+        for key, width in rows.items():
+            if width % FP8_ROWS:
+                return (
+                    f"{where}{key}={width} must be a multiple of {FP8_ROWS} for vLLM's kernels; change it, or use "
+                    "engine.dtype=bf16"
                 )
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rlkit.model.architecture import NO_ADAPTER_BESIDE_EXPERTS
 from rlkit.model.base import CausalLM
 from rlkit.model.config import CONFIG
 from rlkit.model.files.hf_folder import HfFolder
+from rlkit.model.files.sent import Sent, plain_table
 from rlkit.model.meta import on_meta
 from rlkit.model.size import Size, count_active, count_parameters
 from rlkit.model.split import padded_vocabulary, split_problem
@@ -112,6 +113,10 @@ class HfArchitecture:
         """Writes these published weights beside the base's own config.json and generation_config.json."""
         self.files.write(path, weights, dtype)
 
+    def sent(self) -> Mapping[str, Sent]:
+        """Returns what an engine is sent at every sync; a tied head is sent to those that ask for it."""
+        return plain_table(self.files.published, self.files.tied)
+
     def vllm_problem(self, *, on_gpu: bool) -> str | None:
         """Says that config.json lacks words without which vLLM builds DeepSeek's router without its bias."""
         raw = self.files.raw
@@ -122,6 +127,10 @@ class HfArchitecture:
             'load the router\'s bias; write "topk_method": "noaux_tc", "scoring_func": "sigmoid" into it, or use '
             "engine=torch"
         )
+
+    def vllm_fp8_problem(self) -> str | None:
+        """Never says anything: `float8_problem` says all."""
+        return None
 
     def vllm_adapter_problem(self) -> str | None:
         """Says that the model has routed experts."""

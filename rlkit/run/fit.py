@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from rlkit.config import TrainingRun
+from rlkit.engine.vllm.fp8 import fp8_problem
 from rlkit.engine.vllm.options import check_options
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
@@ -34,6 +35,9 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     _check_layout(cfg, architecture)
     if cfg.trainer.dtype in FLOAT8:
         _refuse(architecture.float8_problem(), f"trainer.dtype={cfg.trainer.dtype}: ")
+    if cfg.engine.dtype == "fp8":
+        _refuse(fp8_problem(), "engine.dtype=fp8: ")
+        _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
     if cfg.trainer.lora is not None:
         choose_targets(architecture.empty_model(), cfg.trainer.lora.targets)
 

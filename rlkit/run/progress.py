@@ -16,6 +16,7 @@ from rlkit.data.tokenizer import copy_tokenizer
 from rlkit.errors import DivergedError, UserError
 from rlkit.evaluate import evaluate
 from rlkit.interrupt import GO_ON, INTERRUPTED, raise_again
+from rlkit.model.files.sent import SentError
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
 from rlkit.parts import PartDiedError, Parts, SyncError
@@ -32,7 +33,7 @@ MODEL = "model"
 """Folder of the trained model, inside the output folder."""
 ADAPTER = "adapter"
 """Folder of LoRA's matrices, inside that of the model, where they are merged in."""
-SAY_ALL = (UserError, RewardError, NoVerdictError, ParityError, DivergedError)
+SAY_ALL = (UserError, RewardError, NoVerdictError, ParityError, SentError, DivergedError)
 """Errors of a run whose message names what failed and what to do; where they arose in rlkit helps nobody."""
 FULL_BYTES = 2**20
 """A disk with less than this free is full: whatever error a run ended with, this is why."""

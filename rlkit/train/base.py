@@ -35,8 +35,19 @@ class Trainer(Protocol):
         """Runs one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...
 
-    def weights(self, version: int = 0) -> Weights:
-        """All weights of the policy under their checkpoint names; where they travel, `version` travels with them."""
+    def weights(self, version: int = 0, form: str = "plain") -> Weights:
+        """All weights of the policy under their checkpoint names, in one of `rlkit.model.files.sent.FORMS`.
+
+        Where they travel, `version` travels with them.
+        """
+        ...
+
+    def fingerprints(self, form: str) -> Mapping[str, str]:
+        """Fingerprints what `weights` gives, tensor by tensor, as an engine in FP8 holds it."""
+        ...
+
+    def routes(self, sequences: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
+        """The experts that each router chooses for the tokens of all sequences, [T, k] by the router's name."""
         ...
 
     def adapter(self) -> Mapping[str, Tensor]:

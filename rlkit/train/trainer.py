@@ -14,7 +14,9 @@ from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.algo.packing import tensor_names
 from rlkit.errors import DivergedError, UserError
 from rlkit.model.base import CausalLM
+from rlkit.model.files.sent import fingerprints, in_form
 from rlkit.model.lora import adapter_weights
+from rlkit.model.trace import recorded_routing
 from rlkit.train import ranks
 from rlkit.train.checkpoint import load_state, save_state
 from rlkit.train.experts import ExpertBalance
@@ -88,27 +90,42 @@ class ModelTrainer:
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
         """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
+        pack = self._asked(sequences)
+        with rounded_anew(self.model, rounding):
+            logprobs_T = self.stepper.module(pack, 1.0).logprobs_T
+        return [part[1:].tolist() for part in logprobs_T.split(list(pack.lengths))]
+
+    def _asked(self, sequences: Sequence[Sequence[int]]) -> Pack:
+        """Lays sequences end to end and asks for every token but the first of each, before which nothing comes."""
         tokens_T = torch.tensor([token for sequence in sequences for token in sequence])
         lengths = tuple(len(sequence) for sequence in sequences)
         ends_N = torch.tensor(lengths).cumsum(0)
         asked_T = torch.ones(len(tokens_T))
-        asked_T[ends_N - torch.tensor(lengths)] = 0  # nothing comes before a first token
-        pack = to_device(Pack(tokens_T=tokens_T, lengths=lengths, weights_T=asked_T), self.device)
-        with rounded_anew(self.model, rounding):
-            logprobs_T = self.stepper.module(pack, 1.0).logprobs_T
-        return [part[1:].tolist() for part in logprobs_T.split(lengths)]
+        asked_T[ends_N - torch.tensor(lengths)] = 0
+        return to_device(Pack(tokens_T=tokens_T, lengths=lengths, weights_T=asked_T), self.device)
 
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Runs one sequence and returns the output of every block under its checkpoint name."""
         with rounded_anew(self.model, rounding):
             return self.model.trace(tokens)
 
-    def weights(self, version: int = 0) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, version: int = 0, form: str = "plain") -> Iterator[tuple[str, Tensor]]:
         """What this rank holds of the policy's weights, under checkpoint names; LoRA merged in. All ranks call it.
 
-        They stay here, so `version` is nobody's concern.
+        `form` is one of `rlkit.model.files.sent.FORMS`. They stay here, so `version` is nobody's concern.
         """
-        return self.model.checkpoint_weights(self.stepper.tensors())
+        return in_form(self.model.checkpoint_weights(self.stepper.tensors()), self.model.fp8_names(), form)
+
+    def fingerprints(self, form: str) -> Mapping[str, str]:
+        """Fingerprints what `weights` yields, as an engine in FP8 holds it."""
+        return fingerprints(self.weights(form=form))
+
+    @torch.no_grad()
+    def routes(self, sequences: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
+        """The experts that each router chooses for the tokens of all sequences, [T, k] by the router's name."""
+        with recorded_routing(self.balance.routers) as routings:
+            self.stepper.module(self._asked(sequences), 1.0)
+        return {name: routing.experts_TK.cpu() for name, routing in routings.items()}
 
     def share(self, rank: int, num_ranks: int) -> tuple[str, ...]:
         """Returns the names that one rank of several publishes: of what it holds, its part (`share_of`)."""

@@ -136,6 +136,15 @@ def _learned(stage: _Stage) -> list[str]:
         stage.curve("Entropy", {"entropy": "entropy"}, "nats per token", tokens),
         stage.curve("Clipped tokens", {"clip_fraction": "clipped"}, "share of tokens", percent=True),
         stage.curve("Parity", gaps, "nats", "largest log-prob difference between engine and trainer", log=True),
+        stage.curve(
+            "Parity on average",
+            {"parity_mean": "engine and trainer", "parity_bf16": "one more rounding to bf16"},
+            "nats",
+            "mean log-prob difference after a sync, where FP8 is involved",
+            log=True,
+        )
+        if stage.has("parity_bf16")
+        else "",
         stage.curve("Gradient norm", {"grad_norm": "norm"}, "L2 norm", "before clipping", log=True),
         stage.curve("Learning rate", {"lr": "lr"}, "per step", exact=True),
         stage.curve(

@@ -5,7 +5,7 @@ above 1 this process plans the steps and worker processes below it compute them 
 imported when an engine is made, not before, because it reads its environment while it is imported.
 
 The defects of its CPU build, and the way round each, are in `rlkit.engine.vllm.start`.
-What is not covered: an engine over several machines, images, a checkpoint in FP8 whose trainer sends another format.
+What is not covered: an engine over several machines, images.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from torch import Tensor
 from rlkit.config import LoraConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import completion_text, rollout_seed
+from rlkit.engine.examination import Examination
 from rlkit.engine.vllm.adapter import adapter_arguments, adapter_request, replace_adapter
+from rlkit.engine.vllm.audit import live_prints
 from rlkit.engine.vllm.blocks import start_watching, stop_watching
 from rlkit.engine.vllm.options import ALWAYS, check_options, engine_arguments
 from rlkit.engine.vllm.process import begin_here, forget_shared_names
-from rlkit.engine.vllm.reload import forget_packed_experts, reload_drafter
+from rlkit.engine.vllm.products import Tally, router_of, watch_products
+from rlkit.engine.vllm.reload import forget_packed_experts, heal, reload_drafter
 from rlkit.engine.vllm.start import (
     draft_arguments,
     import_vllm,
@@ -40,6 +43,7 @@ from rlkit.engine.vllm.start import (
 from rlkit.engine.vllm.workers import load_into_workers
 from rlkit.engine.whole import WholeLoads
 from rlkit.model.files.end_tokens import end_tokens
+from rlkit.model.files.sent import Sent, checked_sent
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
 
@@ -59,6 +63,7 @@ class VllmEngine:
         checkpoint: Path,
         *,
         dtype: str = "float32",
+        expected: Mapping[str, Sent] | None = None,
         max_model_len: int,
         max_num_seqs: int = 256,
         kv_cache_gib: float = 1,
@@ -73,6 +78,8 @@ class VllmEngine:
     ) -> None:
         """Starts vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
+        `dtype` is "float32", "bfloat16" or "fp8", which needs a checkpoint in block FP8. `expected` is what every load
+        must bring, tensor by tensor; None lets vLLM take what it gets.
         `kv_cache_gib` and `threads` (of OpenMP, shared by the workers) count on the CPU, `gpu_memory_utilization` (a
         share) on CUDA. With `lora`, whose targets are names of layers, `load` takes an adapter and the weights stay
         those of the checkpoint. `tensor_parallel` workers hold a slice of every layer each; `options` are further
@@ -89,6 +96,7 @@ class VllmEngine:
         self._speculative = speculative_tokens > 0
         self._lora = lora
         self._parallel = tensor_parallel > 1
+        self._expected = expected
         self._adapter: Any = None  # what requests name it by; none has been loaded yet
         self._ends = end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()
@@ -96,10 +104,10 @@ class VllmEngine:
         with self._lock, use_threads(threads), start_up(self._cuda, max(1, threads // tensor_parallel)):
             self._vllm = import_vllm()
             if not self._cuda:
-                mend(drafts=self._speculative, adapter=lora is not None)
+                mend(drafts=self._speculative, adapter=lora is not None, fp8=dtype == "fp8")
             arguments = {
                 "model": str(checkpoint),
-                "dtype": dtype,
+                "dtype": "bfloat16" if dtype == "fp8" else dtype,
                 "max_model_len": max_model_len,
                 "max_num_seqs": max_num_seqs,
                 "seed": seed,
@@ -180,7 +188,8 @@ class VllmEngine:
     def load(self, weights: Weights, version: int) -> None:
         """Replaces all weights, given under their checkpoint names; rollouts made from now on carry `version`.
 
-        An engine with `lora` replaces the adapter, given under the keys of peft's files.
+        An engine with `lora` replaces the adapter, given under the keys of peft's files. Raises SentError for a tensor
+        that is not as expected; after any error the engine is unusable until a whole load.
         """
         with self._lock, use_threads(self._threads), self._whole.loading(version):
             if self._lora is not None:
@@ -190,9 +199,12 @@ class VllmEngine:
                 self._reload(weights)
 
     def _reload(self, weights: Weights) -> None:
+        if self._expected is not None:
+            weights = checked_sent(weights, self._expected)
         if self._parallel:
             load_into_workers(self._engine.collective_rpc, weights, cuda=self._cuda)
             return
+        self._engine.apply_model(heal)
         if not self._cuda:
             # The packed copy of the experts is what runs. A reload writes the plain weights and packs them only where
             # no packed copy is known, so the first copy has to be forgotten or it goes on sampling.
@@ -207,14 +219,17 @@ class VllmEngine:
 
     def _set_apart(self, weights: Weights, drafter: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yields all weights, without gradient; those of the MTP modules also go into `drafter` if they are used."""
-        num_layers = self._engine.model_config.hf_config.num_hidden_layers
         for name, tensor in weights:
-            layer = _LAYER.match(name)
-            depth = int(layer[1]) - num_layers + 1 if layer else 0
+            depth = self._depth(name)
             # The modules share one embedding and one head, which vLLM's loader knows by the names of the first.
             if self._speculative and (depth == 1 or (depth > 1 and not name.endswith(_SHARED))):
                 drafter.append((name, tensor.detach()))
             yield name, tensor.detach()
+
+    def _depth(self, name: str) -> int:
+        """Returns which MTP module a weight belongs to, 1 for the first; below that it is one of the main model."""
+        layer = _LAYER.match(name)
+        return int(layer[1]) - self._engine.model_config.hf_config.num_hidden_layers + 1 if layer else 0
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Computes log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats.
@@ -242,6 +257,30 @@ class VllmEngine:
                 chunks, *_ = self._engine.collective_rpc(stop_watching)
         # A long sequence is run in chunks; a captured graph may pad the last one.
         return {name: torch.cat(outputs_TD)[: len(tokens)] for name, outputs_TD in chunks.items()}
+
+    def examine(self, sequences: Sequence[Sequence[int]]) -> Examination:
+        """Fingerprints all tensors that the engine computes with, and repeats the products that the sequences make."""
+        for i, sequence in enumerate(sequences):
+            self._check(f"sequence {i}", sequence, 1)
+        tallies: dict[str, Tally] = {}
+        with self._lock, use_threads(self._threads):
+            (stop,) = self._engine.apply_model(lambda model: watch_products(model, tallies, quantised=self._cuda))
+            try:
+                params = self._params(max_tokens=1, temperature=0.0)
+                list(self._run([(sequence, params) for sequence in sequences]))
+            finally:
+                stop()
+            return Examination(
+                prints=self._engine.collective_rpc(live_prints, args=(self._speculative,))[0],
+                unused=frozenset(
+                    name
+                    for name, sent in (self._expected or {}).items()
+                    if sent.optional or (self._depth(name) > 0 and not self._speculative)
+                ),
+                products={name: tally.product() for name, tally in tallies.items() if tally.outputs},
+                chosen={router_of(name): torch.cat(tally.chosen) for name, tally in tallies.items() if tally.chosen},
+                quantises_activations=self._cuda,
+            )
 
     def replicas(self) -> tuple[VllmEngine]:
         """Returns this engine: there is one copy of the model."""

@@ -10,6 +10,7 @@ Defects of the CPU build of vLLM 0.32.0, the first, the third and the last silen
     drafts             their check divides by memory that nobody wrote, not by the temperature -> `_per_token`
     AMX                bf16 attention with heads of 64 or 128 numbers uses the tiles of CPUs that have them without
                        asking the kernel for them: SIGILL -> `torch.cpu._init_amx()` asks
+    FP8                refused without AMX, although the kernels run without it -> `rlkit.engine.vllm.fp8`
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from rlkit.engine.vllm.adapter import add_adapter
+from rlkit.engine.vllm.fp8 import allow_fp8
 
 _ONLY_WHILE_STARTING = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "PYTHONWARNINGS", "TORCHDYNAMO_DISABLE")
 """Variables of the environment that are set while an engine starts, and then put back."""
@@ -45,8 +47,10 @@ def import_vllm() -> ModuleType:
         ) from error
 
 
-def mend(*, drafts: bool, adapter: bool) -> None:
+def mend(*, drafts: bool, adapter: bool, fp8: bool = False) -> None:
     """Replaces functions of the CPU build by those that do what they should."""
+    if fp8:
+        allow_fp8()
     if drafts:
         sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
         sampler.expand_batch_to_tokens = _per_token

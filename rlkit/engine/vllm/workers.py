@@ -17,9 +17,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from torch import nn
-
-from rlkit.engine.vllm.reload import forget_packed_experts
+from rlkit.engine.vllm.reload import forget_packed_experts, heal
 from rlkit.engine.vllm.shared import SharedBucket, buckets, shared
 from rlkit.types import Weights
 
@@ -40,7 +38,7 @@ def load_into_workers(call: Callable[..., list[Any]], weights: Weights, *, cuda:
 def begin_load(worker: Any, cuda: bool) -> None:
     """Makes the model of one worker ready for new weights; what an interrupted load has left is taken back first."""
     model = worker.get_model()
-    _heal(model)
+    heal(model)
     if not cuda:
         forget_packed_experts(model)
     worker.loaded_names = set()
@@ -66,14 +64,3 @@ def end_load(worker: Any) -> list[str]:
 
 def _current_config(worker: Any) -> Any:
     return import_module("vllm.config").set_current_vllm_config(worker.vllm_config)
-
-
-def _heal(model: nn.Module) -> None:
-    """Puts the old tensors back into layers that are still waiting for new ones; vLLM would count theirs twice."""
-    layers: Any = import_module("vllm.model_executor.model_loader.reload.layerwise")
-    for module in model.modules():
-        info = layers.get_layerwise_info(module)
-        if info.can_load():
-            if info.kernel_tensors is not None:
-                layers._place_kernel_tensors(module, info)
-            info.reset()

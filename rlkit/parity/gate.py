@@ -18,11 +18,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from rlkit.parity.agreement import Agreement, ParityError
 from rlkit.train.rounding import Rounding
 
 GATE = ".mlp.gate"
@@ -47,6 +48,8 @@ NUM_SEQUENCES, LENGTH = 8, 48
 and cheap."""
 
 Sequences = Sequence[Sequence[int]]
+_S = TypeVar("_S")
+_A = TypeVar("_A")
 
 
 class Traced(Protocol):
@@ -81,33 +84,6 @@ class Replicated(Protocol):
         ...
 
 
-class ParityError(RuntimeError):
-    """Engine and trainer disagree; the message names the gap, the token and the first block that differs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """What a gate found that let the weights pass.
-
-    Example: `Agreement(gap=2.4e-6, mean=5e-7, limit="limit 0.0001")`
-    """
-
-    gap: float
-    """The largest |log p_engine - log p_trainer|, in nats, over the tokens that count."""
-    mean: float
-    """The mean over the same tokens."""
-    limit: str
-    """What they were held against, in words."""
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """What a step records of it."""
-        return {"parity": self.gap, "parity_mean": self.mean}
-
-    def __str__(self) -> str:
-        return f"engine and trainer agree within {self.gap:.1e} nats, {self.mean:.1e} on average ({self.limit})"
-
-
 def gate_sequences(
     vocab_size: int, num: int, length: int, seed: int, prompts: Sequences
 ) -> tuple[tuple[int, ...], ...]:
@@ -135,7 +111,10 @@ def gate(
     def check() -> Agreement:
         learner = Answered(trainer, trainer.logprobs(sequences))
         noise = Noise(trainer, unit, sequences, learner.answer)
-        samplers = _ask_all(engine.replicas(), sequences)
+        samplers = [
+            Answered(replica, answer)
+            for replica, answer in ask_all(engine.replicas(), lambda replica: replica.logprobs(sequences))
+        ]
         found = [compare(sampler, learner, sequences, tolerance, noise) for sampler in samplers]
         return max(found, key=lambda agreement: agreement.gap)
 
@@ -167,6 +146,8 @@ class Limit:
     mean: float = math.inf
     measured: bool = True
     """False where the tolerance is all that was asked for."""
+    factor: float = MEAN
+    """How many times the mean change by rounding the mean gap may be."""
 
     def nearest(self, gaps_T: Tensor) -> int:
         """Finds the token that comes nearest to its limit."""
@@ -181,7 +162,7 @@ class Limit:
 
     def on_mean(self) -> str:
         """The limit of the mean gap in words."""
-        return f"{self.mean:.1e} on average, {MEAN:g} x what rounding changes"
+        return f"{self.mean:.1e} on average, {self.factor:g} x what rounding changes"
 
 
 class Noise:
@@ -193,13 +174,17 @@ class Noise:
         self._draws: list[list[Tensor]] = []
         self.exact = unit < EXACT
 
-    def limit(self, tolerance: float, lengths: Sequence[int]) -> Limit:
-        """Says how far an honest engine may be away, on the first so many tokens of each sequence."""
+    def changes(self, lengths: Sequence[int]) -> Tensor:
+        """Returns |change| of the first so many tokens of each sequence, [draws, T], in nats."""
         if not self._draws:
             draws = [Rounding(unit=self._unit, seed=seed) for seed in range(DRAWS)]
-            self._draws = [_gaps(self._trainer.logprobs(self._sequences, draw), self._plain) for draw in draws]
+            self._draws = [token_gaps(self._trainer.logprobs(self._sequences, draw), self._plain) for draw in draws]
         kept = [torch.cat([t[:n] for t, n in zip(draw, lengths, strict=True)]) for draw in self._draws]
-        changes = torch.stack(kept)
+        return torch.stack(kept)
+
+    def limit(self, tolerance: float, lengths: Sequence[int]) -> Limit:
+        """Says how far an honest engine may be away, on the first so many tokens of each sequence."""
+        changes = self.changes(lengths)
         mean = MEAN * float(changes.mean())
         if not self.exact:
             return Limit(tokens=torch.tensor(math.inf), mean=max(tolerance, mean))
@@ -217,13 +202,12 @@ class Noise:
         return self._trainer.trace(tokens, Rounding(unit=self._unit, seed=0))
 
 
-def _ask_all(replicas: Sequence[Traced], sequences: Sequences) -> list[Answered]:
+def ask_all(replicas: Sequence[_S], ask: Callable[[_S], _A]) -> list[tuple[_S, _A]]:
     """Asks every replica; several are in processes of their own, so a thread each waits while all are at work."""
     if len(replicas) == 1:
-        return [Answered(replicas[0], replicas[0].logprobs(sequences))]
+        return [(replicas[0], ask(replicas[0]))]
     with ThreadPoolExecutor(len(replicas)) as threads:
-        answers = threads.map(lambda replica: replica.logprobs(sequences), replicas)
-        return [Answered(replica, answer) for replica, answer in zip(replicas, answers, strict=True)]
+        return list(zip(replicas, threads.map(ask, replicas), strict=True))
 
 
 def check_parity(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: float | None) -> float:
@@ -236,7 +220,7 @@ def check_parity(engine: Traced, trainer: Traced, sequences: Sequences, toleranc
 
 def compare(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: float, noise: Noise | None) -> Agreement:
     """Compares as the head of this file says; ParityError if they disagree. Without `noise` the tolerance decides."""
-    gaps = _gaps(engine.logprobs(sequences), trainer.logprobs(sequences))
+    gaps = token_gaps(engine.logprobs(sequences), trainer.logprobs(sequences))
     limit, finite = Limit(tokens=torch.tensor(tolerance), measured=False), bool(torch.cat(gaps).isfinite().all())
     if finite and torch.cat(gaps).max() > tolerance:
         if noise is None or noise.exact:
@@ -246,12 +230,12 @@ def compare(engine: Traced, trainer: Traced, sequences: Sequences, tolerance: fl
     kept = torch.cat(gaps)
     # Where every sequence starts with a tie and differs, nothing is left that could vouch for the weights.
     if not finite or not len(kept) or (kept > limit.tokens).any() or kept.mean() > limit.mean:
-        raise ParityError(_explain(engine, trainer, sequences, gaps, limit, noise))
+        raise ParityError(explain(engine, trainer, sequences, gaps, limit, noise))
     words = f"limit {limit.on(limit.nearest(kept))}"
     return Agreement(gap=float(kept.max()), mean=float(kept.mean()), limit=words)
 
 
-def _gaps(ours: list[list[float]], theirs: list[list[float]]) -> list[Tensor]:
+def token_gaps(ours: list[list[float]], theirs: list[list[float]]) -> list[Tensor]:
     """|a - b| of every token, a tensor for each sequence; infinity where either is not finite."""
     pairs = zip(ours, theirs, strict=True)
     gaps = [(torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs() for a, b in pairs]
@@ -284,7 +268,7 @@ def _margins(traced: Mapping[str, Tensor]) -> Tensor | None:
     return torch.stack(layers) if layers else None
 
 
-def _explain(
+def explain(
     engine: Traced,
     trainer: Traced,
     sequences: Sequences,

@@ -63,8 +63,8 @@ class EngineConfig:
             )
         if self.tensor_parallel > 1 and self.dtype == "fp8":
             raise UserError(
-                f"engine.tensor_parallel={self.tensor_parallel}: the gate of engine.dtype=fp8 audits whole tensors, not "
-                "slices; set engine.tensor_parallel=1, or engine.dtype=bf16"
+                f"engine.tensor_parallel={self.tensor_parallel}: the gate of engine.dtype=fp8 audits whole tensors, "
+                "not slices; set engine.tensor_parallel=1, or engine.dtype=bf16"
             )
         if self.kind == "torch" and self.dtype != "fp32":
             raise UserError(f"engine.dtype={self.dtype} needs engine=vllm; engine=torch samples in fp32")

@@ -79,11 +79,10 @@ class VllmEngine:
         """Starts vLLM on a checkpoint folder (config.json, *.safetensors, tokenizer.json).
 
         `dtype` is "float32", "bfloat16" or "fp8", which needs a checkpoint in block FP8. `expected` is what every load
-        must bring, tensor by tensor; None lets vLLM take what it gets.
-        `kv_cache_gib` and `threads` (of OpenMP, shared by the workers) count on the CPU, `gpu_memory_utilization` (a
-        share) on CUDA. With `lora`, whose targets are names of layers, `load` takes an adapter and the weights stay
-        those of the checkpoint. `tensor_parallel` workers hold a slice of every layer each; `options` are further
-        arguments of vLLM's own.
+        must bring, tensor by tensor; None lets vLLM take what it gets. `kv_cache_gib` and `threads` (of OpenMP, shared
+        by the workers) count on the CPU, `gpu_memory_utilization` (a share) on CUDA. With `lora`, whose targets are
+        names of layers, `load` takes an adapter and the weights stay those of the checkpoint. `tensor_parallel` workers
+        hold a slice of every layer each; `options` are further arguments of vLLM's own.
         Raises RuntimeError if vllm cannot be imported, UserError if the checkpoint names no end token or has no
         tokenizer.json, or for an option that rlkit sets itself.
         """
@@ -94,9 +93,8 @@ class VllmEngine:
         self._progress = progress
         self._cuda = torch.cuda.is_available()
         self._speculative = speculative_tokens > 0
-        self._lora = lora
+        self._lora, self._expected = lora, expected
         self._parallel = tensor_parallel > 1
-        self._expected = expected
         self._adapter: Any = None  # what requests name it by; none has been loaded yet
         self._ends = end_tokens(checkpoint)
         self._owns_process_group = not torch.distributed.is_initialized()

@@ -27,6 +27,7 @@ from rlkit.run.served import served_checkpoint
 from rlkit.scoring.pool import build_reward
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import UNIT
+from rlkit.train.skipped import SKIPPED, WatchedTrainer
 from rlkit.watch.progress import Progress, silent
 
 
@@ -47,8 +48,24 @@ def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Ite
 
 
 @contextmanager
-def trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
-    """Starts what learns, from a checkpoint folder; on Ray the ranks may still be loading when the block begins."""
+def trainer(cfg: TrainingRun, checkpoint: Path, say: Callable[[str], None] = print) -> Iterator[Trainer]:
+    """Starts what learns, from a checkpoint folder; on Ray the ranks may still be loading when the block begins.
+
+    It says when it skips a step, writes the batch below `cfg.output_dir`, and gives up after too many in a row.
+    """
+    with _bare_trainer(cfg, checkpoint) as learner:
+        yield WatchedTrainer(
+            learner,
+            folder=cfg.output_dir / SKIPPED,
+            most=cfg.trainer.max_skipped,
+            num_ranks=cfg.trainer.num_ranks,
+            tokenizer=checkpoint,
+            say=say,
+        )
+
+
+@contextmanager
+def _bare_trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
     if cfg.cluster.kind == "local":
         yield build_trainer(
             cfg.trainer,
@@ -75,16 +92,20 @@ def reward(cfg: RewardConfig) -> Iterator[RewardFn]:
 
 @contextmanager
 def parts(
-    cfg: TrainingRun, checkpoint: Path, sequences: Sequence[Sequence[int]], progress: Progress = silent
+    cfg: TrainingRun,
+    checkpoint: Path,
+    sequences: Sequence[Sequence[int]],
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
 ) -> Iterator[Parts]:
-    """Starts all three and joins them by the parity gate, which compares on `sequences`."""
+    """Starts all three and joins them by the parity gate, which compares on `sequences`; `say` as in `trainer`."""
     # The reward first: its processes load it while the models are loaded.
     with (
         reaped(),
         reward(cfg.reward) as judge,
         # Engines before ranks: an engine needs all its GPUs on one machine, and ranks are spread over what is left.
         engine(cfg, checkpoint, progress) as sampler,
-        trainer(cfg, checkpoint) as learner,
+        trainer(cfg, checkpoint, say) as learner,
     ):
         yield Parts(
             engine=sampler,
@@ -116,6 +137,7 @@ def started(cfg: TrainingRun, run: Run) -> Iterator[Parts]:
         run.console.line(f"trainer.dtype={cfg.trainer.dtype}: {run.task.architecture.float8_summary()}")
     with ExitStack() as stack:
         with leaving_at_once():
-            joined = stack.enter_context(parts(cfg, run.initial(), run.gate_sequences(), run.console.bar))
+            console = run.console
+            joined = stack.enter_context(parts(cfg, run.initial(), run.gate_sequences(), console.bar, console.line))
             run.restore(joined)
         yield joined

@@ -31,7 +31,8 @@ def finetune(
         with clock("train"):
             rows = rows_for_step(len(demonstrations), cfg.batch_size, step - 1, seed)
             shown = [(demonstrations[row].prompt.tokens, demonstrations[row].completion) for row in rows]
-            batch = pack_demonstrations(shown, max_tokens=max_tokens)
+            ids = [demonstrations[row].prompt.id for row in rows]
+            batch = pack_demonstrations(shown, max_tokens=max_tokens, ids=ids)
             lr = cfg.schedule.at(step, cfg.steps)
             update = trainer.update(batch, SftLoss(), lr, MtpTerm(weight=cfg.mtp_weight, detached=False))
         speed = speeds(clock.seconds, {"train": batch.num_tokens})

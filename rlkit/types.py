@@ -135,6 +135,8 @@ class Pack:
     weights_T: Tensor
     """Share of each token in the batch's loss: 0 on prompt tokens, summing to 1 over the whole batch (all packs, all
     ranks), so that splitting a batch cannot change its gradient."""
+    ids: tuple[str, ...] = ()
+    """The prompt of each sample (`Prompt.id`), for people who look at a batch; () where nobody has named them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

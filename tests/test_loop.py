@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,8 @@ class CountingTrainer:
         self.log.events.append(f"update lr={lr}")
         self.log.batches.append(batch)
         self.log.mtp.append(mtp)
-        return {"loss": 1.0, "grad_norm": 2.0, "entropy": 0.5, "kl": 0.1, "clip_fraction": 0.0, "logprob_gap": 1e-6}
+        numbers = {"loss": 1.0, "grad_norm": 2.0, "entropy": 0.5, "kl": 0.1, "clip_fraction": 0.0, "logprob_gap": 1e-6}
+        return numbers | {"skipped": 0.0}
 
     def weights(self, version: int = 0, form: str = "plain") -> Weights:
         return iter(())
@@ -351,12 +353,21 @@ def test_the_reference_is_refreshed_on_schedule() -> None:
 
 
 def test_average_of_updates_by_hand() -> None:
-    one = {"loss": 1.0, "entropy": 3.0, "logprob_gap": 1e-6, "max_violation/1": 2.0, "mine": 5.0}
-    two = {"loss": 3.0, "entropy": 1.0, "logprob_gap": 0.7, "max_violation/1": 1.0, "mine": -1.0}
+    one = {"loss": 1.0, "entropy": 3.0, "logprob_gap": 1e-6, "max_violation/1": 2.0, "mine": 5.0, "skipped": 0}
+    two = {"loss": 3.0, "entropy": 1.0, "logprob_gap": 0.7, "max_violation/1": 1.0, "mine": -1.0, "skipped": 0}
     # later minibatches are off-policy by design, so their gap says nothing
-    expected = {"loss": 2.0, "entropy": 2.0, "logprob_gap": 1e-6, "max_violation/1": 1.5, "mine": 2.0}
+    expected = {"loss": 2.0, "entropy": 2.0, "logprob_gap": 1e-6, "max_violation/1": 1.5, "mine": 2.0, "skipped": 0}
     assert average([one, two]) == expected
     assert average([one]) == one
+
+
+def test_updates_that_were_skipped_are_counted_and_not_averaged() -> None:
+    """What comes first behind them is still on-policy: the weights have not moved."""
+    nothing = {"loss": math.nan, "logprob_gap": math.nan, "skipped": 1}
+    one, two = ({"loss": loss, "logprob_gap": 1e-6 * loss, "skipped": 0} for loss in (1.0, 3.0))
+    assert average([nothing, one, nothing, two]) == {"loss": 2.0, "logprob_gap": 1e-6, "skipped": 2}
+    alone = average([nothing, nothing])
+    assert alone["skipped"] == 2 and math.isnan(alone["loss"])
 
 
 def test_multi_token_prediction_learns_apart_from_the_policy() -> None:

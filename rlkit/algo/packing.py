@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rlkit.types import Batch, Pack, PolicyPack, ScoredGroup
+from rlkit.types import Batch, Pack, PolicyPack, Prompt, Rollout, ScoredGroup
 
 AGGREGATES = ("token", "sequence")
 P = TypeVar("P", bound=Pack)
@@ -40,7 +40,7 @@ def pack_rollouts(
         seed: of that deal.
     """
     samples = [
-        _policy_sample(group.prompt.tokens, rollout.tokens, rollout.logprobs, float(advantage))
+        _policy_sample(group.prompt, rollout, float(advantage))
         for group, advantages_G in zip(groups, advantages, strict=True)
         for rollout, score, advantage in zip(group.rollouts, group.scores, advantages_G, strict=True)
         if score.value is not None and rollout.tokens
@@ -52,15 +52,21 @@ def pack_rollouts(
     return [_batch(part, max_tokens=max_tokens, temperature=temperature, aggregate=aggregate) for part in dealt]
 
 
-def pack_demonstrations(demonstrations: Sequence[tuple[Sequence[int], Sequence[int]]], *, max_tokens: int) -> Batch:
-    """Turns (prompt ids, completion ids) pairs into the batch of one SFT step; completion tokens weigh alike."""
+def pack_demonstrations(
+    demonstrations: Sequence[tuple[Sequence[int], Sequence[int]]], *, max_tokens: int, ids: Sequence[str] = ()
+) -> Batch:
+    """Turns (prompt tokens, completion tokens) pairs into the batch of one SFT step; completion tokens weigh alike.
+
+    `ids` names the prompt of each pair, where somebody may want to know.
+    """
     samples = [
         Pack(
             tokens_T=torch.tensor([*prompt, *completion]),
             lengths=(len(prompt) + len(completion),),
             weights_T=_after_prompt(len(prompt), torch.ones(len(completion))),
+            ids=tuple(ids[i : i + 1]),
         )
-        for prompt, completion in demonstrations
+        for i, (prompt, completion) in enumerate(demonstrations)
     ]
     return _batch(samples, max_tokens=max_tokens, temperature=1.0, aggregate="token")
 
@@ -89,16 +95,15 @@ def tensor_names(pack: Pack) -> list[str]:
     return [f.name for f in fields(pack) if isinstance(getattr(pack, f.name), Tensor)]
 
 
-def _policy_sample(
-    prompt: Sequence[int], completion: Sequence[int], logprobs: Sequence[float], advantage: float
-) -> PolicyPack:
-    num_prompt = len(prompt)
+def _policy_sample(prompt: Prompt, rollout: Rollout, advantage: float) -> PolicyPack:
+    before, after = len(prompt.tokens), len(rollout.tokens)
     return PolicyPack(
-        tokens_T=torch.tensor([*prompt, *completion]),
-        lengths=(num_prompt + len(completion),),
-        weights_T=_after_prompt(num_prompt, torch.ones(len(completion))),
-        advantages_T=_after_prompt(num_prompt, torch.full((len(completion),), advantage)),
-        old_logprobs_T=_after_prompt(num_prompt, torch.tensor(logprobs)),
+        tokens_T=torch.tensor([*prompt.tokens, *rollout.tokens]),
+        lengths=(before + after,),
+        weights_T=_after_prompt(before, torch.ones(after)),
+        ids=(prompt.id,),
+        advantages_T=_after_prompt(before, torch.full((after,), advantage)),
+        old_logprobs_T=_after_prompt(before, torch.tensor(rollout.logprobs)),
     )
 
 
@@ -145,13 +150,14 @@ def _best_fit(samples: Sequence[P], max_tokens: int) -> list[list[P]]:
 
 def _join(packs: Sequence[P]) -> P:
     tensors = {name: torch.cat([getattr(pack, name) for pack in packs]) for name in tensor_names(packs[0])}
-    return replace(packs[0], lengths=tuple(length for pack in packs for length in pack.lengths), **tensors)
+    ids = tuple(name for pack in packs for name in pack.ids)
+    return replace(packs[0], lengths=tuple(length for pack in packs for length in pack.lengths), ids=ids, **tensors)
 
 
 def _samples(pack: P) -> list[P]:
     pieces = {name: getattr(pack, name).split(list(pack.lengths)) for name in tensor_names(pack)}
     return [
-        replace(pack, lengths=(length,), **{name: piece[i] for name, piece in pieces.items()})
+        replace(pack, lengths=(length,), ids=pack.ids[i : i + 1], **{name: piece[i] for name, piece in pieces.items()})
         for i, length in enumerate(pack.lengths)
     ]
 
@@ -160,4 +166,4 @@ def _empty_like(pack: P) -> P:
     # One token of weight 0: the forward and backward pass run, with all their sums over ranks, and add nothing. Whoever
     # counts tokens (load, balance loss) leaves out what has no weight.
     first = {name: getattr(pack, name)[:1] for name in tensor_names(pack)}
-    return replace(pack, lengths=(1,), **{**first, "weights_T": torch.zeros(1)})
+    return replace(pack, lengths=(1,), ids=pack.ids[:1], **{**first, "weights_T": torch.zeros(1)})

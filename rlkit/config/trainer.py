@@ -39,7 +39,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """What learns, and its AdamW."""
+    """What learns, and its optimiser."""
 
     kind: str
     num_ranks: int
@@ -55,14 +55,19 @@ class TrainerConfig:
     """"fp32", "bf16", "fp8" (V3's recipe: weights, activations and gradients in FP8), or "fp8_weights" (weights in FP8
     with power-of-two scales, the rest in bf16, as vLLM's engine on the CPU); FP8 has bf16 parameters, and all but fp32
     have fp32 master weights."""
+    optimizer: str
+    """What turns gradients into steps: "adamw", or "muon", which is for matrices and leaves the rest to AdamW."""
     threads: int
     """How many CPU threads each rank has; 0 shares all cores among the ranks."""
     max_tokens: int
     """How many tokens a pack may have, which bounds the memory of one forward and backward."""
     weight_decay: float
-    """AdamW's weight decay; it works on matrices alone, not on norms, biases and embeddings."""
+    """Decoupled, as in AdamW; it works on matrices alone, not on norms, biases and embeddings."""
     beta2: float
+    """AdamW's; beta1 is 0.9, and Muon's momentum 0.95."""
     grad_clip: float
+    max_skipped: int
+    """How many steps in a row may be skipped because loss or gradient are no numbers; one more ends the run."""
     bias_update_speed: float
     """How far every expert's bias moves against its load after a step (V3 in pre-training: 0.001); 0 freezes it."""
     fp8_dispatch: bool
@@ -76,6 +81,7 @@ class TrainerConfig:
         """Refuses unknown kinds and ZeRO stages."""
         one_of("trainer.kind", self.kind, ("deepspeed", "torch"))
         one_of("trainer.dtype", self.dtype, ("fp32", "bf16", *FLOAT8))
+        one_of("trainer.optimizer", self.optimizer, ("adamw", "muon"))
         whole("trainer.num_ranks", self.num_ranks, least=1, most=MAX_PROCESSES)
         whole("trainer.expert_parallel", self.expert_parallel, least=1)
         whole("trainer.zero_stage", self.zero_stage)
@@ -85,6 +91,7 @@ class TrainerConfig:
         number("trainer.weight_decay", self.weight_decay, least=0, most=100, fix="0.1 is usual, 0 decays nothing")
         number("trainer.beta2", self.beta2, above=0, below=1, fix="0.95 is usual")
         number("trainer.grad_clip", self.grad_clip, above=0, fix="1.0 is usual, 1e9 clips nothing")
+        whole("trainer.max_skipped", self.max_skipped, fix="3 is the default, 0 ends the run at the first")
         fix = "V3's pre-training has 0.001, 0 leaves the biases as they are"
         number("trainer.bias_update_speed", self.bias_update_speed, least=0, most=1, fix=fix)
         number("trainer.balance_coef", self.balance_coef, least=0, fix="V3's pre-training has 1e-4, 0 turns it off")
@@ -104,6 +111,11 @@ class TrainerConfig:
             raise UserError(
                 f"trainer.dtype={self.dtype} rounds W to FP8 and adds LoRA's B A to it in bf16, but exports round "
                 "their sum, which is another model; set trainer.dtype=bf16, or trainer.lora to null"
+            )
+        if self.optimizer == "muon" and self.lora is not None:
+            raise UserError(
+                "trainer.optimizer=muon with trainer.lora: Muon makes the step of a whole matrix orthogonal, and an "
+                "adapter is two factors of one; set trainer.optimizer=adamw, or trainer.lora to null"
             )
         if self.bias_update_speed and self.lora is not None:
             raise UserError(

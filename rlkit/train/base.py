@@ -19,8 +19,9 @@ class Trainer(Protocol):
     def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
         """Takes one optimiser step on the whole batch and returns what it measured.
 
-        A trainer that keeps a reference fills `ref_logprobs_T` of the packs first. `mtp` is for models that have
-        modules for multi-token prediction.
+        Where the loss or its gradient is no number, the step is skipped: nothing of the trainer has changed then, and
+        `skipped` among the numbers is 1; otherwise it is 0. A trainer that keeps a reference fills `ref_logprobs_T` of
+        the packs first. `mtp` is for models that have modules for multi-token prediction.
         """
         ...
 

@@ -67,10 +67,11 @@ class ExpertBalance:
         return loss
 
     @torch.no_grad()
-    def end(self) -> dict[str, float]:
+    def end(self, *, step: bool = True) -> dict[str, float]:
         """Adds the counts of all ranks, steps every bias once, and returns the numbers of the step; all ranks call it.
 
-        The counts are whole numbers, so all ranks get the same biases. {} for a model without experts.
+        The counts are whole numbers, so all ranks get the same biases. Without `step` the biases stay as they are.
+        {} for a model without experts.
         """
         if not self.routers:
             return {}
@@ -81,7 +82,7 @@ class ExpertBalance:
             numbers["balance_loss"] = float(ranks.total(loss))
         for router, load_E in zip(self.routers.values(), loads_LE, strict=True):
             bias_E = router.e_score_correction_bias
-            if self.speed and bias_E is not None:
+            if step and self.speed and bias_E is not None:
                 bias_E.copy_(updated_bias(bias_E, load_E, self.speed))
         return numbers
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
 from rlkit.algo.packing import tensor_names
-from rlkit.errors import DivergedError, UserError
+from rlkit.errors import UserError
 from rlkit.model.base import CausalLM
 from rlkit.model.files.sent import fingerprints, in_form
 from rlkit.model.lora import adapter_weights
@@ -52,7 +52,9 @@ class ModelTrainer:
         """Takes one optimiser step: sums the gradients of all packs, clips, steps; then the routers' biases.
 
         Every rank returns the same numbers, those of the whole batch: sums over its tokens with the batch's weights,
-        the largest log-prob gap, the gradient norm, and how evenly the experts were used.
+        the largest log-prob gap, the gradient norm, how evenly the experts were used, and whether the step was skipped
+        because loss or gradient are no numbers. Then the biases stay too: the choices of a model whose scores are no
+        numbers say nothing of its load, and a step that was not taken must leave nothing behind.
         """
         self.balance.begin()
         sums: dict[str, float] = {}
@@ -67,18 +69,16 @@ class ModelTrainer:
             if output.mtp_loss is not None:
                 objective = objective + mtp.weight * output.mtp_loss
                 measured["mtp_loss"] = output.mtp_loss
-            self.stepper.backward(objective)
+            self.stepper.backward(objective * _one_if_finite(objective))
             add_to(sums, measured)
             gap = max(gap, largest_gap(output.logprobs_T, pack))
         numbers = ranks.totals(sums, self.device)
-        for name in numbers.keys() & {"loss", "mtp_loss"}:
-            require_finite(name, numbers[name])
-        grad_norm = self.stepper.step(lr, lr if "mtp_loss" in numbers else 0.0)
-        require_finite("gradient norm", grad_norm)
-        numbers["grad_norm"] = grad_norm
+        numbers["grad_norm"] = self.stepper.step(lr, lr if "mtp_loss" in numbers else 0.0)
+        taken = math.isfinite(numbers["grad_norm"])
+        numbers["skipped"] = float(not taken)
         if isinstance(batch.packs[0], PolicyPack):
             numbers["logprob_gap"] = ranks.largest(gap, self.device)
-        return numbers | self.balance.end()
+        return numbers | self.balance.end(step=taken)
 
     @torch.no_grad()
     def _with_reference(self, pack: Pack, temperature: float) -> Pack:
@@ -161,13 +161,13 @@ class ModelTrainer:
         return None if self.reference is None else self.reference.model
 
 
-def require_finite(name: str, value: float) -> None:
-    """Stops a run that has left the numbers, while its weights are still good; DivergedError says what to do."""
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"the {name} is {value}, so no step was taken and the weights are those of the step before; start again in "
-            "another output_dir with a lower learning rate (sft.schedule.lr or algo.schedule.lr)"
-        )
+def _one_if_finite(objective: Tensor) -> Tensor:
+    """Returns 1, or NaN for an objective that is no number.
+
+    As a factor it makes the gradient of such an objective no number either, which it need not be: the derivative of
+    log(0 x) + y with respect to y is 1. The norm of the gradient is the one thing that all ranks look at together.
+    """
+    return torch.where(objective.detach().isfinite(), 1.0, torch.nan)
 
 
 def add_to(sums: dict[str, float], measured: Mapping[str, Tensor]) -> None:

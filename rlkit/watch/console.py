@@ -214,7 +214,7 @@ _WORDS: dict[str, Callable[[float], str]] = {
 """Numbers that stand behind the last column, where there are any, in words of their own."""
 _QUIET = frozenset(
     ("weight_version", "truncated", "masked", "reward_p50_s", "reward_p99_s", "lr", "loss", "grad_norm", "entropy")
-) | {"logprob_gap", "tokens", "mean_violation", "load_entropy"}
+) | {"logprob_gap", "tokens", "mean_violation", "load_entropy", "skipped"}
 """Numbers that a row leaves to the report and to metrics.jsonl, unless they are columns of its table."""
 _STEP_WIDTH = 10
 

@@ -66,9 +66,14 @@ def part_means(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def average(updates: Sequence[Numbers]) -> dict[str, float]:
-    """Averages the optimiser steps of one GRPO step, number by number; `ON_POLICY` numbers are those of the first."""
-    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    return means | {name: updates[0][name] for name in ON_POLICY & means.keys()}
+    """Averages the optimiser steps of one GRPO step, number by number; `ON_POLICY` numbers are those of the first.
+
+    An update that was skipped has numbers that are none: it is only counted, unless all were skipped.
+    """
+    taken = [update for update in updates if not update["skipped"]] or updates
+    means = {name: sum(update[name] for update in taken) / len(taken) for name in taken[0]}
+    on_policy = {name: taken[0][name] for name in ON_POLICY & means.keys()}
+    return means | on_policy | {"skipped": sum(update["skipped"] for update in updates)}
 
 
 def speeds(seconds: Mapping[str, float], tokens: Mapping[str, int]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from rlkit.train.policy import frozen_copy
 from rlkit.train.rounding import UNIT, Rounding
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Batch, Numbers
+from rlkit.types import Batch, Numbers, PolicyPack
 from tests.train.test_trainer import difference, make_model, rollouts
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,18 @@ def two_samples() -> Batch:
 BATCHES = {"many": rollouts(0, max_tokens=40)[0], "uneven": rollouts(0, max_tokens=25)[0], "two": two_samples()}
 
 
+def spoiled(batch: Batch) -> Batch:
+    """One sample has a log-prob that is no number, so that one rank alone has a loss that is none."""
+    first, *others = batch.packs
+    assert isinstance(first, PolicyPack)
+    old_T = first.old_logprobs_T.clone()
+    old_T[first.weights_T.nonzero()[0]] = torch.nan
+    return replace(batch, packs=(replace(first, old_logprobs_T=old_T), *others))
+
+
+SPOILED = spoiled(BATCHES["many"])
+
+
 def lived(learner: Trainer, folder: Path) -> Seen:
     """Steps on batches that do not divide by the ranks, a new stage, a checkpoint and what follows it, twice."""
     seen: Seen = {name: learner.update(batch, LOSS, LR) for name, batch in BATCHES.items()}
@@ -72,6 +84,10 @@ def lived(learner: Trainer, folder: Path) -> Seen:
         learner.update(BATCHES["two"], LOSS, LR)
         seen[life] = {name: tensor.clone() for name, tensor in learner.weights()}
         learner.load(folder)
+    before = {name: tensor.clone() for name, tensor in learner.weights()}
+    numbers = learner.update(SPOILED, LOSS, LR)
+    unmoved = all(torch.equal(tensor, before[name]) for name, tensor in learner.weights())
+    seen["skipped"] = (numbers["skipped"], unmoved, learner.update(BATCHES["two"], LOSS, LR)["skipped"])
     sequences = [(5, 6, 7, 8), (9, 10)]
     seen["logprobs"] = [learner.logprobs(sequences), learner.logprobs(sequences, Rounding(unit=UNIT["bf16"], seed=0))]
     seen["trace"] = learner.trace(sequences[0])
@@ -94,7 +110,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     found = {"1": lived(alone, folder / "1")}
     with on_ray(config("4"), folder / "model"):
         for ranks in SEVERAL:
-            with trainer(config(ranks), folder / "model") as learner:
+            with trainer(replace(config(ranks), output_dir=folder), folder / "model") as learner:
                 found[ranks] = lived(learner, folder / ranks)
             with pytest.raises(PartDiedError):  # who still held two ranks would have no core for the next four
                 learner.trace((5, 6))
@@ -141,6 +157,11 @@ def test_the_weights_are_those_of_one_rank(ranks: str, seen: dict[str, Seen]) ->
             assert torch.equal(several[name], tensor), name
         else:
             assert difference(several[name] - start[name], tensor - start[name]) <= 1e-2, name
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_what_one_rank_cannot_use_all_of_them_skip(ranks: str, seen: dict[str, Seen]) -> None:
+    assert seen[ranks]["skipped"] == (1, True, 0)
 
 
 @pytest.mark.parametrize("ranks", RANKS)

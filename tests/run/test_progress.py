@@ -23,6 +23,7 @@ from rlkit.run.folder import Position
 from rlkit.run.plan import show
 from rlkit.run.prepare import INITIAL, Task, initial_checkpoint
 from rlkit.run.progress import Run
+from rlkit.train.skipped import WatchedTrainer
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Step
@@ -124,7 +125,9 @@ def test_a_stage_begins_with_the_policy_as_reference_and_no_moments(tmp_path: Pa
     """Once, before its first step; the engine has the weights too."""
     cfg, task = configured(tmp_path, "checkpoint.every=0")
     with Run(cfg, task) as run, started(cfg, run) as parts:
-        trainer, engine = parts.trainer, parts.engine
+        watched, engine = parts.trainer, parts.engine
+        assert isinstance(watched, WatchedTrainer)
+        trainer = watched.trainer
         assert isinstance(trainer, ModelTrainer) and isinstance(trainer.stepper, TorchStepper)
         assert isinstance(engine, TorchEngine) and trainer.reference is not None
         trainer.update(demonstrations(), SftLoss(), 1e-2)

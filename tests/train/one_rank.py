@@ -18,7 +18,7 @@ from rlkit.algo import shard
 from rlkit.build import build_trainer
 from rlkit.train.steppers.base import spread_parameters
 from rlkit.train.trainer import ModelTrainer
-from tests.train.test_ranks import LAYOUTS, SPOILED, Layout, spoil
+from tests.train.test_ranks import LAYOUTS, SPOILED, Layout, no_number, spoil
 
 
 def bias_of(model: nn.Module) -> Tensor:
@@ -55,20 +55,27 @@ def step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> d
 
 
 def spoiled_step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> dict[str, Any]:
-    """A step whose gradient is no number on the last rank alone, then an ordinary one."""
+    """Two steps that the last rank alone spoils, by its gradient and by its loss, then an ordinary one.
+
+    The biases of the routers are among the tensors that must not move.
+    """
     before = {name: tensor.clone() for name, tensor in trainer.stepper.tensors().items()}
+    spoils, (loss, mtp) = rank == world_size - 1, layout.loss()
+    share = shard(layout.batch(), world_size)[rank]
     value = float("nan") if layout.kind == "grpo" else float("inf")
-    hooks = [spoil(trainer.model, layout, value)] if rank == world_size - 1 else []
-    try:
-        step(trainer, layout, rank, world_size)
-        said = "nothing"
-    except FloatingPointError as error:
-        said = str(error)
+    hooks = [spoil(trainer.model, layout, value)] if spoils else []
+    numbers = [trainer.update(share, loss, 1e-3, mtp)]
     for hook in hooks:
         hook.remove()
+    numbers.append(trainer.update(share, no_number if spoils else loss, 1e-3, mtp))
     same = all(torch.equal(tensor, before[name]) for name, tensor in trainer.stepper.tensors().items())
-    after = step(trainer, layout, rank, world_size)["moments"]
-    return {"refused": from_all(said, world_size), "unmoved": from_all(same, world_size), "moments after": after}
+    after = step(trainer, layout, rank, world_size)
+    skipped = [each["skipped"] for each in (*numbers, after["numbers"])]
+    return {
+        "skipped": from_all(skipped, world_size),
+        "unmoved": from_all(same, world_size),
+        "moments after": after["moments"],
+    }
 
 
 def main(folder: Path, rank: int, world_size: int, out: str) -> None:

@@ -17,6 +17,7 @@ from rlkit.model.config import read_json
 from rlkit.model.lora import choose_targets
 from rlkit.overrides import read_override
 from rlkit.quant.fp8 import FLOAT8
+from rlkit.train.steppers.muon import unknown_stacks
 
 SHAPE = "model.architecture."
 """What the keys of a new model's shape begin with."""
@@ -38,6 +39,11 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     if cfg.engine.dtype == "fp8":
         _refuse(fp8_problem(), "engine.dtype=fp8: ")
         _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
+    if cfg.trainer.optimizer == "muon" and (stacks := unknown_stacks(architecture.empty_model())):
+        raise UserError(
+            f"trainer.optimizer=muon: {_where(cfg)} has stacks of matrices in an order that rlkit does not know "
+            f"({stacks[0]}), and Muon needs each matrix on its own; set trainer.optimizer=adamw"
+        )
     if cfg.trainer.lora is not None:
         choose_targets(architecture.empty_model(), cfg.trainer.lora.targets)
 

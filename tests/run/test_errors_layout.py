@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hf_folders import make, save
 from tests.run.test_errors import refusal
 
 
@@ -26,6 +27,11 @@ from tests.run.test_errors import refusal
         ),
         (["trainer.offload=all"], "trainer.offload=all moves weights that trainer.zero_stage=3 has shared out, but it"),
         (["trainer.zero_stage=3", "trainer.lora={}"], "trainer.zero_stage=3 with trainer.lora: the frozen weights,"),
+        (
+            ["trainer.optimizer=muon", "trainer.lora={}"],
+            "trainer.optimizer=muon with trainer.lora: Muon makes the step of a whole matrix orthogonal, and an "
+            "adapter is two factors of one; set trainer.optimizer=adamw, or trainer.lora to null",
+        ),
     ],
 )
 def test_layouts_that_do_not_work(
@@ -33,3 +39,12 @@ def test_layouts_that_do_not_work(
 ) -> None:
     ranks = ["cluster=ray", "trainer=deepspeed", "trainer.num_ranks=6", "algo.prompts_per_step=6"]
     assert words in refusal(capsys, tmp_path, *ranks, *overrides)
+
+
+def test_stacks_that_muon_cannot_take_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """transformers keeps experts in stacks, whose order is the business of each of its models."""
+    folder = save(make("deepseek"), tmp_path / "theirs")
+    words = ["model=hf", f"model.path={folder}", "trainer.optimizer=muon", "engine.max_model_len=96"]
+    printed = refusal(capsys, tmp_path, *words)
+    assert f"trainer.optimizer=muon: model.path={folder} has stacks of matrices in an order that rlkit does" in printed
+    assert printed.rstrip().endswith("and Muon needs each matrix on its own; set trainer.optimizer=adamw")

@@ -16,7 +16,7 @@ from rlkit.build import build_trainer
 from rlkit.train.steppers.base import spread_parameters
 from rlkit.train.trainer import ModelTrainer
 from tests.train.one_rank import from_all
-from tests.train.test_checkpoint import GOES_ON, LAYOUTS, Ranks
+from tests.train.test_checkpoint import GOES_ON, LAYOUTS, REPLICATED, Ranks
 from tests.train.test_ranks import Layout
 
 
@@ -25,13 +25,15 @@ def step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> f
     return trainer.update(shard(layout.batch(), world_size)[rank], loss, 1e-3, mtp)["loss"]
 
 
-def whole(trainer: ModelTrainer, world_size: int) -> dict[str, Tensor]:
-    """All weights and biases, of experts those of all ranks that share them out."""
+def whole(trainer: ModelTrainer, layout: Layout, world_size: int) -> dict[str, Tensor]:
+    """All weights and biases, of experts those of the first ranks that share them out."""
     spread = {id(parameter) for parameter in spread_parameters(trainer.model)}
     names = {name for name, parameter in trainer.model.named_parameters() if id(parameter) in spread}
     found = {}
     for name, tensor in trainer.stepper.tensors().items():
-        found[name] = torch.cat(from_all(tensor.clone(), world_size)) if name in names else tensor.clone()
+        found[name] = tensor.clone()
+        if name in names:
+            found[name] = torch.cat(from_all(found[name], world_size)[: layout.expert_parallel])
     return found
 
 
@@ -46,11 +48,11 @@ def main(folder: Path, rank: int, world_size: int, when: str) -> None:
 
     def finish(name: str, trainer: ModelTrainer, ranks: Ranks) -> None:
         loss = step(trainer, ranks.layout, rank, world_size)
-        weights = whole(trainer, world_size)
+        weights = whole(trainer, ranks.layout, world_size)
         if rank == 0:
             torch.save((loss, weights), folder / f"{name}.pt")
 
-    for name, ranks in LAYOUTS.items():
+    for name, ranks in (LAYOUTS | REPLICATED).items():
         if ranks.number == world_size and when == "before":
             trainer = new(ranks)
             step(trainer, ranks.layout, rank, world_size)

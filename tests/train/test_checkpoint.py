@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +27,12 @@ class Ranks(NamedTuple):
     layout: Layout
 
 
-def _mtp(dtype: str, zero_stage: int, expert_parallel: int = 1, offload: str = "none") -> Layout:
-    return Layout(dtype, zero_stage, "mtp", 40, expert_parallel, offload)
+def _mtp(dtype: str, zero_stage: int, expert_parallel: int = 1, offload: str = "none", optimizer: str = "") -> Layout:
+    return Layout(dtype, zero_stage, "mtp", 40, expert_parallel, offload, optimizer=optimizer or "adamw")
+
+
+def _muon(number: int, zero_stage: int, expert_parallel: int = 1, offload: str = "none", dtype: str = "fp32") -> Ranks:
+    return Ranks(number, _mtp(dtype, zero_stage, expert_parallel, offload, "muon"))
 
 
 LAYOUTS = {
@@ -42,7 +47,17 @@ LAYOUTS = {
     "bf16, ZeRO-3": Ranks(2, _mtp("bf16", 3, 2)),
     "lora": Ranks(2, Layout("fp32", 1, "lora", 40, 2)),
     "lora, one rank": Ranks(1, Layout("fp32", 2, "lora", 40)),
+    "muon, one rank": _muon(1, 2),
+    "muon": _muon(2, 1),
+    "muon, experts": _muon(2, 1, 2),
+    "muon, experts, offload": _muon(2, 2, 2, "optimizer"),
+    "muon, ZeRO-3": _muon(2, 3),
+    "muon, experts, ZeRO-3, offload": _muon(2, 3, 2, "all"),
+    "muon, bf16": _muon(2, 1, 2, dtype="bf16"),
+    "muon, bf16, ZeRO-3": _muon(2, 3, dtype="bf16"),
 }
+REPLICATED = {f"muon, four ranks, ZeRO-{stage}": _muon(4, stage, 2) for stage in (1, 3)}
+"""Two copies of each expert, each cut in two; they take their steps and save nothing."""
 OTHER = [
     ("one rank", "experts, ZeRO-3"),
     ("one rank, ZeRO-3, offload", "two ranks"),
@@ -56,6 +71,11 @@ OTHER = [
     ("bf16, ZeRO-3", "bf16, offload"),
     ("lora", "lora, one rank"),
     ("lora, one rank", "lora"),
+    ("muon, one rank", "muon, experts"),
+    ("muon, experts", "muon, ZeRO-3"),
+    ("muon, ZeRO-3", "muon"),
+    ("muon, experts, ZeRO-3, offload", "muon, one rank"),
+    ("muon, bf16", "muon, bf16, ZeRO-3"),
 ]
 GOES_ON = [*((name, name) for name in LAYOUTS), *OTHER]
 
@@ -80,6 +100,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for when in ("before", "after"):
         for world_size in (1, 2):
             live(folder, world_size, when)
+    live(folder, 4, "before")
     return folder
 
 
@@ -109,6 +130,32 @@ def test_another_layout_goes_on_with_the_same_losses(before: str, after: str, li
     for key, tensor in weights.items():
         error = relative(resumed[key].float(), tensor.float())
         assert error <= (1e-5 if exact else 1e-2), f"{key}: {error:.1e}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in (*LAYOUTS, *REPLICATED) if "muon" in name])
+def test_muon_takes_the_same_steps_in_every_layout(name: str, lived: Path) -> None:
+    """As torch in one process, which `test_muon.py` holds against the equations; clipped, decayed, with MTP."""
+    cfg = replace(_mtp("fp32", 1, optimizer="muon").cfg(1), kind="torch")
+    loss, mtp = LAYOUTS["muon"].layout.loss()
+    store = distributed.HashStore()
+    alone = build_trainer(cfg, lived / "mtp", "deepseek", keep_reference=False, seed=0, store=store, rank=0)
+    start = {key: tensor.clone() for key, tensor in alone.model.state_dict().items()}
+    for _ in range(3):
+        numbers = alone.update(LAYOUTS["muon"].layout.batch(), loss, 1e-3, mtp)
+    assert numbers["grad_norm"] > cfg.grad_clip
+    found, weights = result(lived, name)
+    exact = "bf16" not in name
+    assert found == pytest.approx(numbers["loss"], rel=1e-5 if exact else 3e-3)
+    for key, tensor in alone.model.state_dict().items():
+        moved, ours = tensor - start[key], weights[key].float() - start[key]
+        if "e_score" in key and exact:
+            assert torch.equal(weights[key], tensor), key
+        elif exact:
+            assert relative(ours, moved) <= 1e-3, f"{key}: {relative(ours, moved):.1e}"
+            assert relative(weights[key], tensor) <= 1e-5, key
+        else:
+            assert relative(weights[key].float(), tensor) <= 1e-2, key
 
 
 @pytest.fixture

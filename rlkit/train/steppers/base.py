@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -57,25 +57,31 @@ class Stepper(Protocol):
         ...
 
 
-def parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: CausalLM, weight_decay: float, matrices: Collection[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Sorts what is trained into groups for an optimiser: MTP modules apart ("mtp"), and apart what is not decayed.
 
     Decay pulls matrices towards 0, where the layer before or after makes up for it. It has no business with gains of
     norms and with biases, whose natural size is not 0, nor with embeddings: most rows of a batch are not in use, and
     they would fade. So parameters of one dimension and embeddings, tied heads included, have a decay of 0.
-    Experts that other ranks do not have are apart as well ("moe"): their gradients are summed over fewer ranks.
+    Experts that other ranks do not have are apart as well ("moe"): their gradients are summed over fewer ranks. And so
+    are the `matrices` that Muon trains ("muon").
     """
     ahead = {id(parameter) for module in model.mtp_modules() for parameter in module.parameters()}
     spared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     spread = {id(parameter) for parameter in spread_parameters(model)}
-    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    orthogonal = {id(parameter) for parameter in matrices}
+    groups: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and id(parameter) not in spared
-            kind = (id(parameter) in spread, id(parameter) in ahead, weight_decay if decayed else 0.0)
+            decay = weight_decay if decayed else 0.0
+            kind = (id(parameter) in spread, id(parameter) in ahead, decay, id(parameter) in orthogonal)
             groups.setdefault(kind, []).append(parameter)
     return [
-        {"params": groups[kind], "moe": kind[0], "mtp": kind[1], "weight_decay": kind[2]} for kind in sorted(groups)
+        {"params": groups[kind], "moe": kind[0], "mtp": kind[1], "weight_decay": kind[2], "muon": kind[3]}
+        for kind in sorted(groups)
     ]
 
 

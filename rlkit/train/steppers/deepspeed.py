@@ -29,6 +29,8 @@ from rlkit.train.policy import Policy
 from rlkit.train.steppers import deepspeed_state
 from rlkit.train.steppers.base import parameter_groups, set_rates
 from rlkit.train.steppers.deepspeed_experts import join_experts, mark_experts, name_expert_groups
+from rlkit.train.steppers.deepspeed_muon import new_muon, pieces_of
+from rlkit.train.steppers.muon import matrix_shapes
 
 __all__ = ["DeepSpeedStepper", "join_experts", "join_ranks"]
 
@@ -58,13 +60,18 @@ class DeepSpeedStepper:
         policy = Policy(model)
         mark_experts(policy, cfg.expert_parallel, cfg.zero_stage)
         biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
-        groups: Any = name_expert_groups(parameter_groups(model, cfg.weight_decay), cfg.expert_parallel)
+        shapes = matrix_shapes(model) if cfg.optimizer == "muon" else {}
+        groups: Any = name_expert_groups(parameter_groups(model, cfg.weight_decay, shapes), cfg.expert_parallel)
+        muon = new_muon(groups, cfg) if cfg.optimizer == "muon" else None
         self.module, optimizer, _, _ = deepspeed.initialize(
             model=policy,
-            model_parameters=groups,  # which it declares as a module
+            optimizer=muon,
+            model_parameters=None if muon else groups,  # which it declares as a module
             config=_settings(cfg),
         )
         self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
+        if muon:
+            muon.pieces = pieces_of(self.zero, shapes)
         # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
         for name, value in biases.items():
             model.get_buffer(name).data = value.to(model.get_buffer(name).device)
@@ -97,7 +104,7 @@ class DeepSpeedStepper:
         return deepspeed_state.InPieces(self.model) if self.stage == 3 else self.model.state_dict()
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Returns the fp32 weight of a parameter and AdamW's moments, from the pieces of all ranks."""
+        """Returns the fp32 weight of a parameter and its moments, from the pieces of all ranks."""
         return deepspeed_state.gathered(self.zero, parameter)
 
     def restore(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
@@ -112,7 +119,7 @@ def _settings(cfg: TrainerConfig) -> dict:
         zero["offload_optimizer"] = offload
     if cfg.offload == "all":
         zero["offload_param"] = offload
-    return {
+    settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         # The number of packs differs from step to step, so `step` is the boundary, not a counter.
@@ -124,15 +131,10 @@ def _settings(cfg: TrainerConfig) -> dict:
         "bf16": {"enabled": cfg.dtype != "fp32"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "optimizer": {
-            "type": "AdamW",
-            # torch_adam: the fused AdamW would be compiled on first use, which takes minutes on a CPU.
-            "params": {
-                "lr": 0.0,
-                "betas": [0.9, cfg.beta2],
-                "torch_adam": not torch.cuda.is_available() or cfg.offload != "none",
-            },
-        },
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+    # torch_adam: the fused AdamW would be compiled on first use, which takes minutes on a CPU.
+    torch_adam = not torch.cuda.is_available() or cfg.offload != "none"
+    adamw = {"type": "AdamW", "params": {"lr": 0.0, "betas": [0.9, cfg.beta2], "torch_adam": torch_adam}}
+    return settings | ({"optimizer": adamw} if cfg.optimizer == "adamw" else {})

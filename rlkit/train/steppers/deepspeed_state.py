@@ -1,4 +1,4 @@
-"""Reads and writes what ZeRO keeps of one parameter: its fp32 weight and AdamW's moments, in pieces on the ranks.
+"""Reads and writes what ZeRO keeps of one parameter: its fp32 weight and its moments, in pieces on the ranks.
 
 ZeRO-1 and 2 keep the pieces of all parameters of a group in one flat tensor, whose piece of a parameter may be empty on
 a rank; ZeRO-3 cuts every parameter alike. The optimiser inside sees the flat tensors alone, and counts steps for them.
@@ -15,8 +15,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor, distributed, nn
 
 from rlkit.train.steppers.base import STEP, WEIGHT
+from rlkit.train.steppers.muon import BUFFER, MuonAdamW
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAMW = ("exp_avg", "exp_avg_sq")
 
 
 class InPieces(Mapping[str, Tensor]):
@@ -53,7 +54,7 @@ def gathered(zero: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
     state: dict[str, Any] = {WEIGHT: safe_get_full_fp32_param(parameter)}
     if zero.optimizer.state:
         _link(zero)
-        state |= {name: read(parameter, name) for name in MOMENTS}
+        state |= {name: read(parameter, name) for name in _moments(zero, parameter)}
         state[STEP] = _steps(zero, parameter)
     return state
 
@@ -62,13 +63,14 @@ def scattered(zero: Any, parameter: nn.Parameter, state: Mapping[str, Tensor]) -
     """Writes this rank's piece of a whole weight and of its moments, and the weight as the model computes with it."""
     if STEP in state and not zero.optimizer.state:
         for flat in _flats(zero):
-            zero.optimizer.state[flat] = {name: torch.zeros_like(flat) for name in MOMENTS} | {STEP: torch.zeros(())}
+            names = zero.optimizer.moments(flat) if isinstance(zero.optimizer, MuonAdamW) else ADAMW
+            zero.optimizer.state[flat] = {name: torch.zeros_like(flat) for name in names} | {STEP: torch.zeros(())}
     if STEP in state:
         _link(zero)
         flat = _flat_of(zero, parameter)
         if flat is not None:
             zero.optimizer.state[flat][STEP] = state[STEP].clone()
-    names = [WEIGHT, *(MOMENTS if STEP in state else ())]
+    names = [WEIGHT, *(_moments(zero, parameter) if STEP in state else ())]
     with torch.no_grad():
         if hasattr(parameter, "ds_id"):
             _write_cut(zero, parameter, {name: state[name] for name in names})
@@ -88,6 +90,11 @@ def _write_cut(zero: Any, parameter: Any, state: Mapping[str, Tensor]) -> None:
         piece[: len(mine)].copy_(mine)
         if name == WEIGHT:
             parameter.ds_tensor.data[: len(mine)].copy_(mine)
+
+
+def _moments(zero: Any, parameter: nn.Parameter) -> tuple[str, ...]:
+    """Returns the names of the moments of a parameter, also on a rank that has no piece of it."""
+    return (BUFFER,) if isinstance(zero.optimizer, MuonAdamW) and parameter in zero.optimizer.matrices else ADAMW
 
 
 def _link(zero: Any) -> None:

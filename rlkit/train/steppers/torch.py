@@ -1,4 +1,4 @@
-"""torch.optim.AdamW on one rank: the trainer without DeepSpeed, and what DeepSpeed is tested against."""
+"""torch.optim.AdamW, or Muon, on one rank: the trainer without DeepSpeed, and what DeepSpeed is tested against."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
 from rlkit.train.policy import Policy
 from rlkit.train.steppers.base import WEIGHT, parameter_groups, set_rates
+from rlkit.train.steppers.muon import MuonAdamW, Piece, matrix_shapes, one_behind_the_other
 
 
 class TorchStepper:
@@ -19,8 +20,17 @@ class TorchStepper:
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         self.module = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"))
         self.grad_clip = cfg.grad_clip
-        groups = parameter_groups(model, cfg.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, cfg.beta2))
+        self.optimizer: torch.optim.Optimizer
+        if cfg.optimizer == "muon":
+            shapes = matrix_shapes(model)
+            groups = parameter_groups(model, cfg.weight_decay, shapes)
+            self.optimizer = MuonAdamW(groups, beta2=cfg.beta2, dtype=torch.float32)
+            for matrix in shapes:
+                places = one_behind_the_other([matrix], shapes)
+                self.optimizer.pieces[matrix] = [Piece(matrices=places, size=matrix.numel())]
+        else:
+            groups = parameter_groups(model, cfg.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, cfg.beta2))
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of the loss."""
@@ -47,7 +57,7 @@ class TorchStepper:
         return self.module.model.state_dict()
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Returns the weight of a parameter and AdamW's moments, as they lie in memory."""
+        """Returns the weight of a parameter and its moments, as they lie in memory."""
         return {WEIGHT: parameter.detach(), **self.optimizer.state.get(parameter, {})}
 
     def restore(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:

@@ -100,9 +100,9 @@ class WatchedTrainer:
         """Asks the trainer."""
         return self.trainer.trace(tokens, rounding)
 
-    def weights(self) -> Weights:
+    def weights(self, version: int = 0) -> Weights:
         """Asks the trainer."""
-        return self.trainer.weights()
+        return self.trainer.weights(version)
 
     def adapter(self) -> Mapping[str, Tensor]:
         """Asks the trainer."""

@@ -149,8 +149,8 @@ def test_muon_takes_the_same_steps_in_every_layout(name: str, lived: Path) -> No
     assert found == pytest.approx(numbers["loss"], rel=1e-5 if exact else 3e-3)
     for key, tensor in alone.model.state_dict().items():
         moved, ours = tensor - start[key], weights[key].float() - start[key]
-        if "e_score" in key and exact:
-            assert torch.equal(weights[key], tensor), key
+        if "e_score" in key:  # in bf16 rounding turns choices
+            assert torch.equal(weights[key], tensor) or not exact, key
         elif exact:
             assert relative(ours, moved) <= 1e-3, f"{key}: {relative(ours, moved):.1e}"
             assert relative(weights[key], tensor) <= 1e-5, key

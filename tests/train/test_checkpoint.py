@@ -146,16 +146,13 @@ def test_muon_takes_the_same_steps_in_every_layout(name: str, lived: Path) -> No
     assert numbers["grad_norm"] > cfg.grad_clip
     found, weights = result(lived, name)
     exact = "bf16" not in name
-    assert found == pytest.approx(numbers["loss"], rel=1e-5 if exact else 3e-3)
-    for key, tensor in alone.model.state_dict().items():
-        moved, ours = tensor - start[key], weights[key].float() - start[key]
-        if "e_score" in key:  # in bf16 rounding turns choices
-            assert torch.equal(weights[key], tensor) or not exact, key
-        elif exact:
-            assert relative(ours, moved) <= 1e-3, f"{key}: {relative(ours, moved):.1e}"
-            assert relative(weights[key], tensor) <= 1e-5, key
+    assert found == pytest.approx(numbers["loss"], rel=1e-5 if exact else 2 * 2**-8)
+    for key, tensor in alone.model.state_dict().items() if exact else ():
+        if "e_score" in key:
+            assert torch.equal(weights[key], tensor), key
         else:
-            assert relative(weights[key].float(), tensor) <= 1e-2, key
+            moved = relative(weights[key] - start[key], tensor - start[key])
+            assert moved <= 1e-3 and relative(weights[key], tensor) <= 1e-5, f"{key}: {moved:.1e}"
 
 
 @pytest.fixture

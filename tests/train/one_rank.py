@@ -67,7 +67,7 @@ def spoiled_step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: i
     numbers = [trainer.update(share, loss, 1e-3, mtp)]
     for hook in hooks:
         hook.remove()
-    numbers.append(trainer.update(share, no_number if spoils else loss, 1e-3, mtp))
+    numbers.append(trainer.update(share, no_number(loss) if spoils else loss, 1e-3, mtp))
     same = all(torch.equal(tensor, before[name]) for name, tensor in trainer.stepper.tensors().items())
     after = step(trainer, layout, rank, world_size)
     skipped = [each["skipped"] for each in (*numbers, after["numbers"])]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.algo import NO_MTP, GrpoLoss, LossTerms, MtpTerm, SftLoss, shard
+from rlkit.algo import NO_MTP, GrpoLoss, Loss, LossTerms, MtpTerm, SftLoss, shard
 from rlkit.algo.packing import _join
 from rlkit.config import LoraConfig, TrainerConfig
 from rlkit.model import DeepseekV3
@@ -22,7 +22,7 @@ from rlkit.model.lora import add_lora
 from rlkit.model.precision import compute_in_float8
 from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Batch, Pack, PolicyPack
+from rlkit.types import Batch, Pack
 from tests.model.tiny import seeded
 from tests.train.test_trainer import ARCHITECTURE, CFG, make_model, rollouts
 
@@ -137,11 +137,14 @@ SPOILED = [
 """Layouts in which a step is also tried with a gradient that is no number."""
 
 
-def no_number(logprobs_T: Tensor, pack: Pack) -> LossTerms:
-    """A loss that is no number, with a gradient that is one; it measures what all of the layouts' losses measure."""
-    kind = GrpoLoss(kl_coef=0.05) if isinstance(pack, PolicyPack) else SftLoss()
-    terms = kind(logprobs_T, pack)
-    return replace(terms, loss=terms.loss + float("nan"))
+def no_number(loss: Loss) -> Loss:
+    """A loss that is no number, with the gradient of another one and what it measures."""
+
+    def spoiled(logprobs_T: Tensor, pack: Pack) -> LossTerms:
+        terms = loss(logprobs_T, pack)
+        return replace(terms, loss=terms.loss + float("nan"))
+
+    return spoiled
 
 
 Seen = dict[Layout, dict[str, Any]]

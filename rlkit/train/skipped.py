@@ -100,9 +100,17 @@ class WatchedTrainer:
         """Asks the trainer."""
         return self.trainer.trace(tokens, rounding)
 
-    def weights(self, version: int = 0) -> Weights:
+    def weights(self, version: int = 0, form: str = "plain") -> Weights:
         """Asks the trainer."""
-        return self.trainer.weights(version)
+        return self.trainer.weights(version, form)
+
+    def fingerprints(self, form: str) -> Mapping[str, str]:
+        """Asks the trainer."""
+        return self.trainer.fingerprints(form)
+
+    def routes(self, sequences: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
+        """Asks the trainer."""
+        return self.trainer.routes(sequences)
 
     def adapter(self) -> Mapping[str, Tensor]:
         """Asks the trainer."""

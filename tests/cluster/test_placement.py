@@ -79,8 +79,8 @@ def test_a_busy_cluster_is_waited_for_and_then_named(machines: None, monkeypatch
     ("words", "refusal"),
     [
         (
-            ["engine.tensor_parallel=8"],
-            r"engine 1 of 1 needs 8 CPUs and 8 GPUs on one machine, and the cluster has 8 CPUs",
+            ["engine.tensor_parallel=4"],
+            r"engine 1 of 1 needs 4 CPUs and 4 GPUs on one machine, and the cluster has 8 CPUs and 3 GPUs; 8 CPUs and",
         ),
         (["trainer.num_ranks=12"], r"cluster\.share_gpus=false: 1 engine\(s\) and 12 trainer rank\(s\) need 13 GPUs"),
     ],

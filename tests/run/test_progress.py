@@ -224,8 +224,8 @@ def test_a_corrupted_sync_stops_the_run(tmp_path: Path) -> None:
         name = "model.layers.1.mlp.experts.3.down_proj.weight"
         healthy = parts.trainer.weights
 
-        def corrupted(version: int):
-            return ((n, tensor * 2 if n == name else tensor) for n, tensor in healthy(version))
+        def corrupted(version: int, form: str):
+            return ((n, tensor * 2 if n == name else tensor) for n, tensor in healthy(version, form))
 
         parts.trainer.weights = corrupted  # type: ignore[method-assign]
         with pytest.raises(ParityError, match=r"First block that differs: model\.layers\.1\.mlp "):

@@ -12,6 +12,7 @@ from torch import distributed
 from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.base import Engine
+from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.experts import ExpertShare
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.files.folder import Checkpoint
@@ -20,8 +21,11 @@ from rlkit.model.files.sent import sent_table
 from rlkit.model.load import load_model, read_architecture
 from rlkit.model.lora import add_lora, choose_targets
 from rlkit.model.precision import compute_in_float8
+from rlkit.model.stages import Stage
 from rlkit.quant.fp8 import FLOAT8
+from rlkit.train.pipeline import PipelineTrainer
 from rlkit.train.policy import frozen_copy
+from rlkit.train.relay import join_pipeline
 from rlkit.train.steppers.base import Stepper
 from rlkit.train.trainer import ModelTrainer
 from rlkit.watch.progress import Progress, silent
@@ -87,13 +91,18 @@ def build_trainer(
     """Builds one rank of the trainer, in this process; the ranks meet in `store`, and LoRA starts from `seed`."""
     dtype = torch.float32 if cfg.dtype == "fp32" else torch.bfloat16
     torch.set_num_threads(cfg.threads or cores_per(cfg.num_ranks))
-    model = load_model(checkpoint, dtype, kind, ExpertShare(rank=rank % cfg.expert_parallel, size=cfg.expert_parallel))
+    share = ExpertShare(rank=rank % cfg.expert_parallel, size=cfg.expert_parallel)
+    stage = Stage(rank=rank * cfg.pipeline // cfg.num_ranks, size=cfg.pipeline)
+    model = load_model(checkpoint, dtype, kind, share, stage)
     if cfg.dtype in FLOAT8:
         compute_in_float8(model, cfg.dtype, dispatched=cfg.fp8_dispatch)
     if cfg.lora is not None:
         add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, seed=seed)
     if cfg.recompute:
         model.recompute()
+    if cfg.pipeline > 1:
+        assert isinstance(model, DeepseekV3)
+        return _build_pipeline(cfg, model, keep_reference=keep_reference, store=store, rank=rank)
     if cfg.kind == "torch":
         from rlkit.train.steppers.torch import TorchStepper
 
@@ -110,6 +119,26 @@ def build_trainer(
     return ModelTrainer(
         model,
         stepper,
+        reference=reference,
+        bias_update_speed=cfg.bias_update_speed,
+        balance_coef=cfg.balance_coef,
+    )
+
+
+def _build_pipeline(
+    cfg: TrainerConfig, model: DeepseekV3, *, keep_reference: bool, store: distributed.Store, rank: int
+) -> PipelineTrainer:
+    from rlkit.train.steppers.deepspeed import join_experts, join_ranks
+    from rlkit.train.steppers.deepspeed_pipeline import DualPipeVStepper
+
+    join_ranks(store, rank, cfg.num_ranks)
+    join_experts(model, cfg.expert_parallel, cfg.pipeline, in_float8=cfg.fp8_dispatch)
+    pipeline = join_pipeline(cfg.pipeline)
+    reference = frozen_copy(model) if keep_reference else None
+    return PipelineTrainer(
+        model,
+        DualPipeVStepper(model, cfg, pipeline),
+        pipeline,
         reference=reference,
         bias_update_speed=cfg.bias_update_speed,
         balance_coef=cfg.balance_coef,

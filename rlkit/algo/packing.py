@@ -90,6 +90,11 @@ def shard(batch: Batch, num_ranks: int) -> list[Batch]:
     return [replace(batch, packs=tuple(packs + [empty] * (num_packs - len(packs)))) for packs in packed]
 
 
+def filled_up(packs: Sequence[P], least: int) -> list[P]:
+    """Adds empty packs of weight 0 until there are at least so many."""
+    return [*packs, *[_empty_like(packs[0])] * (least - len(packs))]
+
+
 def tensor_names(pack: Pack) -> list[str]:
     """Names of the tensors that a pack holds; one that is absent (a reference nobody keeps) is left out."""
     return [f.name for f in fields(pack) if isinstance(getattr(pack, f.name), Tensor)]

@@ -82,15 +82,19 @@ class RemoteEngines:
 
 
 class RemoteTrainer:
-    """The trainer's ranks as one `Trainer`; a batch is dealt to them by samples."""
+    """The trainer's ranks as one `Trainer`; a batch is dealt by samples to them, or to pipelines of them."""
 
-    def __init__(self, ranks: Sequence[Any], starting: Sequence[ray.ObjectRef] = ()) -> None:
-        """Takes the handles of the ranks, and what they answer when they have met and loaded the model."""
-        self._ranks, self._starting = ranks, list(starting)
+    def __init__(self, ranks: Sequence[Any], starting: Sequence[ray.ObjectRef] = (), *, num_stages: int = 1) -> None:
+        """Takes the handles of the ranks, and what they answer when they have met and loaded the model.
+
+        The first ranks are those of the first of the pipelines' stages, and so on.
+        """
+        self._ranks, self._starting, self._num_stages = ranks, list(starting), num_stages
 
     def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm = NO_MTP) -> Numbers:
         """Takes one optimiser step on the whole batch, spread over the ranks; each of them knows all numbers."""
-        shares = shard(batch, len(self._ranks))
+        # All ranks of a pipeline get the same share.
+        shares = shard(batch, len(self._ranks) // self._num_stages) * self._num_stages
         return self._all(
             [rank.update.remote(share, loss, lr, mtp) for rank, share in zip(self._ranks, shares, strict=True)]
         )[0]

@@ -73,7 +73,8 @@ def trainer_on_ray(cfg: TrainingRun, checkpoint: Path) -> Iterator[RemoteTrainer
         with _ending({f"trainer rank {rank} of {len(ranks)}": actor for rank, actor in enumerate(ranks)}):
             store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
             loading = (cfg.trainer, checkpoint, cfg.model.kind, cfg.needs_reference, cfg.seed, store)
-            yield RemoteTrainer(ranks, [actor.start.remote(*loading) for actor in ranks])
+            starting = [actor.start.remote(*loading) for actor in ranks]
+            yield RemoteTrainer(ranks, starting, num_stages=cfg.trainer.pipeline)
 
 
 @contextmanager

@@ -45,6 +45,8 @@ class TrainerConfig:
     num_ranks: int
     expert_parallel: int
     """How many ranks share out the routed experts of every layer; of each expert there are num_ranks / E copies."""
+    pipeline: int
+    """How many ranks share out the layers, by DeepSpeed's DualPipeV; of each layer there are num_ranks / P copies."""
     zero_stage: int
     """What the ranks share out besides: 1 the optimiser's state, 2 the gradients too, 3 the weights too."""
     offload: str
@@ -84,6 +86,7 @@ class TrainerConfig:
         one_of("trainer.optimizer", self.optimizer, ("adamw", "muon"))
         whole("trainer.num_ranks", self.num_ranks, least=1, most=MAX_PROCESSES)
         whole("trainer.expert_parallel", self.expert_parallel, least=1)
+        whole("trainer.pipeline", self.pipeline, least=1)
         whole("trainer.zero_stage", self.zero_stage)
         one_of("trainer.offload", self.offload, ("none", "optimizer", "all"))
         whole("trainer.max_tokens", self.max_tokens, least=1)
@@ -129,10 +132,14 @@ class TrainerConfig:
         if stage not in (1, 2, 3):
             why = "with 0 DeepSpeed clips by the wrong norm" if stage == 0 else "there is no such stage"
             raise UserError(f"trainer.zero_stage={stage} is not supported ({why}); use 1, 2 or 3")
-        if self.num_ranks % spread:
+        self._check_pipeline()
+        if self.num_ranks // self.pipeline % spread:
+            ranks, peers = f"trainer.num_ranks={self.num_ranks}", self.num_ranks // self.pipeline
+            if self.pipeline > 1:
+                ranks = f"the {peers} ranks of a stage ({ranks}, trainer.pipeline={self.pipeline})"
             raise UserError(
-                f"trainer.expert_parallel={spread} does not divide trainer.num_ranks={self.num_ranks}: every group of "
-                f"{spread} ranks holds all experts once; change one of them"
+                f"trainer.expert_parallel={spread} does not divide {ranks}: every group of {spread} ranks holds all "
+                "experts once; change one of them"
             )
         if self.kind == "torch":
             for key, value, only in (
@@ -152,3 +159,30 @@ class TrainerConfig:
                 "trainer.zero_stage=3 with trainer.lora: the frozen weights, which the reference shares with the "
                 "policy, would be in pieces when it needs them; set trainer.zero_stage=2"
             )
+
+    def _check_pipeline(self) -> None:
+        """Refuses what does not go with DualPipeV."""
+        stages = self.pipeline
+        if self.num_ranks % stages:
+            raise UserError(
+                f"trainer.pipeline={stages} does not divide trainer.num_ranks={self.num_ranks}: {stages} ranks hold "
+                "all layers once; change one of them"
+            )
+        if stages == 1:
+            return
+        for key, value, only, why in (
+            (
+                "zero_stage",
+                self.zero_stage,
+                1,
+                "DualPipeV adds up a whole step before it reduces gradients",
+            ),
+            ("offload", self.offload, "none", "DualPipeV with offload was not tried"),
+            ("optimizer", self.optimizer, "adamw", "DualPipeV with Muon was not tried"),
+            ("lora", "null" if self.lora is None else "{...}", "null", "adapters are not spread over stages"),
+        ):
+            if value != only:
+                raise UserError(
+                    f"trainer.{key}={value} with trainer.pipeline={stages}: {why}; set trainer.{key}={only}, or "
+                    "trainer.pipeline=1"
+                )

@@ -100,6 +100,10 @@ class Architecture(Protocol):
         """Says why so many ranks cannot share out the routed experts."""
         ...
 
+    def stages_problem(self, stages: int) -> str | None:
+        """Says why so many ranks of a pipeline cannot share out the layers."""
+        ...
+
     def pieces_problem(self) -> str | None:
         """Says why ZeRO-3 cannot cut the weights into pieces."""
         ...

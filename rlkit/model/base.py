@@ -30,6 +30,8 @@ class CausalLM(nn.Module, ABC):
     """
 
     lm_head: nn.Linear
+    num_stages = 1
+    """How many ranks of a pipeline share out the layers."""
 
     @abstractmethod
     def hidden(self, tokens_T: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -60,6 +62,13 @@ class CausalLM(nn.Module, ABC):
     @abstractmethod
     def recompute(self) -> None:
         """Lets every block keep nothing for backward but its input, from now on: backward runs it again."""
+
+    def routers(self) -> Mapping[str, int]:
+        """Returns the routers of the whole model by name, also those on other ranks: how many experts each has.
+
+        Only routers that we balance; {} without any.
+        """
+        return {}
 
     def mtp_modules(self) -> Sequence[nn.Module]:
         """Returns the modules for multi-token prediction, depth 1 first; most models have none."""

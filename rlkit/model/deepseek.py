@@ -1,7 +1,8 @@
 """DeepSeek-V3 (arXiv:2412.19437), for training on packed samples.
 
 Module names are the published ones, so `state_dict()` differs from a checkpoint only in that experts are stacked.
-With a share of the experts it is what one of several ranks holds, and it answers together with the others only.
+With a share of the experts, or as a stage of a pipeline, it is what one of several ranks holds, and it answers together
+with the others only.
 `rlkit.model.precision` makes a model compute in FP8.
 """
 
@@ -20,7 +21,7 @@ from rlkit.model.config import DeepseekV3Config
 from rlkit.model.decode import LatentCache, decode_step, prefill
 from rlkit.model.experts import ALL, Experts, ExpertShare
 from rlkit.model.files.folder import Checkpoint, write_checkpoint
-from rlkit.model.files.names import published_names
+from rlkit.model.files.names import Place, published_names
 from rlkit.model.files.shards import MAX_SHARD_BYTES
 from rlkit.model.files.weights import copy_weights, published_weights
 from rlkit.model.lora import merged
@@ -29,22 +30,23 @@ from rlkit.model.moe import Router
 from rlkit.model.mtp import mtp_hidden
 from rlkit.model.ragged import lay_out_pack
 from rlkit.model.size import ROUTED
+from rlkit.model.stages import WHOLE, Stage, elsewhere
 from rlkit.model.trace import trace
 
 
 class DeepseekV3(CausalLM):
     """A causal language model; weights are drawn from normal(0, initializer_range) with torch's global generator."""
 
-    def __init__(self, config: DeepseekV3Config, share: ExpertShare = ALL) -> None:
+    def __init__(self, config: DeepseekV3Config, share: ExpertShare = ALL, stage: Stage = WHOLE) -> None:
         super().__init__()
-        self.config, self.share = config, share
-        self.model = Backbone(config, share)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.config, self.share, self.stage, self.num_stages = config, share, stage, stage.size
+        self.model = Backbone(config, share, stage)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if stage.first else elsewhere()
         self._tie()
         self.apply(self._draw)
 
     def _tie(self) -> None:
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings and self.stage.first:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def _draw(self, module: nn.Module) -> None:
@@ -74,11 +76,12 @@ class DeepseekV3(CausalLM):
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32, share: ExpertShare = ALL
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, share: ExpertShare = ALL, stage: Stage = WHOLE
     ) -> DeepseekV3:
         """Loads a Hugging Face folder (config.json and safetensors in fp32, bf16 or FP8) as parameters of `dtype`.
 
-        Of the routed experts those of `share` alone are read, so that no more than they and one tensor are in memory.
+        Of the layers those of `stage` and of the routed experts those of `share` alone are read, so that no more than
+        they and one tensor are in memory.
         Raises UserError, with the file and the tensor, for a folder that is missing, incomplete, not finite or of
         another architecture.
         """
@@ -90,7 +93,7 @@ class DeepseekV3(CausalLM):
             raise UserError(str(fault))
         # Nothing is drawn for weights that the file replaces, and memory is taken once, in the dtype that is wanted.
         with on_meta():
-            model = cls(config, share)
+            model = cls(config, share, stage)
         model = model.to(dtype).to_empty(device="cpu")
         model._tie()  # to_empty gives every name memory of its own
         held = model.published()
@@ -124,6 +127,12 @@ class DeepseekV3(CausalLM):
         for layer in (*self.model.blocks(), *self.model.mtp_modules()):
             layer.recomputed = True
 
+    def routers(self) -> Mapping[str, int]:
+        """Returns the routers of all layers, also of those on other ranks, and how many experts each has."""
+        cfg = self.config
+        layers = range(cfg.first_k_dense_replace, cfg.num_hidden_layers + cfg.num_nextn_predict_layers)
+        return {f"model.layers.{layer}.mlp.gate": cfg.n_routed_experts for layer in layers}
+
     def mtp_modules(self) -> Sequence[nn.Module]:
         """Returns the modules for multi-token prediction, depth 1 first."""
         return self.model.mtp_modules()
@@ -142,27 +151,36 @@ class DeepseekV3(CausalLM):
 
     def checkpoint_weights(self, state: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yields every weight under its published name, without gradient, and with LoRA merged in."""
-        return published_weights(merged(self, state), published_names(self.config, self.share))
+        return published_weights(merged(self, state), self._places())
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copies published tensors into the model; raises ValueError as `copy_weights` does."""
-        copy_weights(weights, self.state_dict(), published_names(self.config, self.share))
+        copy_weights(weights, self.state_dict(), self._places())
 
     def published(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the published name and the shape of every weight."""
-        return {name: place.shape for name, place in published_names(self.config, self.share).items()}
+        return {name: place.shape for name, place in self._places().items()}
+
+    def _places(self) -> dict[str, Place]:
+        """Returns the table of names, of what is here."""
+        here = self.state_dict().keys()
+        table = published_names(self.config, self.share)
+        return {name: place for name, place in table.items() if place.name in here}
 
     def all_published(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the published name and the shape of every weight, of all experts."""
         return {name: place.shape for name, place in published_names(self.config).items()}
 
     def holders(self, name: str, num_ranks: int) -> range:
-        """Returns which of the ranks hold a weight: of E parts of the experts, rank r has part r % E."""
+        """Returns which of the ranks hold a weight: those of its stage; of E parts of the experts, rank r has r % E."""
+        layer = name.removeprefix("model.layers.").partition(".")[0]
+        peers = num_ranks // self.stage.size
+        first = self.stage.of(int(layer) if layer.isdecimal() else None, self.config.num_hidden_layers) * peers
         expert = name.partition(ROUTED)[2].partition(".")[0]
         if not expert or self.share.size == 1:
-            return range(num_ranks)
+            return range(first, first + peers)
         part = int(expert) // (self.config.n_routed_experts // self.share.size)
-        return range(part, num_ranks, self.share.size)
+        return range(first + part, first + peers, self.share.size)
 
     def fp8_names(self) -> frozenset[str]:
         """Returns the published names of the matrices that FP8 holds: of attention, MLPs and experts."""

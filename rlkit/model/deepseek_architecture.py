@@ -180,6 +180,13 @@ class DeepseekArchitecture:
             return f"has n_routed_experts={experts}, which {ranks} ranks cannot divide; set it to a number that does"
         return None
 
+    def stages_problem(self, stages: int) -> str | None:
+        """Says that there are fewer layers than chunks, of which DualPipeV gives two to every stage."""
+        layers = self.config.num_hidden_layers
+        if layers >= 2 * stages:
+            return None
+        return f"has num_hidden_layers={layers}, less than two for every stage; set it to {layers // 2 or 1} or less"
+
     def pieces_problem(self) -> str | None:
         """Says nothing: ZeRO-3 was tried with every part of this class."""
         return None

@@ -156,6 +156,10 @@ class HfArchitecture:
         """Says that every rank has all experts of this kind of model."""
         return "is run by transformers (model=hf), whose experts stay together; set it to 1"
 
+    def stages_problem(self, stages: int) -> str | None:
+        """Says that every rank has all layers of this kind of model."""
+        return "is run by transformers (model=hf), whose layers stay together; set it to 1"
+
     def pieces_problem(self) -> str | None:
         """Says that some classes of transformers wait for ever in pieces."""
         return "is run by transformers (model=hf), some of whose layers wait for ever in pieces; set it to 2"

@@ -12,6 +12,7 @@ from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.experts import ALL, ExpertShare
 from rlkit.model.hf_architecture import HfArchitecture
+from rlkit.model.stages import WHOLE, Stage
 
 KINDS = ("deepseek", "hf")
 """What a configuration may call a model: ours, or any causal language model through its class in transformers."""
@@ -22,16 +23,16 @@ def read_architecture(path: Path, kind: str) -> Architecture:
     return {"deepseek": DeepseekArchitecture, "hf": HfArchitecture}[kind].from_folder(path)
 
 
-def load_model(path: Path, dtype: torch.dtype, kind: str, share: ExpertShare = ALL) -> CausalLM:
+def load_model(path: Path, dtype: torch.dtype, kind: str, share: ExpertShare = ALL, stage: Stage = WHOLE) -> CausalLM:
     """Loads the model in `path` on the CPU, in `dtype`, with the class that its `kind` (one of `KINDS`) stands for.
 
-    Of the routed experts it has those of `share`; transformers' classes have all or none.
+    Of the routed experts it has those of `share`, of the layers those of `stage`; transformers' classes have all.
 
     Raises UserError, with file and tensor, for a folder that is missing, incomplete, not finite or of another
     architecture.
     """
     if kind == "deepseek":
-        return DeepseekV3.from_checkpoint(path, dtype, share)
+        return DeepseekV3.from_checkpoint(path, dtype, share, stage)
     from rlkit.model.hf import HfModel  # takes seconds to import
 
     return HfModel.from_checkpoint(path, dtype)

@@ -25,9 +25,18 @@ def trace(backbone: Backbone, tokens: Sequence[int]) -> dict[str, Tensor]:
     Keys: "model.layers.{i}.self_attn" and "model.layers.{i}.mlp" for each layer, then "model.norm". Where a layer has a
     router, "model.layers.{i}.mlp.gate" holds the margins of its choices, [T, 1].
     """
+    with recorded_blocks(backbone) as outputs, torch.no_grad():
+        tokens_T = torch.tensor(tokens, device=backbone.embed_tokens.weight.device)
+        backbone(tokens_T, lay_out_pack(tokens_T, None))
+    return outputs
+
+
+@contextmanager
+def recorded_blocks(backbone: Backbone) -> Iterator[dict[str, Tensor]]:
+    """Records, inside the block, what `trace` returns of the layers that are here, in the order in which they run."""
     outputs: dict[str, Tensor] = {}
     watched: dict[str, nn.Module] = {}
-    for i, layer in enumerate(backbone.blocks()):
+    for i, layer in backbone.numbered_blocks().items():
         watched[f"model.layers.{i}.self_attn"] = layer.self_attn
         watched[f"model.layers.{i}.mlp"] = layer.mlp
     watched["model.norm"] = backbone.norm
@@ -49,13 +58,10 @@ def trace(backbone: Backbone, tokens: Sequence[int]) -> dict[str, Tensor]:
         if isinstance(module, Router):
             hooks.append(module.register_forward_pre_hook(keep_margins_as(name)))
     try:
-        with torch.no_grad():
-            tokens_T = torch.tensor(tokens, device=backbone.embed_tokens.weight.device)
-            backbone(tokens_T, lay_out_pack(tokens_T, None))
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
-    return outputs
 
 
 @contextmanager

@@ -125,6 +125,8 @@ def _check_layout(cfg: TrainingRun, architecture: Architecture) -> None:
     if trainer.expert_parallel > 1:
         problem = architecture.sharing_problem(trainer.expert_parallel)
         _refuse(problem, f"trainer.expert_parallel={trainer.expert_parallel}: {where} ")
+    if trainer.pipeline > 1:
+        _refuse(architecture.stages_problem(trainer.pipeline), f"trainer.pipeline={trainer.pipeline}: {where} ")
     if trainer.zero_stage == 3:
         _refuse(architecture.pieces_problem(), f"trainer.zero_stage=3: {where} ")
 

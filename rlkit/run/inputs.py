@@ -29,7 +29,8 @@ INPUTS_FILE = "inputs.json"
 MAY_CHANGE = (
     *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
     *("reward.timeout", "reward.workers"),
-    *("trainer.num_ranks", "trainer.expert_parallel", "trainer.zero_stage", "trainer.offload", "trainer.recompute"),
+    *("trainer.num_ranks", "trainer.expert_parallel", "trainer.pipeline", "trainer.zero_stage", "trainer.offload"),
+    "trainer.recompute",
 )
 """Keys that may differ when a run goes on; any other would make it another run.
 

@@ -56,23 +56,24 @@ class Layout:
     """Which experts of a model's tensors are on this rank, and which of the ranks writes a tensor."""
 
     def __init__(self, model: CausalLM) -> None:
-        """Reads the shares of the experts in the model; the number of ranks is that of this process's group."""
+        """Reads from the model how its experts and layers are shared out among the ranks of this process's group."""
         self.firsts: dict[str, int] = {}
-        spread = 1
+        spread, peers = 1, ranks.size() // model.num_stages
         for prefix, module in model.named_modules():
             if isinstance(module, Experts) and module.share.size > 1:
                 spread = module.share.size
                 first = module.share.of(module.num_experts).start
                 self.firsts |= {f"{prefix}.{name}": first for name, _ in module.named_parameters()}
-        self._replica, self._loads_R = ranks.rank() // spread, [0] * ranks.size()
-        self._expert_loads_R = [0] * (ranks.size() // spread)
+        self._peer, self._replica = ranks.rank() % peers, ranks.rank() % peers // spread
+        self._loads_R, self._expert_loads_R = [0] * peers, [0] * (peers // spread)
 
     def writes(self, name: str, tensor: Tensor) -> bool:
-        """Says whether this rank writes the next tensor; all ranks ask about all of them, in the same order.
+        """Says whether this rank writes the next tensor; ranks with the same layers ask in the same order.
 
-        Each goes to the rank with the fewest numbers so far: of all ranks, or for experts of those that hold them.
+        Each goes to the rank with the fewest numbers so far: of all with this layer, or for experts of those that hold
+        them.
         """
-        loads, own = (self._expert_loads_R, self._replica) if name in self.firsts else (self._loads_R, ranks.rank())
+        loads, own = (self._expert_loads_R, self._replica) if name in self.firsts else (self._loads_R, self._peer)
         lightest = loads.index(min(loads))
         loads[lightest] += tensor.numel()
         return lightest == own

@@ -29,14 +29,15 @@ class ExpertBalance:
         self.routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
         depths = {router: k for k, module in enumerate(model.mtp_modules(), 1) for router in module.modules()}
         self._depths = {name: depths.get(router, 0) for name, router in self.routers.items()}
+        self._everywhere, self._device = model.routers(), next(model.parameters()).device
         self.speed, self.coef = bias_update_speed, balance_coef
         self.begin()
 
     def begin(self) -> None:
         """Starts a step: nothing has been counted."""
         self._loads: dict[str, Tensor] = {
-            name: torch.zeros(router.config.n_routed_experts, dtype=torch.int64, device=router.weight.device)
-            for name, router in self.routers.items()
+            name: torch.zeros(num_experts, dtype=torch.int64, device=self._device)
+            for name, num_experts in self._everywhere.items()
         }
         self._loss = 0.0
 
@@ -73,17 +74,19 @@ class ExpertBalance:
         The counts are whole numbers, so all ranks get the same biases. Without `step` the biases stay as they are.
         {} for a model without experts.
         """
-        if not self.routers:
+        if not self._loads:
             return {}
+        # Of layers that other ranks of a pipeline hold nothing was counted here.
         loads_LE = ranks.total(torch.stack(list(self._loads.values())))
-        numbers = load_numbers({_layer(name): row for name, row in zip(self.routers, loads_LE.cpu(), strict=True)})
+        loads = dict(zip(self._loads, loads_LE, strict=True))
+        numbers = load_numbers({_layer(name): row for name, row in zip(loads, loads_LE.cpu(), strict=True)})
         if self.coef:
             loss = torch.tensor(self._loss, dtype=torch.float64, device=loads_LE.device)
             numbers["balance_loss"] = float(ranks.total(loss))
-        for router, load_E in zip(self.routers.values(), loads_LE, strict=True):
+        for name, router in self.routers.items():
             bias_E = router.e_score_correction_bias
             if step and self.speed and bias_E is not None:
-                bias_E.copy_(updated_bias(bias_E, load_E, self.speed))
+                bias_E.copy_(updated_bias(bias_E, loads[name], self.speed))
         return numbers
 
 

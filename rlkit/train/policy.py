@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from rlkit.algo.logprobs import chunked_logprobs
 from rlkit.algo.losses import NO_MTP, MtpTerm
 from rlkit.model.base import CausalLM
 from rlkit.types import Pack
+
+Model = TypeVar("Model", bound=CausalLM)
 
 
 class PolicyOutput(NamedTuple):
@@ -39,8 +41,11 @@ class Policy(nn.Module):
 
     def forward(self, pack: Pack, temperature: float, mtp: MtpTerm = NO_MTP) -> PolicyOutput:
         """One pass over a pack."""
+        return self.of_hidden(self.model.hidden(pack.tokens_T, pack.lengths), pack, temperature, mtp)
+
+    def of_hidden(self, hidden_TD: Tensor, pack: Pack, temperature: float, mtp: MtpTerm = NO_MTP) -> PolicyOutput:
+        """The part of the pass behind the model's hidden states."""
         trained_M = pack.weights_T.nonzero().squeeze(-1)
-        hidden_TD = self.model.hidden(pack.tokens_T, pack.lengths)
         logprobs_M, entropy_M = chunked_logprobs(
             hidden_TD[trained_M - 1], self.model.lm_head.weight, pack.tokens_T[trained_M], temperature
         )
@@ -67,7 +72,7 @@ class Policy(nn.Module):
         return total / len(self.model.mtp_modules())
 
 
-def frozen_copy(model: CausalLM) -> CausalLM:
+def frozen_copy(model: Model) -> Model:
     """A copy of the model that takes no gradient; parameters that are not trained (below LoRA) are shared with it."""
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()

@@ -34,6 +34,14 @@ def totals(numbers: Mapping[str, float], device: torch.device) -> dict[str, floa
     return dict(zip(numbers, summed.tolist(), strict=True))
 
 
+def from_first(names: list[str]) -> list[str]:
+    """Returns the names that rank 0 has, on every rank."""
+    found = [names]
+    if _several():
+        distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 def largest(value: float, device: torch.device) -> float:
     """Finds the largest of one number over the ranks; NaN, which no comparison finds, wins over every number."""
     if not _several():

@@ -20,7 +20,7 @@ from rlkit.model.trace import recorded_routing
 from rlkit.train import ranks
 from rlkit.train.checkpoint import load_state, save_state
 from rlkit.train.experts import ExpertBalance
-from rlkit.train.policy import Policy
+from rlkit.train.policy import Policy, PolicyOutput
 from rlkit.train.publishing import share_of
 from rlkit.train.rounding import Rounding, rounded_anew
 from rlkit.train.steppers.base import Stepper
@@ -44,7 +44,7 @@ class ModelTrainer:
         `bias_update_speed` and `balance_coef` as in `ExpertBalance`; 0 = off.
         """
         self.model, self.stepper = model, stepper
-        self.device = model.lm_head.weight.device
+        self.device = next(model.parameters()).device
         self.balance = ExpertBalance(model, bias_update_speed=bias_update_speed, balance_coef=balance_coef)
         self.reference = None if reference is None else Policy(reference.to(self.device))
 
@@ -63,15 +63,15 @@ class ModelTrainer:
             pack = self._with_reference(to_device(pack, self.device), batch.temperature)
             with self.balance.recording() as routings:
                 output = self.stepper.module(pack, batch.temperature, mtp)
-            terms = loss(output.logprobs_T, pack)
-            measured = {"loss": terms.loss, "entropy": (pack.weights_T * output.entropy_T).sum(), **terms.sums}
-            objective = terms.loss + self.balance.count(routings, pack, batch.num_samples)
-            if output.mtp_loss is not None:
-                objective = objective + mtp.weight * output.mtp_loss
-                measured["mtp_loss"] = output.mtp_loss
-            self.stepper.backward(objective * _one_if_finite(objective))
+            objective, measured = objective_of(output, pack, loss, mtp)
+            objective = objective + self.balance.count(routings, pack, batch.num_samples)
+            self.stepper.backward(objective * one_if_finite(objective))
             add_to(sums, measured)
             gap = max(gap, largest_gap(output.logprobs_T, pack))
+        return self._step(sums, gap, batch, lr)
+
+    def _step(self, sums: Mapping[str, float], gap: float, batch: Batch, lr: float) -> Numbers:
+        """Ends the step of `update`: what this rank measured becomes the numbers of the batch, and the weights move."""
         numbers = ranks.totals(sums, self.device)
         numbers["grad_norm"] = self.stepper.step(lr, lr if "mtp_loss" in numbers else 0.0)
         taken = math.isfinite(numbers["grad_norm"])
@@ -161,7 +161,16 @@ class ModelTrainer:
         return None if self.reference is None else self.reference.model
 
 
-def _one_if_finite(objective: Tensor) -> Tensor:
+def objective_of(output: PolicyOutput, pack: Pack, loss: Loss, mtp: MtpTerm) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns what is minimised of a pack, without the balance loss, and what is measured of it."""
+    terms = loss(output.logprobs_T, pack)
+    measured = {"loss": terms.loss, "entropy": (pack.weights_T * output.entropy_T).sum(), **terms.sums}
+    if output.mtp_loss is None:
+        return terms.loss, measured
+    return terms.loss + mtp.weight * output.mtp_loss, measured | {"mtp_loss": output.mtp_loss}
+
+
+def one_if_finite(objective: Tensor) -> Tensor:
     """Returns 1, or NaN for an objective that is no number.
 
     As a factor it makes the gradient of such an objective no number either, which it need not be: the derivative of

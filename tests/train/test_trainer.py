@@ -42,6 +42,7 @@ CFG = TrainerConfig(
     kind="torch",
     num_ranks=1,
     expert_parallel=1,
+    pipeline=1,
     zero_stage=1,
     offload="none",
     recompute=False,
@@ -59,9 +60,9 @@ CFG = TrainerConfig(
 )
 
 
-def make_model(seed: int = 0) -> DeepseekV3:
+def make_model(seed: int = 0, **sizes: int) -> DeepseekV3:
     torch.manual_seed(seed)
-    model = DeepseekV3(ARCHITECTURE)
+    model = DeepseekV3(replace(ARCHITECTURE, **sizes))
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.normal_(std=0.05)

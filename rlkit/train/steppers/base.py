@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from rlkit.model.base import CausalLM
 from rlkit.model.experts import Experts
 from rlkit.train.policy import PolicyOutput
+from rlkit.train.relay import RelayedPolicy
 
 WEIGHT = "weight"
 """In the state of a parameter: the parameter itself, in fp32."""
@@ -57,6 +58,50 @@ class Stepper(Protocol):
         ...
 
 
+class GroupKind(NamedTuple):
+    """What the parameters of a group have in common; see `parameter_groups`."""
+
+    moe: bool
+    mtp: bool
+    weight_decay: float
+    muon: bool
+
+
+class PipelineStep(Protocol):
+    """What a pipeline asks of one optimiser step, pack by pack."""
+
+    def forward(self, way: int, number: int, x_TD: Tensor | None) -> Tensor | PolicyOutput:
+        """Runs this rank's layers on the way out (0) or back (1) of a pack; the first layers get no input."""
+        ...
+
+    def objective(self, number: int, output: PolicyOutput) -> Tensor:
+        """Computes a pack's part of the loss, on the rank that has the head."""
+        ...
+
+
+class PipelineStepper(Stepper, Protocol):
+    """A `Stepper` over one stage of a pipeline, whose gradients come from `accumulate` alone."""
+
+    @property
+    def module(self) -> RelayedPolicy:
+        """What forward passes without gradient go through."""
+        ...
+
+    @property
+    def least_packs(self) -> int:
+        """How many packs a step must have, empty ones included."""
+        ...
+
+    @property
+    def averaged_over(self) -> int:
+        """By how much a gradient that is added here will be divided, before those of all ranks are summed."""
+        ...
+
+    def accumulate(self, step: PipelineStep, sizes: Sequence[int]) -> None:
+        """Runs packs of so many tokens forward and backward through all stages and adds up their gradients."""
+        ...
+
+
 def parameter_groups(
     model: CausalLM, weight_decay: float, matrices: Collection[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
@@ -72,17 +117,19 @@ def parameter_groups(
     spared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     spread = {id(parameter) for parameter in spread_parameters(model)}
     orthogonal = {id(parameter) for parameter in matrices}
-    groups: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
+    groups: dict[GroupKind, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and id(parameter) not in spared
             decay = weight_decay if decayed else 0.0
-            kind = (id(parameter) in spread, id(parameter) in ahead, decay, id(parameter) in orthogonal)
+            kind = GroupKind(
+                moe=id(parameter) in spread,
+                mtp=id(parameter) in ahead,
+                weight_decay=decay,
+                muon=id(parameter) in orthogonal,
+            )
             groups.setdefault(kind, []).append(parameter)
-    return [
-        {"params": groups[kind], "moe": kind[0], "mtp": kind[1], "weight_decay": kind[2], "muon": kind[3]}
-        for kind in sorted(groups)
-    ]
+    return [{"params": groups[kind], **kind._asdict()} for kind in sorted(groups)]
 
 
 def spread_parameters(model: nn.Module) -> list[nn.Parameter]:

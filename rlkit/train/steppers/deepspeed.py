@@ -27,7 +27,7 @@ from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
 from rlkit.train.policy import Policy
 from rlkit.train.steppers import deepspeed_state
-from rlkit.train.steppers.base import parameter_groups, set_rates
+from rlkit.train.steppers.base import parameter_groups, set_rates, spread_parameters
 from rlkit.train.steppers.deepspeed_experts import join_experts, mark_experts, name_expert_groups
 from rlkit.train.steppers.deepspeed_muon import new_muon, pieces_of
 from rlkit.train.steppers.muon import matrix_shapes
@@ -58,23 +58,13 @@ class DeepSpeedStepper:
         self.model, self.stage, self.world_size = model, cfg.zero_stage, distributed.get_world_size()
         self.offloads = cfg.offload != "none"
         policy = Policy(model)
-        mark_experts(policy, cfg.expert_parallel, cfg.zero_stage)
-        biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
+        mark_experts(policy, spread_parameters(model), cfg.expert_parallel, cfg.zero_stage)
         shapes = matrix_shapes(model) if cfg.optimizer == "muon" else {}
-        groups: Any = name_expert_groups(parameter_groups(model, cfg.weight_decay, shapes), cfg.expert_parallel)
-        muon = new_muon(groups, cfg) if cfg.optimizer == "muon" else None
-        self.module, optimizer, _, _ = deepspeed.initialize(
-            model=policy,
-            optimizer=muon,
-            model_parameters=None if muon else groups,  # which it declares as a module
-            config=_settings(cfg),
-        )
-        self.zero: Any = optimizer  # ZeRO's wrapper; DeepSpeed declares it as any of twelve optimisers
+        groups = parameter_groups(model, cfg.weight_decay, shapes)
+        muon = new_muon(name_expert_groups(groups, cfg.expert_parallel), cfg) if cfg.optimizer == "muon" else None
+        self.module, self.zero = initialize(policy, model, groups, cfg, settings(cfg), muon)
         if muon:
             muon.pieces = pieces_of(self.zero, shapes)
-        # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
-        for name, value in biases.items():
-            model.get_buffer(name).data = value.to(model.get_buffer(name).device)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of this rank's part of the loss; parts of all ranks sum up."""
@@ -112,7 +102,34 @@ class DeepSpeedStepper:
         deepspeed_state.scattered(self.zero, parameter, state)
 
 
-def _settings(cfg: TrainerConfig) -> dict:
+def initialize(
+    module: nn.Module,
+    model: CausalLM,
+    groups: list[dict[str, Any]],
+    cfg: TrainerConfig,
+    config: dict[str, Any],
+    own: Any = None,
+) -> tuple[Any, Any]:
+    """Returns DeepSpeed's engine around a module that has the model in it, and ZeRO's wrapper of the optimiser.
+
+    `groups` are the `parameter_groups` of the model; `own` is an optimiser of ours over them, in the place of AdamW.
+    """
+    biases = {name: value.clone() for name, value in model.named_buffers() if value.dtype == torch.float32}
+    named: Any = name_expert_groups(groups, cfg.expert_parallel)
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=module,
+        optimizer=own,
+        model_parameters=None if own else named,  # which it declares as a module
+        config=config,
+    )
+    # With bf16 DeepSpeed casts buffers too; the router's correction bias has to stay in fp32.
+    for name, value in biases.items():
+        model.get_buffer(name).data = value.to(model.get_buffer(name).device)
+    return engine, optimizer
+
+
+def settings(cfg: TrainerConfig) -> dict[str, Any]:
+    """Returns DeepSpeed's configuration."""
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     zero: dict[str, Any] = {"stage": cfg.zero_stage}
     if cfg.offload != "none":

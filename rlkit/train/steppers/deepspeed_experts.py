@@ -7,6 +7,7 @@ module ZeRO-1 and 2 fail, and ZeRO-3 silently gives every rank the experts of ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
@@ -15,7 +16,6 @@ from torch import nn
 
 from rlkit.model.dispatch import AllToAll
 from rlkit.model.experts import Experts
-from rlkit.train.steppers.base import spread_parameters
 
 
 class _ExpertsAreSpread(AutoEPMoELayer):
@@ -29,22 +29,22 @@ class _ExpertsAreSpread(AutoEPMoELayer):
         """Does nothing: there is nothing here to spread."""
 
 
-def join_experts(model: nn.Module, ranks: int, *, in_float8: bool = False) -> None:
+def join_experts(model: nn.Module, ranks: int, num_stages: int = 1, *, in_float8: bool = False) -> None:
     """Lets the experts of ranks 0 .. ranks - 1, of the next so many, and so on, reach each other's tokens.
 
+    Of a pipeline the first ranks are those of its first stage; copies of experts are looked for within a stage.
     With `in_float8` rows on their way to experts are in FP8.
     """
     if ranks == 1:
         return
-    groups._create_expert_and_data_parallel(ranks)
+    groups._create_expert_and_data_parallel(ranks, pp_size=num_stages)
     for module in model.modules():
         if isinstance(module, Experts):
             module.dispatcher = AllToAll(groups._get_expert_parallel_group(_group_name(ranks)), in_float8=in_float8)
 
 
-def mark_experts(policy: nn.Module, ranks: int, zero_stage: int) -> None:
+def mark_experts(policy: nn.Module, spread: Sequence[nn.Parameter], ranks: int, zero_stage: int) -> None:
     """Marks the parameters of experts that the ranks share out, and the policy that has them."""
-    spread = spread_parameters(policy)
     for parameter in spread:
         marks: Any = parameter
         marks.allreduce, marks.group_name = False, _group_name(ranks)

@@ -32,8 +32,10 @@ RANKS = {
     "2, experts": (2, 2, 1),
     "2, experts, ZeRO-3": (2, 2, 3),
     "4, two copies of experts": (4, 2, 2),
+    "2, pipeline": (2, 1, 1, 2),
+    "4, pipeline of experts": (4, 2, 1, 2),
 }
-"""How many ranks there are, how many share out the experts, and the ZeRO stage."""
+"""How many ranks there are, how many share out the experts, the ZeRO stage, and how many share out the layers."""
 SEVERAL = [name for name in RANKS if name != "1"]
 LOSS, LR = GrpoLoss(kl_coef=0.05), 1e-3
 BIAS = "e_score_correction_bias"
@@ -41,11 +43,11 @@ Seen = dict[str, Any]
 
 
 def config(ranks: str) -> GrpoRun:
-    num_ranks, expert_parallel, stage = RANKS[ranks]
+    num_ranks, expert_parallel, stage, *pipeline = RANKS[ranks]
     return load_config("grpo", GrpoRun, [
         "cluster=ray", f"trainer.num_ranks={num_ranks}", f"trainer.expert_parallel={expert_parallel}",
-        f"trainer.zero_stage={stage}", "trainer.threads=1", "trainer.bias_update_speed=0.01",
-        "trainer.balance_coef=0.1", "algo.loss.kl_coef=0.05",
+        f"trainer.zero_stage={stage}", f"trainer.pipeline={next(iter(pipeline), 1)}", "trainer.threads=1",
+        "trainer.bias_update_speed=0.01", "trainer.balance_coef=0.1", "algo.loss.kl_coef=0.05",
     ])  # fmt: skip
 
 
@@ -98,7 +100,7 @@ def lived(learner: Trainer, folder: Path) -> Seen:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     """What trainers of two and four ranks say of the same life, and one in this process, which knows of no ranks."""
     folder = tmp_path_factory.mktemp("remote")
-    model = make_model()
+    model = make_model(num_hidden_layers=4)
     model.save_checkpoint(folder / "model", dtype="fp32")
     alone = ModelTrainer(
         model,
@@ -151,7 +153,7 @@ def test_a_stage_begins_on_every_rank(ranks: str, seen: dict[str, Seen]) -> None
 def test_the_weights_are_those_of_one_rank(ranks: str, seen: dict[str, Seen]) -> None:
     one, several = seen["1"]["weights"], seen[ranks]["weights"]
     assert one.keys() == several.keys()
-    start = dict(make_model().checkpoint_weights())
+    start = dict(make_model(num_hidden_layers=4).checkpoint_weights())
     for name, tensor in one.items():
         if name.endswith(BIAS):
             assert torch.equal(several[name], tensor), name

@@ -16,6 +16,7 @@ LAYOUTS = {
         *("trainer.num_ranks=4", "trainer.expert_parallel=2", "trainer.zero_stage=3", "trainer.offload=all"),
         "trainer.recompute=true",
     ],
+    "layers and experts on four ranks": ["trainer.num_ranks=4", "trainer.pipeline=2", "trainer.expert_parallel=2"],
 }
 
 
@@ -26,6 +27,8 @@ def test_a_recipe_ends_with_the_same_model(tmp_path: Path) -> None:
     plugin.write_text(SPREAD_REWARD)
     common = [*GRPO_ONLY, f"reward={plugin}:spread", "algo.steps=2", "data.eval_size=4", "checkpoint.every=0"]
     common += ["trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", "trainer.weight_decay=0.1"]
+    layers = "model.architecture.num_hidden_layers="
+    common = [f"{layers}4" if word.startswith(layers) else word for word in common]  # two for each stage of a pipeline
     finish("grpo", *common, f"output_dir={tmp_path}/alone")
     alone = final_weights(tmp_path / "alone")
     start = final_weights(tmp_path / "alone", "initial")

@@ -170,3 +170,9 @@ def test_a_plan_counts_adapters_and_the_cache(capsys: pytest.CaptureFixture[str]
     sft.main([*common, "--cfg", "job"])
     assert "lora: null" in (printed := capsys.readouterr().out) and "LoRA" not in printed
     assert not (tmp_path / "run").exists() and torch.get_num_threads() > 0
+
+
+def test_a_pipeline_needs_our_own_class(capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
+    ranks = ["cluster=ray", "trainer=deepspeed", "trainer.num_ranks=2", "trainer.pipeline=2"]
+    printed = refusal(capsys, tmp_path, *HF, f"model.path={folder}", *ranks)
+    assert "trainer.pipeline=2: model.path=" in printed and "whose layers stay together; set it to 1" in printed

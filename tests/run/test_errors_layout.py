@@ -32,6 +32,38 @@ from tests.run.test_errors import refusal
             "trainer.optimizer=muon with trainer.lora: Muon makes the step of a whole matrix orthogonal, and an "
             "adapter is two factors of one; set trainer.optimizer=adamw, or trainer.lora to null",
         ),
+        (
+            ["trainer.pipeline=2", "trainer.optimizer=muon"],
+            "trainer.optimizer=muon with trainer.pipeline=2: DualPipeV with Muon was not tried; set "
+            "trainer.optimizer=adamw, or trainer.pipeline=1",
+        ),
+        (["trainer.pipeline=0"], "trainer.pipeline=0"),
+        (["trainer.pipeline=4"], "trainer.pipeline=4 does not divide trainer.num_ranks=6: 4 ranks hold all layers"),
+        (
+            ["trainer.pipeline=2", "trainer.expert_parallel=2"],
+            "trainer.expert_parallel=2 does not divide the 3 ranks of a stage (trainer.num_ranks=6, "
+            "trainer.pipeline=2): every group of 2 ranks holds all experts once; change one of them",
+        ),
+        (
+            ["trainer.pipeline=3"],
+            "trainer.pipeline=3: model.architecture has num_hidden_layers=4, less than two for every stage; set it to "
+            "2 or less",
+        ),
+        (
+            ["trainer.pipeline=2", "trainer.zero_stage=2"],
+            "trainer.zero_stage=2 with trainer.pipeline=2: DualPipeV adds up a whole step before it reduces gradients; "
+            "set trainer.zero_stage=1, or trainer.pipeline=1",
+        ),
+        (
+            ["trainer.pipeline=2", "trainer.offload=optimizer"],
+            "trainer.offload=optimizer with trainer.pipeline=2: DualPipeV with offload was not tried; set "
+            "trainer.offload=none, or trainer.pipeline=1",
+        ),
+        (
+            ["trainer.pipeline=2", "trainer.lora={}"],
+            "trainer.lora={...} with trainer.pipeline=2: adapters are not spread over stages; set trainer.lora=null, "
+            "or trainer.pipeline=1",
+        ),
     ],
 )
 def test_layouts_that_do_not_work(

@@ -58,7 +58,7 @@ def trainer(cfg: TrainingRun, checkpoint: Path, say: Callable[[str], None] = pri
             learner,
             folder=cfg.output_dir / SKIPPED,
             most=cfg.trainer.max_skipped,
-            num_ranks=cfg.trainer.num_ranks,
+            num_ranks=cfg.trainer.num_shares,
             tokenizer=checkpoint,
             say=say,
         )

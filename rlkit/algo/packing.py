@@ -171,4 +171,4 @@ def _empty_like(pack: P) -> P:
     # One token of weight 0: the forward and backward pass run, with all their sums over ranks, and add nothing. Whoever
     # counts tokens (load, balance loss) leaves out what has no weight.
     first = {name: getattr(pack, name)[:1] for name in tensor_names(pack)}
-    return replace(pack, lengths=(1,), ids=pack.ids[:1], **{**first, "weights_T": torch.zeros(1)})
+    return replace(pack, lengths=(1,), ids=pack.ids[:1], **{**first, "weights_T": torch.zeros_like(pack.weights_T[:1])})

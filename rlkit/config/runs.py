@@ -158,10 +158,10 @@ class GrpoRun(TrainingRun):
                 f"{self.engine.num_engines}; use a multiple of it"
             )
         num_rollouts = algo.prompts_per_step * algo.group_size
-        if (num_rollouts // algo.minibatches) % self.trainer.num_ranks:
+        if (num_rollouts // algo.minibatches) % self.trainer.num_shares:
             raise UserError(
                 f"algo.prompts_per_step x algo.group_size / algo.minibatches = {num_rollouts // algo.minibatches} "
-                f"rollouts cannot be dealt evenly to trainer.num_ranks={self.trainer.num_ranks}; change one of them"
+                f"rollouts cannot be dealt evenly to {self.trainer.dealt_to}; change one of them"
             )
         self._check_room("algo", algo.sampling)
         if algo.mtp_weight and self.trainer.lora is not None:
@@ -213,10 +213,10 @@ class SftRun(TrainingRun):
     def __post_init__(self) -> None:
         """Checks what all recipes need, then that the batch can be dealt to the ranks."""
         super().__post_init__()
-        if self.sft.batch_size % self.trainer.num_ranks:
+        if self.sft.batch_size % self.trainer.num_shares:
             raise UserError(
-                f"sft.batch_size={self.sft.batch_size} cannot be dealt evenly to trainer.num_ranks="
-                f"{self.trainer.num_ranks}; use a multiple of it"
+                f"sft.batch_size={self.sft.batch_size} cannot be dealt evenly to {self.trainer.dealt_to}; use a "
+                "multiple of it"
             )
 
     @property
@@ -226,7 +226,7 @@ class SftRun(TrainingRun):
 
     def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
         """Says how often SFT shows how many demonstrations, before what other stages do."""
-        sft, per_rank = self.sft, self.sft.batch_size // self.trainer.num_ranks
+        sft, per_rank = self.sft, self.sft.batch_size // self.trainer.num_shares
         size = self.data.train_size if num_demonstrations is None else num_demonstrations
         epochs = f", {sft.steps * sft.batch_size / size:.2f} epochs of {size:,}" if size > 0 else ""
         row = ("SFT", f"{sft.steps} steps x {sft.batch_size} demonstrations{epochs}; {per_rank} per rank")
@@ -269,6 +269,11 @@ class ExtendContextRun(SftRun):
         lengths = [stage.length for stage in self.stages]
         if not lengths or lengths != sorted(set(lengths)):
             raise UserError(f"stages: lengths {lengths} must rise from stage to stage; reorder them or drop some")
+        if self.trainer.dtype in FLOAT8 and len(lengths) > 1:
+            raise UserError(
+                f"trainer.dtype={self.trainer.dtype}: a stage starts from the export of the one before, which would be "
+                "in FP8; set trainer.dtype=bf16, or run one stage at a time on converted checkpoints"
+            )
         for place, stage in enumerate(self.stages):
             if self.sft.batch_size * lengths[0] % stage.length:
                 raise UserError(

@@ -160,6 +160,17 @@ class TrainerConfig:
                 "policy, would be in pieces when it needs them; set trainer.zero_stage=2"
             )
 
+    @property
+    def num_shares(self) -> int:
+        """Returns how many parts a batch is dealt in: all ranks of a pipeline get the same one."""
+        return self.num_ranks // self.pipeline
+
+    @property
+    def dealt_to(self) -> str:
+        """Names what a batch is dealt to, for messages."""
+        pipelines = f" / trainer.pipeline={self.pipeline} = {self.num_shares} pipelines" if self.pipeline > 1 else ""
+        return f"trainer.num_ranks={self.num_ranks}{pipelines}"
+
     def _check_pipeline(self) -> None:
         """Refuses what does not go with DualPipeV."""
         stages = self.pipeline

@@ -152,8 +152,9 @@ def _compare(
     words = f"limit {limit.on_mean()}"
     if math.isinf(factor):
         words = (
-            f"not judged: bf16 has {bf16:.1e}; warning: trainer.dtype=fp8 rounds activations and this engine does not, "
-            "so the policy ratio is off by that much; trainer.dtype=fp8_weights computes what it does"
+            f"not judged: bf16 has {bf16:.1e}; warning: one of the two rounds activations to FP8 and the other does "
+            "not, so the policy ratio is off by that much; trainer.dtype=fp8_weights computes what vLLM does on a CPU "
+            "and with weights in bf16, trainer.dtype=fp8 what it does with engine.dtype=fp8 on a GPU"
         )
     return Agreement(
         gap=float(gaps_T.max()),

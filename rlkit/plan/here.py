@@ -18,6 +18,7 @@ def configured_layout(cfg: TrainingRun) -> Layout:
     return Layout(
         ranks=trainer.num_ranks,
         expert_parallel=trainer.expert_parallel,
+        pipeline_stages=trainer.pipeline,
         zero_stage=trainer.zero_stage,
         offload=trainer.offload,
         recompute=trainer.recompute,
@@ -30,7 +31,7 @@ def trainer_here(cfg: TrainingRun, architecture: Architecture) -> TrainerBytes:
     config = config_of(architecture)
     held = Held(dense=size.parameters + size.mtp_parameters, adapters=adapters)
     if config is not None:
-        held = held_by_stage(config, layout, adapters)[0]
+        held = max(held_by_stage(config, layout, adapters), key=lambda stage: stage.total)
     return trainer_bytes(
         held, layout, kind=cfg.trainer.kind, dtype=cfg.trainer.dtype, reference=cfg.needs_reference, on_cpu=False
     )

@@ -27,7 +27,7 @@ class PlanSettings:
     nodes: int | None = None
     """Instead of `gpus`."""
     expert_parallel: int | None = None
-    pipeline_stages: int = 1
+    pipeline_stages: int | None = None
     zero_stage: int | None = None
     offload: str | None = None
     recompute: bool | None = None
@@ -53,13 +53,12 @@ class PlanSettings:
 
     def __post_init__(self) -> None:
         """Refuses numbers that are none, and choices that there are not."""
-        for name in ("gpus", "nodes", "expert_parallel", "engine_gpus", "tensor_parallel"):
+        for name in ("gpus", "nodes", "expert_parallel", "pipeline_stages", "engine_gpus", "tensor_parallel"):
             if (value := getattr(self, name)) is not None:
                 whole(name, value, least=1)
         for name in ("prompt_tokens", "completion_tokens"):
             if (value := getattr(self, name)) is not None:
                 whole(name, value)
-        whole("pipeline_stages", self.pipeline_stages, least=1)
         whole("redundant_experts", self.redundant_experts)
         number("price", self.price, least=0, fix="dollars for an hour of one GPU; V3's paper has 2")
         for name in ("trainer_dtype", "engine_dtype"):

@@ -27,14 +27,15 @@ from rlkit.watch.metrics import write_atomic
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
 MAY_CHANGE = (
-    *("resume", "dry_run", "output_dir", "cluster.address", "logging.", "checkpoint.", "evaluation.every"),
-    *("reward.timeout", "reward.workers"),
+    *("resume", "dry_run", "output_dir", "cluster.address", "cluster.share_gpus", "logging.", "checkpoint."),
+    *("evaluation.every", "reward.timeout", "reward.workers"),
     *("trainer.num_ranks", "trainer.expert_parallel", "trainer.pipeline", "trainer.zero_stage", "trainer.offload"),
     "trainer.recompute",
 )
 """Keys that may differ when a run goes on; any other would make it another run.
 
-How the trainer's ranks share the model out changes the last digits of a sum, and nothing else."""
+How the trainer's ranks share the model out changes the last digits of a sum, and with trainer.dtype=fp8 which tokens
+are rounded together; nothing else."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that are read from a model's folder."""
 WHOLE_BYTES = 2**26

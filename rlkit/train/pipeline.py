@@ -105,7 +105,7 @@ class _Step:
     def objective(self, number: int, output: PolicyOutput) -> Tensor:
         """Computes a pack's part of the loss and keeps what is measured; on the first rank alone."""
         pack = self.batch.packs[number]
-        objective, measured = objective_of(output, pack, self.loss, self.mtp)
+        objective, measured = objective_of(self.loss(output.logprobs_T, pack), output, pack, self.mtp)
         add_to(self.sums, measured)
         self.gap = max(self.gap, largest_gap(output.logprobs_T, pack))
         return objective * one_if_finite(objective)

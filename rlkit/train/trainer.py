@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkit.algo.losses import NO_MTP, Loss, MtpTerm
+from rlkit.algo.losses import NO_MTP, Loss, LossTerms, MtpTerm
 from rlkit.algo.packing import tensor_names
 from rlkit.errors import UserError
 from rlkit.model.base import CausalLM
@@ -63,7 +63,7 @@ class ModelTrainer:
             pack = self._with_reference(to_device(pack, self.device), batch.temperature)
             with self.balance.recording() as routings:
                 output = self.stepper.module(pack, batch.temperature, mtp)
-            objective, measured = objective_of(output, pack, loss, mtp)
+            objective, measured = objective_of(loss(output.logprobs_T, pack), output, pack, mtp)
             objective = objective + self.balance.count(routings, pack, batch.num_samples)
             self.stepper.backward(objective * one_if_finite(objective))
             add_to(sums, measured)
@@ -161,9 +161,8 @@ class ModelTrainer:
         return None if self.reference is None else self.reference.model
 
 
-def objective_of(output: PolicyOutput, pack: Pack, loss: Loss, mtp: MtpTerm) -> tuple[Tensor, dict[str, Tensor]]:
+def objective_of(terms: LossTerms, output: PolicyOutput, pack: Pack, mtp: MtpTerm) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns what is minimised of a pack, without the balance loss, and what is measured of it."""
-    terms = loss(output.logprobs_T, pack)
     measured = {"loss": terms.loss, "entropy": (pack.weights_T * output.entropy_T).sum(), **terms.sums}
     if output.mtp_loss is None:
         return terms.loss, measured

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkit.algo import group_advantages, pack_demonstrations, pack_rollouts, shard
-from rlkit.types import Batch, PolicyPack, Prompt, Rollout, Score, ScoredGroup
+from rlkit.algo.packing import _empty_like
+from rlkit.types import Batch, Pack, PolicyPack, Prompt, Rollout, Score, ScoredGroup
 
 
 def group(prompt: list[int], completions: list[list[int]], values: list[float | None]) -> ScoredGroup:
@@ -132,3 +133,10 @@ def test_advantages_of_a_group_reach_their_rollouts() -> None:
     root_half = 0.5**0.5
     assert samples(batch)[1, 2, 13][1] == pytest.approx([0, 0, -root_half])
     assert samples(batch)[3, 20][1] == pytest.approx([0, root_half])
+
+
+def test_an_empty_pack_is_where_its_samples_are() -> None:
+    """On the meta device, which stands for any that is not the CPU."""
+    sample = Pack(tokens_T=torch.ones(3, device="meta"), lengths=(3,), weights_T=torch.ones(3, device="meta"))
+    empty = _empty_like(sample)
+    assert empty.tokens_T.device.type == empty.weights_T.device.type == "meta" and empty.lengths == (1,)

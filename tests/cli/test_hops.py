@@ -16,8 +16,9 @@ from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD
 
 ROOT = Path(rlkit.__file__).parent.parent
 OURS = tuple(str(ROOT / package) for package in ("rlkit", "recipes"))
-MAX_HOPS, MAX_HOPS_ON_RAY = 6, 8
-"""The command, the recipe, the run, two functions of the loop, the trainer; on Ray also the handle and the actor."""
+MAX_HOPS, MAX_HOPS_ON_RAY = 7, 9
+"""The command, the recipe, the run, two functions of the loop, the watch over skipped steps, the trainer; on Ray also
+the handle and the actor."""
 LOSS = """
 import json, traceback
 from pathlib import Path

@@ -30,6 +30,16 @@ def test_the_layout_is_that_of_the_configuration() -> None:
     assert configured_layout(cfg) == Layout(ranks=4, expert_parallel=2, zero_stage=3, offload="all", recompute=True)
 
 
+def test_stages_share_the_layers_and_the_fullest_one_counts() -> None:
+    words = ["model=deepseek_v3_671b", "trainer.num_ranks=1024", "trainer.expert_parallel=64"]
+    words.append("algo.prompts_per_step=128")
+    whole, architecture = loaded(*words)
+    cut, _ = loaded(*words, "trainer.pipeline=16")
+    assert configured_layout(cut).pipeline_stages == 16
+    needs, everything = trainer_here(cut, architecture).states, trainer_here(whole, architecture).states
+    assert everything / 16 < needs < everything / 8
+
+
 def test_offload_on_a_cpu_moves_nothing_out_of_the_machine() -> None:
     cfg, architecture = loaded("trainer.zero_stage=2")
     away, _ = loaded("trainer.zero_stage=2", "trainer.offload=optimizer")

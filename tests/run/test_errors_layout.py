@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from recipes import extend_context, sft
+from rlkit.config import SftRun
+from rlkit.config.compose import load_config
 from tests.hf_folders import make, save
 from tests.run.test_errors import refusal
 
@@ -80,3 +83,18 @@ def test_stacks_that_muon_cannot_take_apart(capsys: pytest.CaptureFixture[str], 
     printed = refusal(capsys, tmp_path, *words)
     assert f"trainer.optimizer=muon: model.path={folder} has stacks of matrices in an order that rlkit does" in printed
     assert printed.rstrip().endswith("and Muon needs each matrix on its own; set trainer.optimizer=adamw")
+
+
+def test_a_batch_is_dealt_to_pipelines_and_not_to_their_ranks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ranks = ["cluster=ray", "trainer=deepspeed", "trainer.num_ranks=16", "trainer.pipeline=2"]
+    printed = refusal(capsys, tmp_path, *ranks, "sft.batch_size=12", recipe=sft)
+    assert "sft.batch_size=12 cannot be dealt evenly to trainer.num_ranks=16 / trainer.pipeline=2 = 8 pip" in printed
+    assert load_config("sft", SftRun, [*ranks, "sft.batch_size=8"]).trainer.num_shares == 8
+
+
+def test_stages_that_would_start_from_fp8(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["cluster=ray", "trainer=deepspeed", "trainer.dtype=fp8_weights"]
+    printed = refusal(capsys, tmp_path, *words, recipe=extend_context)
+    assert "trainer.dtype=fp8_weights: a stage starts from the export of the one before, which would be in" in printed

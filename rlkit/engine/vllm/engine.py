@@ -1,4 +1,4 @@
-"""vLLM behind the Engine protocol; the only file that imports vllm.
+"""vLLM behind the Engine protocol; in the only package that imports vllm.
 
 vLLM runs inside the caller's process: no engine process of its own, weights arrive by reference. With `tensor_parallel`
 above 1 this process plans the steps and worker processes below it compute them (`rlkit.engine.vllm.workers`). vLLM is

@@ -64,6 +64,7 @@ class DeepSpeedStepper:
         muon = new_muon(name_expert_groups(groups, cfg.expert_parallel), cfg) if cfg.optimizer == "muon" else None
         self.module, self.zero = initialize(policy, model, groups, cfg, settings(cfg), muon)
         if muon:
+            muon.device = next(model.parameters()).device  # where DeepSpeed has put the model
             muon.pieces = pieces_of(self.zero, shapes)
 
     def backward(self, loss: Tensor) -> None:
@@ -151,7 +152,7 @@ def settings(cfg: TrainerConfig) -> dict[str, Any]:
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
-    # torch_adam: the fused AdamW would be compiled on first use, which takes minutes on a CPU.
-    torch_adam = not torch.cuda.is_available() or cfg.offload != "none"
-    adamw = {"type": "AdamW", "params": {"lr": 0.0, "betas": [0.9, cfg.beta2], "torch_adam": torch_adam}}
+    # torch_adam: its own AdamW would be compiled on first use, which takes minutes, and counts steps in a way that our
+    # checkpoints do not know.
+    adamw = {"type": "AdamW", "params": {"lr": 0.0, "betas": [0.9, cfg.beta2], "torch_adam": True}}
     return settings | ({"optimizer": adamw} if cfg.optimizer == "adamw" else {})

@@ -163,7 +163,7 @@ class DeepseekV3(CausalLM):
 
     def _places(self) -> dict[str, Place]:
         """Returns the table of names, of what is here."""
-        here = self.state_dict().keys()
+        here = set(merged(self))  # below LoRA a weight has another name
         table = published_names(self.config, self.share)
         return {name: place for name, place in table.items() if place.name in here}
 

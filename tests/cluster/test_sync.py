@@ -127,7 +127,7 @@ def test_weights_of_another_version_are_not_loaded(joined: Parts) -> None:
 def test_a_rank_that_dies_before_its_share_has_arrived(joined: Parts) -> None:
     """The last test: this trainer is dead after it. Until Ray has noticed, its share can still be had, whole."""
     weights = published(joined.trainer.weights(9))
-    ray.kill(joined.trainer._ranks[1])  # type: ignore[attr-defined]
+    ray.kill(joined.trainer.trainer._ranks[1])  # type: ignore[attr-defined]
     with pytest.raises(PartDiedError, match="trainer rank 1 of 2"):
         for _ in range(10_000):
             joined.engine.load(weights, 9)

@@ -198,7 +198,7 @@ def test_torch_trainer_equals_adamw_written_out() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [1, 2])
 def test_deepspeed_equals_torch(zero_stage: int) -> None:
-    ours = make_trainer("deepspeed", cfg=replace(CFG, zero_stage=zero_stage))
+    ours = make_trainer("deepspeed", cfg=replace(CFG, kind="deepspeed", zero_stage=zero_stage))
     theirs = make_trainer("torch")
     before = weights(ours)
     for step in range(4):
@@ -349,3 +349,11 @@ def test_a_gradient_that_is_no_number_skips_the_step(value: float) -> None:
     for each in (trainer, quiet):
         each.update(demonstrations(2), SftLoss(), 1e-2)
     assert all(torch.equal(tensor, weights(quiet)[name]) for name, tensor in weights(trainer).items())
+
+
+def test_ranks_meet_again_when_somebody_has_ended_their_group() -> None:
+    """As vLLM does with the group of a process that it shared with a trainer."""
+    make_trainer("deepspeed", keep_reference=False)
+    distributed.destroy_process_group()
+    numbers = make_trainer("deepspeed", keep_reference=False).update(rollouts()[0], GrpoLoss(kl_coef=0.0), 1e-3)
+    assert numbers["grad_norm"] > 0

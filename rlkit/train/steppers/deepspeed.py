@@ -28,7 +28,7 @@ from rlkit.model.base import CausalLM
 from rlkit.train.policy import Policy
 from rlkit.train.steppers import deepspeed_state
 from rlkit.train.steppers.base import parameter_groups, set_rates, spread_parameters
-from rlkit.train.steppers.deepspeed_experts import join_experts, mark_experts, name_expert_groups
+from rlkit.train.steppers.deepspeed_experts import forget_groups, join_experts, mark_experts, name_expert_groups
 from rlkit.train.steppers.deepspeed_muon import new_muon, pieces_of
 from rlkit.train.steppers.muon import matrix_shapes
 
@@ -48,6 +48,7 @@ def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
     if not distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        forget_groups()
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 

@@ -29,6 +29,13 @@ class _ExpertsAreSpread(AutoEPMoELayer):
         """Does nothing: there is nothing here to spread."""
 
 
+def forget_groups() -> None:
+    """Drops the groups that DeepSpeed remembers of a process group that has ended: vLLM ends the one that it shared."""
+    groups._WORLD_GROUP = groups.mpu = None
+    for known in (groups._EXPERT_PARALLEL_GROUP, groups._EXPERT_DATA_PARALLEL_GROUP):
+        known.clear()
+
+
 def join_experts(model: nn.Module, ranks: int, num_stages: int = 1, *, in_float8: bool = False) -> None:
     """Lets the experts of ranks 0 .. ranks - 1, of the next so many, and so on, reach each other's tokens.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
+from rlkit.model.files.weights import in_buckets
 from rlkit.parts import SyncError
 from rlkit.types import Weights
 
@@ -67,20 +68,20 @@ def buckets(weights: Weights, rank: int, version: int, max_bytes: int) -> Iterat
     The arrays view the tensors where these lie contiguous on the CPU, so a bucket is for sending at once: it changes
     with the weights.
     """
-    data: list[Bytes] = []
-    entries: list[Entry] = []
-    size, number = 0, 0
-    for name, tensor in weights:
-        if data and size + tensor.nbytes > max_bytes:
-            yield Bucket(rank=rank, version=version, number=number, data=tuple(data)), entries
-            data, entries, size, number = [], [], 0, number + 1
-        array = bytes_of(tensor)
-        what = {"name": name, "dtype": tensor.dtype, "shape": tuple(tensor.shape)}
-        entries.append(Entry(bucket=number, place=len(data), checksum=xxh3_64_intdigest(array.data), **what))
-        data.append(array)
-        size += tensor.nbytes
-    if data:
-        yield Bucket(rank=rank, version=version, number=number, data=tuple(data)), entries
+    for number, dealt in enumerate(in_buckets(weights, max_bytes)):
+        arrays = tuple(bytes_of(tensor) for _, tensor in dealt)
+        entries = [
+            Entry(
+                name=name,
+                dtype=tensor.dtype,
+                shape=tuple(tensor.shape),
+                bucket=number,
+                place=place,
+                checksum=xxh3_64_intdigest(array.data),
+            )
+            for place, ((name, tensor), array) in enumerate(zip(dealt, arrays, strict=True))
+        ]
+        yield Bucket(rank=rank, version=version, number=number, data=arrays), entries
 
 
 def bytes_of(tensor: Tensor) -> Bytes:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlkit.engine.vllm import VllmEngine, workers
-from rlkit.engine.vllm.shared import buckets
+from rlkit.model.files.weights import in_buckets
 from rlkit.parity import ParityError, check_parity, gate_sequences
 from tests.engine.test_vllm import PROMPTS, ROOT, SAMPLING, bits, drawn
 from tests.hf_reference import VOCAB, HfTrainer, make_model, randomise, save_checkpoint
@@ -103,12 +102,12 @@ def test_weights_that_come_in_many_buckets_are_the_same_bits(split, trainer, mon
     expected = split.logprobs(SEQUENCES)
     sizes = []
 
-    def small(weights: object) -> Iterator[object]:
-        for bucket in buckets(weights, 20_000):  # type: ignore[arg-type]
+    def small(weights: object, _most: int) -> Iterator[object]:
+        for bucket in in_buckets(weights, 20_000):  # type: ignore[arg-type]
             sizes.append(sum(tensor.nbytes for _, tensor in bucket))
             yield bucket
 
-    monkeypatch.setattr(workers, "buckets", small)
+    monkeypatch.setattr(workers, "in_buckets", small)
     randomise(trainer.model, 9)
     split.load(trainer.weights(), 2)
     assert len(sizes) > 20
@@ -117,7 +116,7 @@ def test_weights_that_come_in_many_buckets_are_the_same_bits(split, trainer, mon
 
 
 def test_a_load_that_broke_half_way_leaves_no_trace_in_the_next_one(split, trainer, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "buckets", partial(buckets, max_bytes=20_000))
+    monkeypatch.setattr(workers, "BUCKET_BYTES", 20_000)
     split.load(trainer.weights(), 1)
     expected = split.logprobs(SEQUENCES)
     randomise(trainer.model, 10)

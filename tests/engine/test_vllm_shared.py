@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.engine.vllm.shared import SharedBucket, buckets, shared
+from rlkit.engine.vllm.shared import SharedBucket, shared
+from rlkit.model.files.weights import in_buckets
 
 Named = list[tuple[str, Tensor]]
 
@@ -88,7 +89,7 @@ def test_nothing_stays_open() -> None:
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 6), (100, [2, 1, 3]), (10_000, [6])])
 def test_a_bucket_holds_so_many_bytes_or_one_tensor(most: int, sizes: list[int]) -> None:
     named = [(str(i), torch.zeros(n)) for i, n in enumerate((10, 15, 40, 5, 5, 15))]
-    dealt = list(buckets(iter(named), most))
+    dealt = list(in_buckets(iter(named), most))
     assert [len(bucket) for bucket in dealt] == sizes
     assert [name for bucket in dealt for name, _ in bucket] == [name for name, _ in named]
-    assert list(buckets(iter([]), most)) == []
+    assert list(in_buckets(iter([]), most)) == []

@@ -8,7 +8,7 @@ against /dev/shm, and the kernel frees it when the last process that maps it unm
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -56,20 +56,6 @@ class SharedBucket:
         for entry in self.entries:
             piece = flat[entry.offset : entry.offset + entry.num_bytes]
             yield entry.name, piece.view(entry.dtype).view(entry.shape)
-
-
-def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
-    """Deals weights in order into lists of at most `max_bytes` (or one tensor)."""
-    bucket: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in weights:
-        if bucket and size + tensor.nbytes > max_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from importlib import import_module
 from typing import Any
 
 from rlkit.engine.vllm.reload import forget_packed_experts, heal
-from rlkit.engine.vllm.shared import SharedBucket, buckets, shared
+from rlkit.engine.vllm.shared import BUCKET_BYTES, SharedBucket, shared
+from rlkit.model.files.weights import in_buckets
 from rlkit.types import Weights
 
 
@@ -28,7 +29,7 @@ def load_into_workers(call: Callable[..., list[Any]], weights: Weights, *, cuda:
     Raises RuntimeError if a weight is missing.
     """
     call(begin_load, args=(cuda,))
-    for bucket in buckets(weights):
+    for bucket in in_buckets(weights, BUCKET_BYTES):
         with shared(bucket) as sent:
             call(load_bucket, args=(sent,))
     if missing := call(end_load)[0]:

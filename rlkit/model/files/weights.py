@@ -62,3 +62,17 @@ def checked(
     missing = [name for name, place in table.items() if name not in seen and not place.copy]
     if missing:
         raise ValueError(f"{missing[0]}: missing, with {len(missing) - 1} others; the weights are not complete")
+
+
+def in_buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Deals weights in order into lists of at most `max_bytes` (or one tensor); no weights make no list."""
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in weights:
+        if bucket and size + tensor.nbytes > max_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += tensor.nbytes
+    if bucket:
+        yield bucket

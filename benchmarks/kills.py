@@ -64,7 +64,7 @@ def victims(driver: int) -> dict[str, psutil.Process]:
 
 
 def kill(run: subprocess.Popen[str], after: float, draw: random.Random) -> str:
-    """Waits so long, then kills the driver or a rank, and waits for the end; says who it was, "" if the run had ended."""
+    """Waits so long, kills the driver or a rank and waits for the end; returns who it was, "" if the run had ended."""
     end = monotonic() + after
     while monotonic() < end and run.poll() is None:
         sleep(0.05)

@@ -16,7 +16,7 @@ from rlkit.config.groups import (
     ParityConfig,
     RewardConfig,
 )
-from rlkit.config.runs import ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
+from rlkit.config.runs import EngineRun, ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 from rlkit.config.trainer import LoraConfig, TrainerConfig
 
@@ -26,6 +26,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "EngineConfig",
+    "EngineRun",
     "EvaluationConfig",
     "ExtendContextRun",
     "GrpoRun",

@@ -7,6 +7,7 @@ dataclasses say which keys there are and what each may be.
 from __future__ import annotations
 
 from rlkit.config.engine import EngineConfig
+from rlkit.config.evaluation import EvalRun, SamplingChoice, SuiteConfig
 from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EngineRun",
+    "EvalRun",
     "EvaluationConfig",
     "ExtendContextRun",
     "GrpoRun",
@@ -36,10 +38,12 @@ __all__ = [
     "ParityConfig",
     "RewardConfig",
     "RunConfig",
+    "SamplingChoice",
     "SamplingConfig",
     "SftConfig",
     "SftRun",
     "SftThenGrpoRun",
+    "SuiteConfig",
     "TrainerConfig",
     "TrainingRun",
 ]

@@ -19,7 +19,7 @@ from rewards.math.value import FLOATS
 from rlkit.errors import UserError
 from rlkit.evaluation.estimates import Estimate, Vote, estimate, majority, pass_at_k
 from rlkit.evaluation.exams import Settings, reward_name
-from rlkit.evaluation.records import Completion, Key, Record, Verdict, reward_mark
+from rlkit.evaluation.records import STARTED, Completion, Key, Record, Verdict, reward_mark
 from rlkit.evaluation.suites import Suite
 from rlkit.watch.metrics import write_atomic
 
@@ -104,15 +104,17 @@ def same_answer(first: str, second: str) -> bool:
     return first == second or decide(first, second, SAME) == "correct"
 
 
-def write_results(folder: Path, model: str, measured: Sequence[Measured], lives: Sequence[Mapping[str, str]]) -> Path:
-    """Writes `folder/results.json`, with nothing in it that differs between two equal evaluations but the lives."""
+def write_results(folder: Path, model: str, measured: Sequence[Measured], lives: Sequence[Mapping[str, str]]) -> None:
+    """Writes `folder/results.json`; it is the same, byte for byte, for two evaluations that found the same."""
     suites = {}
     for one in measured:
         numbers = asdict(one)
-        suites[numbers.pop("suite")] = numbers.pop("estimates") | numbers
-    path = folder / RESULTS
-    write_atomic(path, json.dumps({"model": model, "suites": suites, "lives": list(lives)}, indent=1) + "\n")
-    return path
+        suites[one.suite] = numbers.pop("estimates") | numbers
+    versions = [{name: version for name, version in life.items() if name != STARTED} for life in lives]
+    distinct = [life for place, life in enumerate(versions) if life not in versions[:place]]
+    write_atomic(
+        folder / RESULTS, json.dumps({"model": model, "suites": suites, "versions": distinct}, indent=1) + "\n"
+    )
 
 
 def read_results(folder: Path) -> dict[str, Any]:

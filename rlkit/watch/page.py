@@ -13,15 +13,19 @@ _TEXT_LIMIT = 1500
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """Returns a whole page of HTML: the title as its heading, then the parts, and the style sheet inside."""
+    """Returns a whole page of HTML: the title as its heading, then the parts, and the style sheet inside.
+
+    Half a character, which a text may hold and UTF-8 may not, is written out.
+    """
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     heading = f"<h1>{escape(title)}</h1>"
-    return (
+    found = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>\n{style}</style></head>\n"
         f"<body>\n{heading}{''.join(parts)}\n</body></html>\n"
     )
+    return found.encode(errors="backslashreplace").decode()
 
 
 def tile(label: str, value: str, note: str, *, main: bool = False) -> str:

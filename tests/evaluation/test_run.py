@@ -212,6 +212,7 @@ def test_rescore_judges_what_is_stored_by_another_reward(
     assert evaluate(model, *words) == before, "the suite's own verdicts are still there"
     sums(own, 5)
     assert "for other problems than its file has now" in refused(capsys, "--rescore", "number", f"output_dir={out}")
+    sums(own)
     assert "holds no evaluation" in refused(capsys, "--rescore", "number", f"output_dir={tmp_path / 'none'}")
     assert "no reward is called" in refused(capsys, "--rescore", "numbre", f"output_dir={out}")
 
@@ -246,13 +247,12 @@ def test_what_does_not_fit_the_context_is_cut_or_refused(
     words = [f"suite={sums(tmp_path / 'own.jsonl')}", f"output_dir={tmp_path / 'out'}"]
     Scripted(right_half).started(monkeypatch)
     found = evaluate(model, *words)["suites"]["own"]
-    longest = 10  # <bos> <|user|> 6 + 6 = <|assistant|>, blanks on their own
-    assert found["settings"]["sampling.max_new_tokens"] == 64 - longest
-    assert "has room for 54" in capsys.readouterr().out
+    assert found["settings"]["sampling.max_new_tokens"] == 64 - 8  # <bos> <|user|> 6 " +" " " 6 " =" <|assistant|>
+    assert "has room for 56" in capsys.readouterr().out
     saved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert saved["engine"]["max_model_len"] == 64
-    said = refused(capsys, str(model), *LOCAL, *words, "sampling.max_new_tokens=55")
-    assert "the prompt of own/0 has 10 tokens" in said and "set sampling.max_new_tokens=54, or less" in said
+    said = refused(capsys, str(model), *LOCAL, *words, "sampling.max_new_tokens=57")
+    assert "the prompt of own/0 has 8 tokens" in said and "set sampling.max_new_tokens=56, or less" in said
     said = refused(capsys, str(model), *LOCAL, "suite=gsm8k", f"output_dir={tmp_path / 'b'}")
     assert "use a model with a longer context" in said and not (tmp_path / "b").exists()
 

@@ -32,6 +32,8 @@ from rlkit.types import Prompt
 from rlkit.watch.console import Console
 from rlkit.watch.metrics import write_atomic
 
+GO_ON = "interrupted; the same command goes on from what is stored"
+
 
 def evaluate_model(cfg: EvalRun) -> None:
     """Measures a model on its suites; writes completions, verdicts, results.json and report.html below `output_dir`.
@@ -50,7 +52,7 @@ def evaluate_model(cfg: EvalRun) -> None:
             announce(exam, cfg.samples, len(keys), console)
         sampler = None
         if any(missing):
-            with leaving_at_once():
+            with leaving_at_once(GO_ON):
                 sampler = stack.enter_context(engine(cfg, Path(cfg.model.path).absolute(), console.bar))
         for exam, record, keys, lacking in zip(exams, records, asked, missing, strict=True):
             judge_stored(exam.suite, record, keys, console)
@@ -153,8 +155,10 @@ def opened(folder: Path) -> Iterator[Console]:
     try:
         yield Console()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is stored", file=sys.stderr)
+        print(GO_ON, file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    except UserError as error:  # of a part on Ray it is Ray's as well, and its text a traceback
+        raise getattr(error, "cause", error) from None
     except PartDiedError as error:
         kept = f"completions and verdicts in {folder} are kept, and the same command goes on from there"
         print(f"error: {error}; {kept}", file=sys.stderr)

@@ -14,7 +14,7 @@ from torch import distributed
 
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
-from rlkit.config import RewardConfig, RunConfig, TrainingRun
+from rlkit.config import EngineRun, RewardConfig, TrainingRun
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.sent import form_for
@@ -32,7 +32,7 @@ from rlkit.watch.progress import Progress, silent
 
 
 @contextmanager
-def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Iterator[Engine]:
+def engine(cfg: EngineRun, checkpoint: Path, progress: Progress = silent) -> Iterator[Engine]:
     """Starts what samples, from a checkpoint folder; `progress` shows how many rollouts are finished.
 
     On Ray the engines may still be loading when the block begins; the first call waits for them.

@@ -37,12 +37,18 @@ def raise_again() -> None:
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
+def leaving_at_once(message: str = GO_ON) -> Iterator[None]:
     """Inside the block Ctrl-C ends the process with a message, wherever the main thread is."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        # No print: the interrupted code may be in the middle of one, and a stream is not to be entered twice.
+        os.write(2, f"\n{message}\n".encode())
+        os._exit(INTERRUPTED)
+
     if not _is_main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, _leave)
+    before = signal.signal(signal.SIGINT, leave)
     try:
         yield
     finally:
@@ -56,12 +62,6 @@ def end_process() -> None:
             stream.flush()
         except (OSError, ValueError):  # nobody reads it
             continue
-    os._exit(INTERRUPTED)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    # No print: the interrupted code may be in the middle of one, and a stream is not to be entered twice.
-    os.write(2, f"\n{GO_ON}\n".encode())
     os._exit(INTERRUPTED)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from rlkit.interrupt import INTERRUPTED, end_silently, raise_again
 
 USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
+       rlkit eval MODEL suite=NAME,... [key=value ...] [--rescore REWARD]   |   compare DIR_A DIR_B ...
        rlkit plan RECIPE [key=value ...] [--json]
        rlkit reward test|score|verify-dataset ... [--help]
        rlkit checkpoint verify|convert ... [--help]
@@ -19,12 +20,12 @@ USAGE = """usage: rlkit run RECIPE [key=value ...] [--cfg job] [--help]
   key=value   any key of the recipe's configuration
   --cfg job   print the configuration and what follows from it; start nothing
   --help      of a recipe: its groups of settings"""
-COMMANDS = ("run", "plan", "reward", "checkpoint")
+COMMANDS = ("run", "eval", "plan", "reward", "checkpoint")
 HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs or plans a recipe, or looks at a reward or a checkpoint; the rest of the line belongs to that."""
+    """Runs or plans a recipe, evaluates a model, looks at a reward or a checkpoint; each reads the rest of the line."""
     if argv is None:  # a program of its own: from here on, while it imports as well, Ctrl-C ends it without a traceback
         end_silently()
     # Imported here and not above, because an interrupted import is what the line before is for.

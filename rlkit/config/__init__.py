@@ -7,6 +7,7 @@ dataclasses say which keys there are and what each may be.
 from __future__ import annotations
 
 from rlkit.config.engine import EngineConfig
+from rlkit.config.evaluation import EvalRun, SamplingChoice, SuiteConfig
 from rlkit.config.groups import (
     CheckpointConfig,
     ClusterConfig,
@@ -16,7 +17,7 @@ from rlkit.config.groups import (
     ParityConfig,
     RewardConfig,
 )
-from rlkit.config.runs import ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
+from rlkit.config.runs import EngineRun, ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 from rlkit.config.trainer import LoraConfig, TrainerConfig
 
@@ -26,6 +27,8 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "EngineConfig",
+    "EngineRun",
+    "EvalRun",
     "EvaluationConfig",
     "ExtendContextRun",
     "GrpoRun",
@@ -35,10 +38,12 @@ __all__ = [
     "ParityConfig",
     "RewardConfig",
     "RunConfig",
+    "SamplingChoice",
     "SamplingConfig",
     "SftConfig",
     "SftRun",
     "SftThenGrpoRun",
+    "SuiteConfig",
     "TrainerConfig",
     "TrainingRun",
 ]

@@ -31,12 +31,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from rewards import RewardError
 from rlkit.checks import shown, suggestion
-from rlkit.config.runs import GrpoRun, RunConfig
+from rlkit.config.runs import EngineRun, GrpoRun
 from rlkit.errors import UserError
 from rlkit.overrides import ConfigError, Override, read_override, read_text, read_value
 
 C = TypeVar("C")
-R = TypeVar("R", bound=RunConfig)
+R = TypeVar("R", bound=EngineRun)
 FILES = Path(__file__).resolve().parents[2] / "configs"
 """Ours by its place beside rlkit, not by its name: a folder `configs` of the user's hides nothing."""
 OPEN_DICTS = ("reward.kwargs", "data.tasks", "algo.loss_settings")
@@ -47,7 +47,7 @@ NOT_ALL_LISTED = (*OPEN_DICTS, "model.architecture", "trainer.lora")
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
 """`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
 group is taken and this key set to the value."""
-PATHS = ("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn", "algo.loss_fn")
+PATHS = ("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn", "algo.loss_fn", "suite_dir")
 """Keys in which a leading ~ is the home folder, as in a shell; a shell leaves it alone behind the `=`."""
 FIXES = {
     "int": "give a whole number",
@@ -166,7 +166,7 @@ def grpo_keys() -> list[str]:
     return sorted(key for key, _ in known_keys(GrpoRun))
 
 
-def to_yaml(cfg: RunConfig) -> str:
+def to_yaml(cfg: EngineRun) -> str:
     """Returns the resolved configuration as YAML, in the order of its dataclass."""
     return yaml.safe_dump(_adapter(type(cfg)).dump_python(cfg, mode="json"), sort_keys=False, width=120)
 

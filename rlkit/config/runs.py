@@ -26,26 +26,19 @@ from rlkit.quant.fp8 import FLOAT8
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every recipe needs: something that samples, something that judges, and data for both."""
+class EngineRun:
+    """What everything that samples needs: a model, engines, and a place for them."""
 
     recipe: str
     output_dir: Path
     seed: int
-    resume: str
-    """"auto" goes on from the newest complete checkpoint in `output_dir`; "never" refuses a folder with a run."""
     dry_run: bool
     model: ModelConfig
-    data: DataConfig
-    reward: RewardConfig
     engine: EngineConfig
     cluster: ClusterConfig
-    evaluation: EvaluationConfig
-    logging: LoggingConfig
 
     def __post_init__(self) -> None:
         """Refuses groups that do not go together."""
-        one_of("resume", self.resume, ("auto", "never"))
         seed("seed", self.seed)
         if self.cluster.kind == "local" and self.engine.num_engines > 1:
             raise UserError(
@@ -54,15 +47,6 @@ class RunConfig:
             )
         if self.cluster.kind == "local" and self.engine.kind == "vllm":
             raise UserError("engine=vllm needs a process of its own; use cluster=ray, or engine=torch")
-        self._check_room("evaluation", self.evaluation.sampling)
-
-    def _check_room(self, group: str, sampling: SamplingConfig) -> None:
-        """Refuses completions that would fill the whole context."""
-        if sampling.max_new_tokens >= self.engine.max_model_len:
-            raise UserError(
-                f"{group}.sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
-                f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
-            )
 
     @property
     def demand(self) -> Demand:
@@ -73,6 +57,32 @@ class RunConfig:
     def served_adapter(self) -> LoraConfig | None:
         """Returns the adapter that engines keep beside the weights; None where they get weights alone."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(EngineRun):
+    """What every recipe needs: something that samples, something that judges, and data for both."""
+
+    resume: str
+    """"auto" goes on from the newest complete checkpoint in `output_dir`; "never" refuses a folder with a run."""
+    data: DataConfig
+    reward: RewardConfig
+    evaluation: EvaluationConfig
+    logging: LoggingConfig
+
+    def __post_init__(self) -> None:
+        """Checks what everything that samples needs, then that completions leave room for prompts."""
+        one_of("resume", self.resume, ("auto", "never"))
+        super().__post_init__()
+        self._check_room("evaluation", self.evaluation.sampling)
+
+    def _check_room(self, group: str, sampling: SamplingConfig) -> None:
+        """Refuses completions that would fill the whole context."""
+        if sampling.max_new_tokens >= self.engine.max_model_len:
+            raise UserError(
+                f"{group}.sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
+                f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
+            )
 
     @property
     def longest_completion(self) -> int:

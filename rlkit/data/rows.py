@@ -110,10 +110,11 @@ def _stream(source: Source, split: str, cfg: DataConfig, key: str) -> Iterator[R
             name = cfg.source if key == "data.source" else cfg.eval_source
             raise UserError(f"{key}={name!r}: its split {split!r} has no rows; use another file or dataset")
         records = random.Random(f"{cfg.seed}/{split}").sample(records, len(records))
-    return (_row(id, record, source) for id, record in records)
+    return (row_of(id, record, source) for id, record in records)
 
 
-def _row(id: str, record: dict[str, Any], source: Source) -> Row:
+def row_of(id: str, record: dict[str, Any], source: Source) -> Row:
+    """Makes a row of a record; raises UserError for a column that is missing, empty or of which no text can be made."""
     question = question_of(id, record, source.question)
     if not question.strip():
         raise UserError(f"row {id!r} has an empty {source.question!r} (data.prompt_column); remove the row")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
+from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.base import CausalLM
+from rlkit.model.config import CONFIG, PUBLISHED, read_json
 from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.experts import ALL, ExpertShare
@@ -16,6 +18,16 @@ from rlkit.model.stages import WHOLE, Stage
 
 KINDS = ("deepseek", "hf")
 """What a configuration may call a model: ours, or any causal language model through its class in transformers."""
+
+
+def kind_of(path: Path) -> str:
+    """Returns the kind of the model in a folder: ours for DeepSeek's own model types, else transformers'.
+
+    Raises UserError if there is no config.json, with the folder of the model where a run's folder was given.
+    """
+    if not (path / CONFIG).is_file() and (path / "model" / CONFIG).is_file():
+        raise UserError(f"model.path={path} is the folder of a run; its model is {path / 'model'}")
+    return "deepseek" if read_json(path).get("model_type") in [name for name, _ in PUBLISHED.values()] else "hf"
 
 
 def read_architecture(path: Path, kind: str) -> Architecture:

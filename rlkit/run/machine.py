@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 
 import torch
 
-from rlkit.config import TrainingRun
+from rlkit.config import EngineRun, TrainingRun
 from rlkit.config.placement import gpu_share
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
@@ -40,8 +40,21 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
 
     `weights` and `trained` are numbers of parameters: of the whole model, and of those with an optimiser.
     """
-    _check_folder("output_dir", cfg.output_dir, "set another output_dir")
+    check_engine_machine(cfg, weights=weights)
     _check_disk(cfg, weights, trained)
+    if cfg.logging.wandb_project and find_spec("wandb") is None:
+        raise UserError(
+            f"logging.wandb_project={cfg.logging.wandb_project!r}: the package wandb is not installed; install it, or "
+            "leave the key empty"
+        )
+
+
+def check_engine_machine(cfg: EngineRun, *, weights: int) -> None:
+    """Raises UserError, with what to change, for engines or an output folder that this machine would not have.
+
+    `weights` is the number of the model's parameters.
+    """
+    _check_folder("output_dir", cfg.output_dir, "set another output_dir")
     if cfg.engine.kind == "vllm" and cfg.engine.memory > 1 and torch.cuda.is_available():
         raise UserError(
             f"engine.memory={cfg.engine.memory:g}: on a GPU it is the share of the device's memory that vLLM takes; "
@@ -49,11 +62,6 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
         )
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         gpu_share(torch.cuda.device_count(), cfg.demand, share=cfg.cluster.share_gpus)
-    if cfg.logging.wandb_project and find_spec("wandb") is None:
-        raise UserError(
-            f"logging.wandb_project={cfg.logging.wandb_project!r}: the package wandb is not installed; install it, or "
-            "leave the key empty"
-        )
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         _check_ray_folders()
         files = sum(file.stat().st_size for file in Path(cfg.model.path).glob("*.safetensors")) if cfg.model.path else 0

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlkit.config import RunConfig
+from rlkit.config import EngineRun
 from rlkit.model.files.convert import convert_checkpoint
 from rlkit.run.prepare import INITIAL
 
 
-def served_checkpoint(cfg: RunConfig, checkpoint: Path) -> Path:
+def served_checkpoint(cfg: EngineRun, checkpoint: Path) -> Path:
     """Returns a folder in block FP8 where `engine.dtype=fp8`, made beside the run's files on the first call.
 
     A run starts from high precision, so that the trainer has its own. Which scales the codes have here does not matter:

@@ -66,8 +66,8 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     return [Evaluation(**row | {"samples": tuple(SampleText(**sample) for sample in row["samples"])}) for row in rows]
 
 
-def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Computes the confidence interval of a share that was measured on `n` trials.
+def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Computes the confidence interval of a share that was measured on trials worth `n` independent ones.
 
     (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2/n)    (Wilson 1927; Newcombe 1998, method 3)
     """

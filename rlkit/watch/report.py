@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from rlkit.watch.console import read_warnings, visible
+from rlkit.watch.console import read_warnings
 from rlkit.watch.evaluations import (
     Evaluation,
     SampleText,
@@ -24,13 +24,13 @@ from rlkit.watch.evaluations import (
 )
 from rlkit.watch.figures import Lines, figure, stage_figures
 from rlkit.watch.metrics import EVAL, named, read_metrics, write_atomic
+from rlkit.watch.page import answer_box, clip, page, settings_fold, tile
 from rlkit.watch.plots import RAW_LIMIT, Interval, histogram, interval_plot
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
 
 _SHOWN, _FOLDED = 8, 16
 """Questions shown at once, and behind a fold: 24 x 3 completions keep the page well below 1 MB."""
-_TEXT_LIMIT = 1500
 _ROWS_LIMIT = 12
 
 
@@ -40,22 +40,15 @@ def write_report(folder: Path, title: str) -> Path:
     evaluations = read_evaluations(folder)
     config = folder / "config.yaml"
     parts = [
-        f"<h1>{escape(title)}</h1>",
         _headline(lines, evaluations),
         _alerts(lines, evaluations, read_warnings(folder)),
         _accuracy(evaluations),
         *(_stage(stage, [line for line in lines if line["stage"] == stage]) for stage in _stages(lines)),
         _samples(evaluations),
-        _config(config.read_text(encoding="utf-8") if config.exists() else ""),
+        settings_fold(config.read_text(encoding="utf-8") if config.exists() else ""),
     ]
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body>\n{''.join(parts)}\n</body></html>\n"
-    )
     path = folder / "report.html"
-    write_atomic(path, page)
+    write_atomic(path, page(title, parts))
     return path
 
 
@@ -68,21 +61,16 @@ def _headline(lines: Lines, evaluations: Sequence[Evaluation]) -> str:
     for one in milestones(evaluations):
         low, high = wilson(one.accuracy, one.problems)
         note = f"95 % interval {100 * low:.1f} to {100 * high:.1f}<br>{one.problems} held-out problems"
-        tiles.append(_tile(f"accuracy {one.name}", f"{100 * one.accuracy:.1f} %", note, main=True))
+        tiles.append(tile(f"accuracy {one.name}", f"{100 * one.accuracy:.1f} %", note, main=True))
     if lines:
         steps = " + ".join(f"{_last_step(lines, stage)} {named(stage)}" for stage in _stages(lines)) or "no"
-        tiles.append(_tile("wall time", _duration(lines[-1]["elapsed_s"]), f"{escape(steps)} steps"))
+        tiles.append(tile("wall time", _duration(lines[-1]["elapsed_s"]), f"{escape(steps)} steps"))
     gaps = [line for line in lines if math.isfinite(line.get("parity", math.nan))]
     if gaps:
         worst = max(gaps, key=lambda line: line["parity"])
         place = f"nats, at {escape(named(worst['stage']))} step {worst['step']}<br>engine against trainer"
-        tiles.append(_tile("largest parity gap", f"{worst['parity']:.1e}", place))
+        tiles.append(tile("largest parity gap", f"{worst['parity']:.1e}", place))
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else '<p class="quiet">Nothing is measured yet.</p>'
-
-
-def _tile(label: str, value: str, note: str, *, main: bool = False) -> str:
-    kind = "tile main" if main else "tile"
-    return f'<div class="{kind}"><span>{escape(label)}</span><b>{value}</b><span>{note}</span></div>'
 
 
 def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[str, int]) -> str:
@@ -165,9 +153,9 @@ def _samples(evaluations: Sequence[Evaluation]) -> str:
     tables = [by_question(one) for one in shown]
     keys = [key for key in tables[0] if all(key in table for table in tables)]
     rows = [
-        f'<div class="sample"><p class="question"><b>{_clip(question)}</b> '
-        f'<span class="quiet">(answer: {_clip(answer)})</span></p><div class="answers">'
-        + "".join(_answer(one.name, table[question, answer]) for one, table in zip(shown, tables, strict=True))
+        f'<div class="sample"><p class="question"><b>{clip(question)}</b> '
+        f'<span class="quiet">(answer: {clip(answer)})</span></p><div class="answers">'
+        + "".join(answer_box(one.name, table[question, answer]) for one, table in zip(shown, tables, strict=True))
         + "</div></div>"
         for question, answer in keys[: _SHOWN + _FOLDED]
     ]
@@ -181,27 +169,6 @@ def _samples(evaluations: Sequence[Evaluation]) -> str:
     more = "".join(rows[_SHOWN:])
     fold = f"<details><summary>{len(rows) - _SHOWN} more questions</summary>{more}</details>" if more else ""
     return f"<h2>Samples</h2><p>{escape(note)}</p>{''.join(rows[:_SHOWN])}{fold}"
-
-
-def _answer(name: str, sample: SampleText) -> str:
-    kind, word = ("answer correct", "right") if sample.correct else ("answer", "wrong")
-    detail = sample.reason.removeprefix("correct").removeprefix("wrong").lstrip(": ")
-    reason = f" ({_clip(detail)})" if detail else ""
-    return (
-        f'<div class="{kind}"><header>{escape(name)}: <b>{word}</b>{reason}</header>'
-        f"<pre>{_clip(sample.completion) or '(empty)'}</pre></div>"
-    )
-
-
-def _config(text: str) -> str:
-    fold = f"<details><summary>config.yaml, resolved</summary><pre>{escape(text)}</pre></details>"
-    return f"<h2>Configuration</h2>{fold}" if text else ""
-
-
-def _clip(text: str) -> str:
-    """Makes a text of the model harmless, and bounds its length."""
-    rest = len(text) - _TEXT_LIMIT
-    return escape(visible(text[:_TEXT_LIMIT])) + (f" ... ({rest:,} more characters)" if rest > 0 else "")
 
 
 def _last_step(lines: Lines, stage: str) -> int:

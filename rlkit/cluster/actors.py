@@ -103,6 +103,10 @@ class TrainerActor:
         """`Trainer.logprobs`."""
         return self.trainer.logprobs(sequences, rounding)
 
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """`Trainer.scores`."""
+        return self.trainer.scores(sequences)
+
     def trace(self, tokens: Sequence[int], rounding: Rounding | None) -> Mapping[str, Tensor]:
         """`Trainer.trace`."""
         return self.trainer.trace(tokens, rounding)

@@ -103,6 +103,10 @@ class RemoteTrainer:
         """Asks for log-probs; every rank must run the model, because each may hold a part of it."""
         return self._all([rank.logprobs.remote(sequences, rounding) for rank in self._ranks])[0]
 
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Asks for scores; every rank must run the model, because each may hold a part of it."""
+        return self._all([rank.scores.remote(sequences) for rank in self._ranks])[0]
+
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Asks for block outputs, of which every rank has the same."""
         return self._all([rank.trace.remote(tokens, rounding) for rank in self._ranks])[0]

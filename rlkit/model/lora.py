@@ -62,7 +62,7 @@ def count_parameters(model: CausalLM, rank: int, targets: Sequence[str]) -> int:
 def _linear_layers(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
     ahead = {layer for module in model.mtp_modules() for layer in module.modules()}
     for name, module in model.core().named_modules():
-        if isinstance(module, nn.Linear) and module is not model.lm_head and module not in ahead:
+        if isinstance(module, nn.Linear) and module is not model.head() and module not in ahead:
             yield name, module
 
 
@@ -74,6 +74,8 @@ def add_lora(model: CausalLM, *, rank: int, alpha: float, targets: str | Sequenc
     # With their whole names: the MTP modules have layers of the same last names, and transformers' class has neither.
     config = _peft_config(rank, alpha, [name for name, _ in _linear_layers(model) if name.rpartition(".")[2] in chosen])
     model.requires_grad_(False)
+    for layer in model.new_layers():
+        layer.requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model.core(), adapter_name=NAME)

@@ -14,7 +14,7 @@ from torch import distributed
 
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
-from rlkit.config import RewardConfig, RunConfig, TrainingRun
+from rlkit.config import LearningRun, RewardConfig, RunConfig, TrainingRun
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.sent import form_for
@@ -48,7 +48,7 @@ def engine(cfg: RunConfig, checkpoint: Path, progress: Progress = silent) -> Ite
 
 
 @contextmanager
-def trainer(cfg: TrainingRun, checkpoint: Path, say: Callable[[str], None] = print) -> Iterator[Trainer]:
+def trainer(cfg: LearningRun, checkpoint: Path, say: Callable[[str], None] = print) -> Iterator[Trainer]:
     """Starts what learns, from a checkpoint folder; on Ray the ranks may still be loading when the block begins.
 
     It says when it skips a step, writes the batch below `cfg.output_dir`, and gives up after too many in a row.
@@ -65,7 +65,7 @@ def trainer(cfg: TrainingRun, checkpoint: Path, say: Callable[[str], None] = pri
 
 
 @contextmanager
-def _bare_trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
+def _bare_trainer(cfg: LearningRun, checkpoint: Path) -> Iterator[Trainer]:
     if cfg.cluster.kind == "local":
         yield build_trainer(
             cfg.trainer,

@@ -110,8 +110,9 @@ def pack_labelled(
 def shard(batch: Batch, num_ranks: int) -> list[Batch]:
     """Deals the samples of a batch to ranks, longest first to the lightest rank, and packs each share anew.
 
-    What belongs together (`Pack.together`) counts as one sample and stays together. All shares have equally many packs (an empty pack of weight 0 fills up), because ranks that run different numbers
-    of forwards wait for each other for ever. `num_samples` and `num_tokens` stay those of the whole batch.
+    What belongs together (`Pack.together`) is dealt as one sample. All shares have equally many packs (an empty pack of
+    weight 0 fills up), because ranks that run different numbers of forwards wait for each other for ever. `num_samples`
+    and `num_tokens` stay those of the whole batch.
     """
     if num_ranks == 1:
         return [batch]
@@ -209,18 +210,15 @@ def _samples(pack: P) -> list[P]:
     sizes = [sum(pack.lengths[row]) for row in rows]
     pieces = {name: getattr(pack, name).split(sizes) for name in tensor_names(pack)}
     return [
-        replace(
-            pack, lengths=pack.lengths[row], ids=pack.ids[row], **{name: piece[i] for name, piece in pieces.items()}
-        )
+        replace(pack, lengths=pack.lengths[row], ids=pack.ids[row], **{name: of[i] for name, of in pieces.items()})
         for i, row in enumerate(rows)
     ]
 
 
 def _empty_like(pack: P) -> P:
-    # One token of weight 0 for each sample: the forward and backward pass run, with all their sums over ranks, and add nothing. Whoever
-    # counts tokens (load, balance loss) leaves out what has no weight.
+    # One token of weight 0 for each sample: the forward and backward pass run, with all their sums over ranks, and add
+    # nothing. Whoever counts tokens (load, balance loss) leaves out what has no weight.
     size = pack.together
-    first = {name: getattr(pack, name)[:size] for name in tensor_names(pack)} | {
-        "weights_T": torch.zeros_like(pack.weights_T[:size])
-    }
+    first = {name: getattr(pack, name)[:size] for name in tensor_names(pack)}
+    first["weights_T"] = torch.zeros_like(first["weights_T"])
     return replace(pack, lengths=(1,) * size, ids=pack.ids[:size], **first)

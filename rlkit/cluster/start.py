@@ -20,7 +20,7 @@ from rlkit.cluster.actors import EngineActor, TrainerActor
 from rlkit.cluster.deaths import named_parts
 from rlkit.cluster.placement import placed
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
-from rlkit.config import RunConfig, TrainingRun
+from rlkit.config import BaseRun, LearningRun, RunConfig
 from rlkit.config.placement import bundles, check_room, gpu_share
 from rlkit.interrupt import end_process
 from rlkit.watch.progress import Progress
@@ -30,7 +30,7 @@ ACTOR_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PAR
 
 
 @contextmanager
-def on_ray(cfg: RunConfig, checkpoint: Path) -> Iterator[None]:
+def on_ray(cfg: BaseRun, checkpoint: Path) -> Iterator[None]:
     """Makes sure that Ray runs; whoever started it, the first part of a run, also ends it, the last to leave."""
     if ray.is_initialized():
         yield
@@ -65,7 +65,7 @@ def engines_on_ray(cfg: RunConfig, checkpoint: Path, progress: Progress) -> Iter
 
 
 @contextmanager
-def trainer_on_ray(cfg: TrainingRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
+def trainer_on_ray(cfg: LearningRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
     """Starts `trainer.num_ranks` actors, which meet in a store on the first one's machine and end with the block."""
     _, ranked = _bundles(cfg)
     with placed(TrainerActor, ranked, "SPREAD") as new:
@@ -87,7 +87,7 @@ def _ending(parts: Mapping[str, Any]) -> Iterator[None]:
         ray.kill(actor)
 
 
-def _bundles(cfg: RunConfig) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+def _bundles(cfg: BaseRun) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Computes what engines and ranks reserve on this cluster; raises UserError if it has no room for them."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = gpu_share(int(sum(machine.get("GPU", 0) for machine in machines)), cfg.demand, share=cfg.cluster.share_gpus)
@@ -95,7 +95,7 @@ def _bundles(cfg: RunConfig) -> tuple[list[dict[str, float]], list[dict[str, flo
     return bundles(cfg.demand, gpus)
 
 
-def _init_ray(cfg: RunConfig, weight_bytes: int) -> None:
+def _init_ray(cfg: BaseRun, weight_bytes: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray runs its workers at niceness 15: beside any other busy program the run would all but stand still.

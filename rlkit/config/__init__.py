@@ -16,12 +16,14 @@ from rlkit.config.groups import (
     ParityConfig,
     RewardConfig,
 )
-from rlkit.config.runs import ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
+from rlkit.config.reward_model import RewardModelConfig, RewardModelRun
+from rlkit.config.runs import BaseRun, ExtendContextRun, GrpoRun, LearningRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 from rlkit.config.trainer import LoraConfig, TrainerConfig
 
 __all__ = [
     "AlgoConfig",
+    "BaseRun",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",
@@ -29,11 +31,14 @@ __all__ = [
     "EvaluationConfig",
     "ExtendContextRun",
     "GrpoRun",
+    "LearningRun",
     "LoggingConfig",
     "LoraConfig",
     "ModelConfig",
     "ParityConfig",
     "RewardConfig",
+    "RewardModelConfig",
+    "RewardModelRun",
     "RunConfig",
     "SamplingConfig",
     "SftConfig",

@@ -26,8 +26,8 @@ from rlkit.quant.fp8 import FLOAT8
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every recipe needs: something that samples, something that judges, and data for both."""
+class BaseRun:
+    """What every recipe needs: a model, data, and a folder to write to."""
 
     recipe: str
     output_dir: Path
@@ -37,16 +37,58 @@ class RunConfig:
     dry_run: bool
     model: ModelConfig
     data: DataConfig
-    reward: RewardConfig
-    engine: EngineConfig
     cluster: ClusterConfig
-    evaluation: EvaluationConfig
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        """Refuses groups that do not go together."""
+        """Refuses values that no run can have."""
         one_of("resume", self.resume, ("auto", "never"))
         seed("seed", self.seed)
+
+    @property
+    def demand(self) -> Demand:
+        """Returns how many processes compute, each of which wants a CPU and a GPU."""
+        return Demand(engines=0, workers=1, ranks=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRun(BaseRun):
+    """What every recipe needs that learns, whether it samples or not."""
+
+    trainer: TrainerConfig
+    checkpoint: CheckpointConfig
+
+    def __post_init__(self) -> None:
+        """Checks what all recipes need, then that there is a process for every rank."""
+        super().__post_init__()
+        if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
+            raise UserError(
+                f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
+                "cluster=ray"
+            )
+
+    @property
+    def demand(self) -> Demand:
+        """Returns how many processes compute, each of which wants a CPU and a GPU."""
+        return replace(super().demand, ranks=self.trainer.num_ranks)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Says whether any stage compares the policy with a frozen copy of itself."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(BaseRun):
+    """What every recipe needs that samples: something that does it, and something that judges."""
+
+    reward: RewardConfig
+    engine: EngineConfig
+    evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        """Refuses groups that do not go together."""
+        super().__post_init__()
         if self.cluster.kind == "local" and self.engine.num_engines > 1:
             raise UserError(
                 f"cluster=local is one process, but engine.num_engines={self.engine.num_engines}; set it to 1 or use "
@@ -67,7 +109,7 @@ class RunConfig:
     @property
     def demand(self) -> Demand:
         """Returns how many processes compute, each of which wants a CPU and a GPU."""
-        return Demand(engines=self.engine.num_engines, workers=self.engine.tensor_parallel, ranks=0)
+        return replace(super().demand, engines=self.engine.num_engines, workers=self.engine.tensor_parallel)
 
     @property
     def served_adapter(self) -> LoraConfig | None:
@@ -93,21 +135,14 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRun(RunConfig):
-    """What every recipe needs that also learns."""
+class TrainingRun(RunConfig, LearningRun):
+    """What every recipe needs that trains what an engine samples from."""
 
-    trainer: TrainerConfig
     parity: ParityConfig
-    checkpoint: CheckpointConfig
 
     def __post_init__(self) -> None:
-        """Checks what all recipes need, then that there is a process for every rank."""
+        """Checks what samples and what learns, then that the two go together."""
         super().__post_init__()
-        if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
-            raise UserError(
-                f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
-                "cluster=ray"
-            )
         if self.engine.dtype == "fp8" and self.trainer.dtype not in FLOAT8:
             raise UserError(
                 f"engine.dtype=fp8 samples from weights in FP8, and trainer.dtype={self.trainer.dtype} computes with "
@@ -130,16 +165,6 @@ class TrainingRun(RunConfig):
         """Returns the adapter that engines keep beside the weights; None where they get weights alone."""
         lora = self.trainer.lora
         return lora if lora is not None and lora.served == "adapter" else None
-
-    @property
-    def demand(self) -> Demand:
-        """Returns how many processes compute, each of which wants a CPU and a GPU."""
-        return replace(super().demand, ranks=self.trainer.num_ranks)
-
-    @property
-    def needs_reference(self) -> bool:
-        """Says whether any stage compares the policy with a frozen copy of itself."""
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,10 @@ from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.sent import form_for
 from rlkit.parity import Agreement, fp8_gate, gate
-from rlkit.parts import Parts
+from rlkit.parts import Learning, Parts
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.rollout.judging import RewardFn
-from rlkit.run.progress import Run
+from rlkit.run.progress import BaseProgress, Run
 from rlkit.run.served import served_checkpoint
 from rlkit.scoring.pool import build_reward
 from rlkit.train.base import Trainer
@@ -81,6 +81,16 @@ def _bare_trainer(cfg: LearningRun, checkpoint: Path) -> Iterator[Trainer]:
 
     with reaped(), on_ray(cfg, checkpoint), trainer_on_ray(cfg, checkpoint) as learner:
         yield learner
+
+
+@contextmanager
+def learning(cfg: LearningRun, run: BaseProgress[Learning], checkpoint: Path) -> Iterator[Learning]:
+    """Starts what learns for a run that does not sample, and brings it to where the newest checkpoint was."""
+    with ExitStack() as stack:
+        with leaving_at_once():
+            joined = Learning(trainer=stack.enter_context(trainer(cfg, checkpoint, run.console.line)))
+            run.restore_trainer(joined)
+        yield joined
 
 
 @contextmanager

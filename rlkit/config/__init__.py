@@ -17,7 +17,16 @@ from rlkit.config.groups import (
     RewardConfig,
 )
 from rlkit.config.reward_model import RewardModelConfig, RewardModelRun
-from rlkit.config.runs import BaseRun, ExtendContextRun, GrpoRun, LearningRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
+from rlkit.config.runs import (
+    BaseRun,
+    ExtendContextRun,
+    GrpoRun,
+    LearningRun,
+    RunConfig,
+    SftRun,
+    SftThenGrpoRun,
+    TrainingRun,
+)
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 from rlkit.config.trainer import LoraConfig, TrainerConfig
 

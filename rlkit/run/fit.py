@@ -32,13 +32,18 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     _check_workers(cfg, architecture)
     _check_drafts(cfg, architecture)
     _check_length(cfg, architecture)
+    check_trainer(cfg, architecture)
+    if cfg.engine.dtype == "fp8":
+        _refuse(fp8_problem(), "engine.dtype=fp8: ")
+        _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
+
+
+def check_trainer(cfg: LearningRun, architecture: Architecture) -> None:
+    """Raises UserError, naming key, value and fix, where the trainer cannot work with the model."""
     _check_balance(cfg, architecture)
     _check_layout(cfg, architecture)
     if cfg.trainer.dtype in FLOAT8:
         _refuse(architecture.float8_problem(), f"trainer.dtype={cfg.trainer.dtype}: ")
-    if cfg.engine.dtype == "fp8":
-        _refuse(fp8_problem(), "engine.dtype=fp8: ")
-        _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
     if cfg.trainer.optimizer == "muon" and (stacks := unknown_stacks(architecture.empty_model())):
         raise UserError(
             f"trainer.optimizer=muon: {_where(cfg)} has stacks of matrices in an order that rlkit does not know "

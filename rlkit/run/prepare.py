@@ -18,6 +18,7 @@ from rlkit.data.rows import read_rows
 from rlkit.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
+from rlkit.model.config import ScorerConfig
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import read_architecture
@@ -60,10 +61,7 @@ def prepare(cfg: TrainingRun) -> Task:
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
-        architecture = read_architecture(checkpoint, cfg.model.kind)
-        architecture.check_files()
-        tokenizer = load_tokenizer(checkpoint)
-        _check_vocabulary(checkpoint, tokenizer, architecture)
+        architecture, tokenizer = read_checkpoint(checkpoint, cfg.model.kind)
     else:
         assert cfg.model.architecture is not None, "ModelConfig refuses this"
         texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
@@ -91,6 +89,23 @@ def prepare(cfg: TrainingRun) -> Task:
         architecture=architecture,
         checkpoint=checkpoint,
     )
+
+
+def read_checkpoint(checkpoint: Path, kind: str) -> tuple[Architecture, PreTrainedTokenizerBase]:
+    """Reads and checks config.json, headers and tokenizer of a language model that a run starts from.
+
+    Raises UserError for a folder that holds none, which a reward model's is not.
+    """
+    architecture = read_architecture(checkpoint, kind)
+    architecture.check_files()
+    if isinstance(architecture, DeepseekArchitecture) and isinstance(architecture.config, ScorerConfig):
+        raise UserError(
+            f"model.path={checkpoint} is a reward model: it scores and cannot write; give the folder of a language "
+            f"model, and the reward model as reward=model:{checkpoint}"
+        )
+    tokenizer = load_tokenizer(checkpoint)
+    _check_vocabulary(checkpoint, tokenizer, architecture)
+    return architecture, tokenizer
 
 
 def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:

@@ -60,9 +60,14 @@ class _Scale:
 
 
 def line_plot(
-    series: Sequence[Series], *, log: bool = False, percent: bool = False, raw_limit: float = RAW_LIMIT
+    series: Sequence[Series],
+    *,
+    log: bool = False,
+    percent: bool = False,
+    raw_limit: float = RAW_LIMIT,
+    x_name: str = "step",
 ) -> str:
-    """Draws curves over steps. On a log axis points at or below 0 have no place and are left out.
+    """Draws curves over steps, or over what `x_name` says in whole numbers. On a log axis points at or below 0 have no place and are left out.
 
     Up to `raw_limit` points are drawn and joined; more are drawn faint, and the line is their running mean.
     """
@@ -80,7 +85,7 @@ def line_plot(
         for tone, (one, line) in enumerate(zip(kept, lines, strict=True))
     ]
     x = _step_scale([x for one in kept for x, _ in one.points], labels)
-    body = [_axes(x, y, y_ticks, text)]
+    body = [_axes(x, y, y_ticks, text, x_name=x_name)]
     for tone, (one, line) in enumerate(zip(kept, lines, strict=True)):
         body.append(f'<g class="tone{tone}">{_dots(one.points, x, y)}{_path(thin(line), x, y)}</g>')
     return _svg("".join(body) + _labels(labels, x.end), HEIGHT)

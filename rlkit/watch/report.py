@@ -25,6 +25,7 @@ from rlkit.watch.evaluations import (
 from rlkit.watch.figures import Lines, figure, stage_figures
 from rlkit.watch.metrics import EVAL, named, read_metrics, write_atomic
 from rlkit.watch.plots import RAW_LIMIT, Interval, histogram, interval_plot
+from rlkit.watch.preferences import preference_section, read_judgements
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
 
@@ -44,6 +45,7 @@ def write_report(folder: Path, title: str) -> Path:
         _headline(lines, evaluations),
         _alerts(lines, evaluations, read_warnings(folder)),
         _accuracy(evaluations),
+        preference_section(read_judgements(folder)),
         *(_stage(stage, [line for line in lines if line["stage"] == stage]) for stage in _stages(lines)),
         _samples(evaluations),
         _config(config.read_text(encoding="utf-8") if config.exists() else ""),

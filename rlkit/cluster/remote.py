@@ -14,6 +14,7 @@ from rlkit.cluster.deaths import deaths_named
 from rlkit.cluster.transfer import RemoteWeights
 from rlkit.engine.examination import Examination
 from rlkit.parts import SyncError
+from rlkit.scoring.models import ScoreGroup
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
@@ -79,6 +80,11 @@ class RemoteEngines:
     def replicas(self) -> Sequence[RemoteEngines]:
         """Every engine alone, as the gate asks them."""
         return [RemoteEngines([actor]) for actor in self._actors]
+
+
+def remote_copy(actor: Any) -> ScoreGroup:
+    """Makes of an actor with a reward model what scores a group; it raises PartDiedError when the actor has died."""
+    return lambda group: _answers([actor.score.remote(group)])[0]
 
 
 class RemoteTrainer:

@@ -16,7 +16,7 @@ class RewardModelConfig:
     """What a reward model learns from: which of two completions is preferred, or how good one is."""
 
     kind: str
-    """"pairwise" (Bradley-Terry, on a chosen and a rejected completion) or "pointwise" (on a completion and a label)."""
+    """"pairwise" (Bradley-Terry: a chosen and a rejected completion) or "pointwise" (a completion and a label)."""
     steps: int
     batch_size: int
     """How many pairs, or labelled completions, an optimiser step learns from."""

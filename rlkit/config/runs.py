@@ -109,7 +109,12 @@ class RunConfig(BaseRun):
     @property
     def demand(self) -> Demand:
         """Returns how many processes compute, each of which wants a CPU and a GPU."""
-        return replace(super().demand, engines=self.engine.num_engines, workers=self.engine.tensor_parallel)
+        return replace(
+            super().demand,
+            engines=self.engine.num_engines,
+            workers=self.engine.tensor_parallel,
+            judges=sum(asked.actors for asked in self.reward.models),
+        )
 
     @property
     def served_adapter(self) -> LoraConfig | None:

@@ -62,8 +62,8 @@ def _completions(row: Row, cfg: RewardModelConfig, made: bool) -> list[tuple[str
         pair = right_and_wrong(row.meta, row.id)
         if pair is None:
             raise UserError(
-                f"row {row.id!r} has no worked solution with a whole number as its answer, from which preferences could "
-                "be made; use data.tasks with chain_sum, gcd or products, or a file (data=preferences.jsonl)"
+                f"row {row.id!r} has no worked solution with a whole number as its answer, from which preferences "
+                "could be made; use data.tasks with chain_sum, gcd or products, or a file (data=preferences.jsonl)"
             )
         return [(pair[0], 1.0), (pair[1], 0.0)]
     if cfg.kind == "pointwise":
@@ -71,8 +71,8 @@ def _completions(row: Row, cfg: RewardModelConfig, made: bool) -> list[tuple[str
     chosen, rejected = (_text(row, cfg, key) for key in ("chosen_column", "rejected_column"))
     if chosen == rejected:
         raise UserError(
-            f"row {row.id!r}: {cfg.chosen_column!r} and {cfg.rejected_column!r} are the same text, of which none can be "
-            "preferred; remove the row"
+            f"row {row.id!r}: {cfg.chosen_column!r} and {cfg.rejected_column!r} are the same text, of which none can "
+            "be preferred; remove the row"
         )
     return [(chosen, 1.0), (rejected, 0.0)]
 
@@ -98,8 +98,8 @@ def _last_message(row: Row, column: str, messages: Sequence[Mapping[str, Any]]) 
     asked = [str(message.get("content", "")).strip() for message in before if message.get("role") != "system"]
     if last.get("role") != "assistant" or "content" not in last or asked not in ([], [row.question.strip()]):
         raise UserError(
-            f"row {row.id!r}: the messages in {column!r} are not the row's question and one answer of the assistant, and "
-            "conversations of several turns are not covered; give the last answer alone, or remove the row"
+            f"row {row.id!r}: the messages in {column!r} are not the row's question and one answer of the assistant, "
+            "and conversations of several turns are not covered; give the last answer alone, or remove the row"
         )
     return last["content"]
 

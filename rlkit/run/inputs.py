@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
+from rewards.model_score import PREFIX
 from rewards.own_files import own_modules
-from rlkit.config import LearningRun
+from rlkit.config import LearningRun, RunConfig
 from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.errors import UserError
 from rlkit.watch.metrics import write_atomic
@@ -36,6 +37,8 @@ MAY_CHANGE = (
 
 How the trainer's ranks share the model out changes the last digits of a sum, and with trainer.dtype=fp8 which tokens
 are rounded together; nothing else."""
+FOLDERS = ("model.path ", PREFIX)
+"""Beginnings of the records of files that lie in a model's folder: the policy's, or a reward model's."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that are read from a model's folder."""
 WHOLE_BYTES = 2**26
@@ -68,10 +71,12 @@ def write_inputs(cfg: LearningRun) -> None:
 def fingerprints(cfg: LearningRun) -> dict[str, str]:
     """Returns the fingerprint of every file that a run reads by path, under the key that names it, and its own name."""
     found = {f"{key} {file.name}": digest(file) for key, file in _named_files(cfg)}
-    if cfg.model.path:
-        for file in sorted(Path(cfg.model.path).iterdir()):
+    asked = cfg.reward.models if isinstance(cfg, RunConfig) else []
+    folders = {"model.path": cfg.model.path} if cfg.model.path else {}
+    for key, folder in {**folders, **{one.name: one.folder for one in asked}}.items():
+        for file in sorted(Path(folder).iterdir()):
             if file.is_file() and file.suffix in MODEL_FILES:
-                found[f"model.path {file.name}"] = digest(file, sampled=True)
+                found[f"{key} {file.name}"] = digest(file, sampled=True)
     return found
 
 
@@ -151,8 +156,8 @@ def _check_files(cfg: LearningRun, before: Mapping[str, str]) -> None:
     # What lies beside the user's code is known only once that is loaded: it is gone if it is not on the disk. A new
     # file there takes a change of the code to be read; in a model's folder it is read as it lies there.
     folders = [(key, file.parent) for key, file in _named_files(cfg)]
-    gone = {n for n in gone if n.startswith("model.path ") or not any(_lies(n, *folder) for folder in folders)}
-    new = {n for n in new if n.startswith("model.path ")}
+    gone = {n for n in gone if n.startswith(FOLDERS) or not any(_lies(n, *folder) for folder in folders)}
+    new = {n for n in new if n.startswith(FOLDERS)}
     changed = [*other, *sorted(gone), *sorted(new)]
     if changed:
         key, _, file = changed[0].partition(" ")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 import rewards
+from rewards.model_score import Asked
 from rlkit.config import RewardConfig, TrainingRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
-from rlkit.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from rlkit.data.tokenizer import load_tokenizer, same_tokenizer, save_tokenizer, train_tokenizer
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.config import ScorerConfig
@@ -70,6 +71,8 @@ def prepare(cfg: TrainingRun) -> Task:
         config = replace(cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids)
         architecture = DeepseekArchitecture(config=config)
     check_fit(cfg, architecture)
+    for asked in cfg.reward.models:
+        check_reward_model(asked, tokenizer, cfg.engine.max_model_len)
     room = cfg.engine.max_model_len - cfg.longest_completion
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
     held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
@@ -106,6 +109,28 @@ def read_checkpoint(checkpoint: Path, kind: str) -> tuple[Architecture, PreTrain
     tokenizer = load_tokenizer(checkpoint)
     _check_vocabulary(checkpoint, tokenizer, architecture)
     return architecture, tokenizer
+
+
+def check_reward_model(asked: Asked, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+    """Raises UserError if a folder holds no reward model that can judge what this tokenizer's model writes."""
+    folder, key = Path(asked.folder), f"reward={asked.name}"
+    architecture = read_architecture(folder, "deepseek")
+    if not isinstance(architecture, DeepseekArchitecture) or not isinstance(architecture.config, ScorerConfig):
+        raise UserError(
+            f"{key}: the folder holds a language model, which has no head that scores; train one from it with 'rlkit "
+            f"run reward_model model.path={folder}'"
+        )
+    architecture.check_files()
+    if not same_tokenizer(load_tokenizer(folder), tokenizer):
+        raise UserError(
+            f"{key}: its tokenizer or chat template is not the policy's, whose tokens it is given as they were sampled; "
+            "train the reward model from the checkpoint that the policy comes from"
+        )
+    if longest > architecture.max_position_embeddings:
+        raise UserError(
+            f"{key}: engine.max_model_len={longest} is more than its max_position_embeddings="
+            f"{architecture.max_position_embeddings}; lower the first"
+        )
 
 
 def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:

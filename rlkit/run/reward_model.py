@@ -81,7 +81,7 @@ def prepare_preferences(cfg: RewardModelRun) -> Preferences:
     length, reach = cfg.reward_model.max_length, architecture.max_position_embeddings
     if length > reach:
         raise UserError(
-            f"reward_model.max_length={length} is more than the model's max_position_embeddings={reach}; lower the first"
+            f"reward_model.max_length={length} is more than the model's max_position_embeddings={reach}; lower it"
         )
     made = cfg.data.source == MADE
     data = cfg.data if made else replace(cfg.data, answer_column="", solution_column="")
@@ -132,8 +132,8 @@ class RewardModelProgress(BaseProgress[Learning]):
                 if share is not None
             )
             self.console.line(
-                f"held-out preferences {name}: accuracy {found.accuracy:.1%} of {len(found.right)}{by_length}; expected "
-                f"calibration error {numbers['ece']:.3f}; correlation with length {numbers['length_correlation']:+.2f}"
+                f"held-out preferences {name}: accuracy {found.accuracy:.1%} of {len(found.right)}{by_length}; "
+                f"expected calibration error {numbers['ece']:.3f}; correlation with length {numbers['length_correlation']:+.2f}"
             )
 
     def export(self, parts: Learning) -> None:

@@ -37,8 +37,9 @@ def load(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
     """Finds a reward and binds `kwargs` to it.
 
     `name` is a registered name ("math"), "package.module:function", "file.py:function", "model:FOLDER" for a reward
-    model (`rewards.model_score`), or a function itself; in place of a function it may be a class, which is constructed with `kwargs`. Raises RewardError if it cannot be found,
-    imported or constructed, or does not have a reward's signature.
+    model (`rewards.model_score`), or a function itself; in place of a function it may be a class, which is constructed
+    with `kwargs`. Raises RewardError if it cannot be found, imported or constructed, or does not have a reward's
+    signature.
     """
     return reload(name, kwargs)
 

@@ -123,7 +123,7 @@ def check_reward_model(asked: Asked, tokenizer: PreTrainedTokenizerBase, longest
     architecture.check_files()
     if not same_tokenizer(load_tokenizer(folder), tokenizer):
         raise UserError(
-            f"{key}: its tokenizer or chat template is not the policy's, whose tokens it is given as they were sampled; "
+            f"{key}: its tokenizer or chat template is not the policy's, whose tokens it is given as sampled; "
             "train the reward model from the checkpoint that the policy comes from"
         )
     if longest > architecture.max_position_embeddings:

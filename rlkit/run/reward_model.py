@@ -125,16 +125,7 @@ class RewardModelProgress(BaseProgress[Learning]):
         numbers = found.numbers()
         self.metrics.write("eval", step, numbers, name)
         if not known:
-            shorter, longer = (numbers.get(f"accuracy/chosen_{word}") for word in ("shorter", "longer"))
-            by_length = "".join(
-                f", {share:.1%} where the chosen is {word}"
-                for word, share in (("shorter", shorter), ("longer", longer))
-                if share is not None
-            )
-            self.console.line(
-                f"held-out preferences {name}: accuracy {found.accuracy:.1%} of {len(found.right)}{by_length}; "
-                f"expected calibration error {numbers['ece']:.3f}; correlation with length {numbers['length_correlation']:+.2f}"
-            )
+            self.console.line(f"held-out preferences {name}: {found.summary()}")
 
     def export(self, parts: Learning) -> None:
         """Writes the reward model for transformers and for `reward=model:FOLDER`; LoRA is merged in."""

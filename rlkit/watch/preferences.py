@@ -64,6 +64,16 @@ class Judgements:
                 found[f"accuracy/{name}"] = fmean(rights)
         return found
 
+    def summary(self) -> str:
+        """The numbers in a line."""
+        numbers = self.numbers()
+        words = [f"accuracy {self.accuracy:.1%} of {len(self.right)}"]
+        for key, chosen in (("accuracy/chosen_shorter", "shorter"), ("accuracy/chosen_longer", "longer")):
+            if key in numbers:
+                words.append(f"{numbers[key]:.1%} where the chosen is {chosen}")
+        words.append(f"expected calibration error {numbers['ece']:.3f}")
+        return ", ".join([*words, f"correlation with length {numbers['length_correlation']:+.2f}"])
+
     def by_length(self) -> dict[str, list[float]]:
         """What is right of the pairs whose chosen sample is the shorter one, and the longer one; {} for labels."""
         if self.labels:

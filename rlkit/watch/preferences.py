@@ -9,16 +9,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
+from typing import NamedTuple
 
 from rlkit.algo.calibration import Bin, calibration_curve, expected_calibration_error
 from rlkit.watch.evaluations import wilson
-from rlkit.watch.figures import figure
-from rlkit.watch.metrics import write_atomic
+from rlkit.watch.figures import Lines, figure
+from rlkit.watch.metrics import PART, write_atomic
 from rlkit.watch.plots import Series, line_plot
 
 FOLDER = "preferences"
 """Where they are, inside the output folder."""
+MODEL = f"{PART}model"
+"""The number of a step that a composite gives a reward model's score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,3 +153,36 @@ def _cell(key: str, column: dict[str, float], judged: Judgements) -> str:
     rights = judged.right if key == "accuracy" else judged.by_length()[key.removeprefix("accuracy/")]
     low, high = wilson(column[key], len(rights))
     return f"{column[key]:.1%} of {len(rights)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def hacked(lines: Lines) -> str:
+    """Says that a stage's reward model is worth less and less: its score rose and the rule's beside it fell; else "".
+
+    Compared are the first and the last quarter of the steps, by two standard errors.
+    """
+    rule = next((key for line in lines for key in line if key.startswith(PART) and key != MODEL), "")
+    both = [(line[MODEL], line[rule]) for line in lines if MODEL in line and rule in line]
+    quarter = len(both) // 4
+    if quarter < 2:
+        return ""
+    model, true = (_change(values[:quarter], values[-quarter:]) for values in zip(*both, strict=True))
+    if model.sure > 0 > true.sure:
+        return (
+            f"the reward model's score rose from {model.first:.3g} to {model.last:.3g} while {rule.removeprefix(PART)} "
+            f"fell from {true.first:.3g} to {true.last:.3g}: the policy learns what the reward model gets wrong"
+        )
+    return ""
+
+
+class _Change(NamedTuple):
+    first: float
+    last: float
+    sure: int
+    """1 for a rise and -1 for a fall that chance does not explain, else 0."""
+
+
+def _change(first: Sequence[float], last: Sequence[float]) -> _Change:
+    before, after = fmean(first), fmean(last)
+    error = math.sqrt((variance(first) + variance(last)) / len(first))
+    sure = 0 if abs(after - before) <= 2 * error else 1 if after > before else -1
+    return _Change(before, after, sure)

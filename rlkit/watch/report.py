@@ -25,7 +25,7 @@ from rlkit.watch.evaluations import (
 from rlkit.watch.figures import Lines, figure, stage_figures
 from rlkit.watch.metrics import EVAL, named, read_metrics, write_atomic
 from rlkit.watch.plots import RAW_LIMIT, Interval, histogram, interval_plot
-from rlkit.watch.preferences import preference_section, read_judgements
+from rlkit.watch.preferences import hacked, preference_section, read_judgements
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
 
@@ -107,6 +107,9 @@ def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[s
         if skipped := sum(counts):
             which = f"{skipped} of {len(counts)} {named(stage)} steps"
             texts.append(f"{which} changed nothing: in every group all rewards were equal.")
+    for stage in _stages(lines):
+        if words := hacked([line for line in lines if line["stage"] == stage]):
+            texts.append(f"{named(stage)}: {words}.")
     texts += [
         f"{one.name}: {one.truncated:.0%} of the completions hit the token limit; accuracy counts them as they stand."
         for one in evaluations

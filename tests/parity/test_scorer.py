@@ -37,7 +37,9 @@ def new_scorer(folder: Path, config: DeepseekV3Config, dtype: str = "fp32") -> P
 def test_scores_and_gradients_are_theirs(name: str, tmp_path: Path) -> None:
     folder = new_scorer(tmp_path, CONFIGS[name])
     ours = load_model(folder, torch.float32, "deepseek")
-    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     assert isinstance(ours, DeepseekScorer) and type(theirs).__name__.endswith("ForSequenceClassification")
     assert theirs.num_labels == 1
     samples = [torch.randint(2, 96, (length,)) for length in (7, 3, 12)]
@@ -72,7 +74,10 @@ def test_the_head_depends_on_the_seed_alone(tmp_path: Path) -> None:
     torch.manual_seed(99)
     write_scorer(tmp_path / "language", tmp_path / "same", seed=3)
     write_scorer(tmp_path / "language", tmp_path / "other", seed=4)
-    heads = [load_file(path / "model.safetensors")["score.weight"] for path in (folder, tmp_path / "same", tmp_path / "other")]
+    heads = [
+        load_file(path / "model.safetensors")["score.weight"]
+        for path in (folder, tmp_path / "same", tmp_path / "other")
+    ]
     assert heads[0].dtype == torch.bfloat16 and torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 

@@ -81,7 +81,7 @@ def _text(row: Row, cfg: RewardModelConfig, key: str) -> str:
     """Reads a completion: text, or messages that end with it."""
     column = getattr(cfg, key)
     cell = _cell(row, column, f"reward_model.{key}")
-    if isinstance(cell, Sequence) and not isinstance(cell, str | bytes) and len(cell) and isinstance(cell[0], Mapping):
+    if isinstance(cell, list | tuple) and cell and isinstance(cell[-1], Mapping) and "role" in cell[-1]:
         cell = _last_message(row, column, cell)
     try:
         text = cell_text(cell)

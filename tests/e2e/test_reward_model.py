@@ -47,9 +47,9 @@ def against(folder: Path, scorer: Path, name: str, *more: str) -> list[dict]:
     """Run GRPO against a reward model, the truth recorded beside it, and return its steps."""
     rewards = f"[['{folder}/plugin.py:truth', 0], ['model:{scorer}/model', 1]]"
     words = [*SHARED, *SAMPLED, f"data={folder}/questions.jsonl", f"model.path={folder}/sft/model"]
-    words += ["reward=composite", f"reward.kwargs={{rewards: {rewards}}}", "algo.steps=12", "data.eval_size=20"]
+    words += ["reward=composite", f"reward.kwargs={{rewards: {rewards}}}", "algo.steps=16", "data.eval_size=20"]
     words += ["algo.prompts_per_step=8", "algo.group_size=8", "algo.sampling.max_new_tokens=24"]
-    words += ["algo.loss.kl_coef=0", "algo.schedule={lr: 2e-3, warmup_steps: 0, kind: constant, final_ratio: 1.0}"]
+    words += ["algo.loss.kl_coef=0", "algo.schedule={lr: 1e-3, warmup_steps: 0, kind: constant, final_ratio: 1.0}"]
     grpo.main([*words, *LOCAL, *more, f"output_dir={folder}/{name}"])
     return steps(folder / name, "grpo")
 
@@ -96,7 +96,14 @@ def test_a_bad_reward_model_is_seen_to_be_hacked(folder: Path) -> None:
 
 
 def test_labels_are_learned_as_well(folder: Path) -> None:
-    made = learn(folder, labelled(folder), "pointwise", "reward_model.kind=pointwise", "data.eval_size=100")
+    made = learn(
+        folder,
+        labelled(folder),
+        "pointwise",
+        "reward_model.kind=pointwise",
+        "data.eval_size=100",
+        "reward_model.steps=80",
+    )
     [_, after] = read_judgements(made)
     assert after.accuracy >= 0.9 and len(after.labels) == 100 and not after.by_length()
 

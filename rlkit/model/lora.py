@@ -74,11 +74,11 @@ def add_lora(model: CausalLM, *, rank: int, alpha: float, targets: str | Sequenc
     # With their whole names: the MTP modules have layers of the same last names, and transformers' class has neither.
     config = _peft_config(rank, alpha, [name for name, _ in _linear_layers(model) if name.rpartition(".")[2] in chosen])
     model.requires_grad_(False)
-    for layer in model.new_layers():
-        layer.requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model.core(), adapter_name=NAME)
+    for layer in model.new_layers():  # now: peft lets nothing learn but what it has put in
+        layer.requires_grad_(True)
 
 
 def adapter_weights(model: CausalLM) -> dict[str, Tensor]:

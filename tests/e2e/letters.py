@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 
 TRUTH = """
-def letters(completion: str) -> str:
-    return completion.partition("<answer>")[2].partition("</answer>")[0]
+import re
 
 def truth(completion: str) -> float:
-    return float(letters(completion).count("a") - letters(completion).count("b"))
+    letters = re.sub("<[^>]*>", "", completion)  # wherever they stand: a policy finds other places for them
+    return float(letters.count("a") - letters.count("b"))
 """
 SMALL = [
     "model.architecture.vocab_size=265",  # a token for each letter

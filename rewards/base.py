@@ -28,6 +28,8 @@ class Sample:
     """The dataset row; its columns are further arguments of the function."""
     step: int | None = None
     """Steps that the policy had learned when it wrote this (TRL's `trainer_state.global_step`); None outside a run."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What reward models have said of it, by `rewards.model_score.Asked.key`; {} outside a run that asks any."""
 
 
 @dataclass(frozen=True, slots=True)

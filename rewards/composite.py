@@ -9,6 +9,7 @@ from typing import Any
 
 from rewards.base import Reward, RewardError, Sample
 from rewards.function import RewardFunction
+from rewards.model_score import PREFIX
 
 _ENTRY = "{fn: math, weight: 1.0} (also kwargs, name, optional), a name, or a pair such as [math, 1.0]"
 _KEYS = ("fn", "weight", "kwargs", "name", "optional")
@@ -142,8 +143,8 @@ def _part(entry: Any) -> Part:
 
 
 def _short(judge: RewardFunction) -> str:
-    """Shorten a name for the breakdown: `math` stays, package.module:fn and file.py:fn become `fn`."""
-    return judge.name.rpartition(":")[2]
+    """Shorten a name for the breakdown: `math` stays, package.module:fn and file.py:fn become `fn`, a model "model"."""
+    return "model" if judge.name.startswith(PREFIX) else judge.name.rpartition(":")[2]
 
 
 def _sum(parts: Sequence[Part], samples: Sequence[Sample]) -> list[Reward]:

@@ -15,6 +15,7 @@ from rewards.adapters import OPENRLHF, TRL, TRL_CHAT, VERL
 from rewards.base import RewardError
 from rewards.failure import described
 from rewards.function import RewardFunction
+from rewards.model_score import PREFIX, ModelScore
 from rewards.own_files import import_file, import_name
 
 BUILT_IN = {
@@ -35,9 +36,10 @@ ENTRY_POINTS = "rlkit.rewards"
 def load(name: str | Callable[..., Any], /, **kwargs: Any) -> RewardFunction:
     """Finds a reward and binds `kwargs` to it.
 
-    `name` is a registered name ("math"), "package.module:function", "file.py:function", or a function itself; in place
-    of a function it may be a class, which is constructed with `kwargs`. Raises RewardError if it cannot be found,
-    imported or constructed, or does not have a reward's signature.
+    `name` is a registered name ("math"), "package.module:function", "file.py:function", "model:FOLDER" for a reward
+    model (`rewards.model_score`), or a function itself; in place of a function it may be a class, which is constructed
+    with `kwargs`. Raises RewardError if it cannot be found, imported or constructed, or does not have a reward's
+    signature.
     """
     return reload(name, kwargs)
 
@@ -68,6 +70,8 @@ def reload(name: str | Callable[..., Any], kwargs: Mapping[str, Any], shape: str
     kwargs = {key: _absolute(value) for key, value in kwargs.items()}
     if not isinstance(name, str):
         return RewardFunction(name, name, kwargs, shape)
+    if name.startswith(PREFIX):
+        return RewardFunction(ModelScore, name, {**kwargs, "folder": name.removeprefix(PREFIX)}, shape)
     target = name if ":" in name else _target(name)
     place, _, attribute = target.rpartition(":")
     if place.endswith(".py"):

@@ -7,24 +7,25 @@ judges starts no trainer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from torch import distributed
 
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
-from rlkit.config import EngineRun, RewardConfig, TrainingRun
+from rlkit.config import EngineRun, LearningRun, RewardConfig, RunConfig, TrainingRun
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.sent import form_for
 from rlkit.parity import Agreement, fp8_gate, gate
-from rlkit.parts import Parts
+from rlkit.parts import Learning, Parts
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.rollout.judging import RewardFn
-from rlkit.run.progress import Run
+from rlkit.run.progress import BaseProgress, Run
 from rlkit.run.served import served_checkpoint
-from rlkit.scoring.pool import build_reward
+from rlkit.scoring.models import Copies, ModelScorer, RewardModel, closing_all
+from rlkit.scoring.pool import Scorer, build_reward
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import UNIT
 from rlkit.train.skipped import SKIPPED, WatchedTrainer
@@ -48,7 +49,7 @@ def engine(cfg: EngineRun, checkpoint: Path, progress: Progress = silent) -> Ite
 
 
 @contextmanager
-def trainer(cfg: TrainingRun, checkpoint: Path, say: Callable[[str], None] = print) -> Iterator[Trainer]:
+def trainer(cfg: LearningRun, checkpoint: Path, say: Callable[[str], None] = print) -> Iterator[Trainer]:
     """Starts what learns, from a checkpoint folder; on Ray the ranks may still be loading when the block begins.
 
     It says when it skips a step, writes the batch below `cfg.output_dir`, and gives up after too many in a row.
@@ -65,7 +66,7 @@ def trainer(cfg: TrainingRun, checkpoint: Path, say: Callable[[str], None] = pri
 
 
 @contextmanager
-def _bare_trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
+def _bare_trainer(cfg: LearningRun, checkpoint: Path) -> Iterator[Trainer]:
     if cfg.cluster.kind == "local":
         yield build_trainer(
             cfg.trainer,
@@ -84,10 +85,41 @@ def _bare_trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
 
 
 @contextmanager
-def reward(cfg: RewardConfig) -> Iterator[RewardFn]:
-    """Starts what judges, in plain processes beside this one."""
+def learning(cfg: LearningRun, run: BaseProgress[Learning], checkpoint: Path) -> Iterator[Learning]:
+    """Starts what learns for a run that does not sample, and brings it to where the newest checkpoint was."""
+    with ExitStack() as stack:
+        with leaving_at_once():
+            joined = Learning(trainer=stack.enter_context(trainer(cfg, checkpoint, run.console.line)))
+            run.restore_trainer(joined)
+        yield joined
+
+
+@contextmanager
+def reward(cfg: RewardConfig) -> Iterator[Scorer]:
+    """Starts what judges, in plain processes beside this one; the reward models that it asks for are apart."""
     with reaped(), build_reward(cfg) as judge:
         yield judge
+
+
+@contextmanager
+def scored(cfg: RunConfig, checkpoint: Path, judge: Scorer) -> Iterator[RewardFn]:
+    """Starts the reward models that the reward asks for, and puts them before it; without any it is the same."""
+    asked = cfg.reward.models
+    if not asked:
+        yield judge
+        return
+    with ExitStack() as stack:
+        if cfg.cluster.kind == "local":
+            here = {one.key: Copies([RewardModel(one).score]) for one in asked}
+            models = stack.enter_context(closing_all(here))
+        else:
+            from rlkit.cluster.start import on_ray, reward_models_on_ray
+
+            stack.enter_context(reaped())
+            stack.enter_context(on_ray(cfg, checkpoint))
+            models = stack.enter_context(reward_models_on_ray(cfg))
+        with closing(ModelScorer(models, judge)) as scorer:
+            yield scorer
 
 
 @contextmanager
@@ -105,12 +137,13 @@ def parts(
         reward(cfg.reward) as judge,
         # Engines before ranks: an engine needs all its GPUs on one machine, and ranks are spread over what is left.
         engine(cfg, checkpoint, progress) as sampler,
+        scored(cfg, checkpoint, judge) as judges,
         trainer(cfg, checkpoint, say) as learner,
     ):
         yield Parts(
             engine=sampler,
             trainer=learner,
-            reward=judge,
+            reward=judges,
             gate=_gate(cfg, sampler, learner, sequences),
             form=form_for(cfg.trainer.dtype, cfg.engine.dtype),
             serves_adapter=cfg.served_adapter is not None,
@@ -131,8 +164,7 @@ def _gate(
 def started(cfg: TrainingRun, run: Run) -> Iterator[Parts]:
     """Starts the parts of a run, brings them to where its newest checkpoint was, and hands them to the recipe."""
     if cfg.cluster.kind == "ray":
-        number, ranks = cfg.engine.num_engines, cfg.trainer.num_ranks
-        run.console.line(f"starting {number} engine(s) and {ranks} trainer rank(s) on Ray")
+        run.console.line(f"starting {cfg.demand} on Ray")
     if cfg.trainer.dtype in FLOAT8:
         run.console.line(f"trainer.dtype={cfg.trainer.dtype}: {run.task.architecture.float8_summary()}")
     with ExitStack() as stack:

@@ -21,11 +21,13 @@ from rlkit.model.files.sent import sent_table
 from rlkit.model.load import load_model, read_architecture
 from rlkit.model.lora import add_lora, choose_targets
 from rlkit.model.precision import compute_in_float8
+from rlkit.model.scorer import DeepseekScorer
 from rlkit.model.stages import Stage
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.train.pipeline import PipelineTrainer
 from rlkit.train.policy import frozen_copy
 from rlkit.train.relay import join_pipeline
+from rlkit.train.reward_model import ScorerTrainer
 from rlkit.train.steppers.base import Stepper
 from rlkit.train.trainer import ModelTrainer
 from rlkit.watch.progress import Progress, silent
@@ -116,7 +118,8 @@ def build_trainer(
         # Before the stepper takes the model: ZeRO-3 cuts its weights into pieces.
         reference = frozen_copy(model) if keep_reference else None
         stepper = DeepSpeedStepper(model, cfg)
-    return ModelTrainer(
+    trainer = ScorerTrainer if isinstance(model, DeepseekScorer) else ModelTrainer
+    return trainer(
         model,
         stepper,
         reference=reference,

@@ -20,11 +20,17 @@ class SyncError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class Learning:
+    """What learns, alone: all that a run needs which does not sample."""
+
+    trainer: Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts(Learning):
     """What samples, what learns and what judges, joined for a run that trains."""
 
     engine: Engine
-    trainer: Trainer
     reward: RewardFn
     gate: Callable[[], Agreement]
     """Compares engine and trainer, returns how far their log-probs are apart and raises when it is too far."""

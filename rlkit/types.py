@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -129,6 +129,9 @@ class Pack:
     `Pack(tokens_T=[5, 6, 7, 5, 8], lengths=(3, 2), weights_T=[0, 0, .5, 0, .5])`
     """
 
+    together: ClassVar[int] = 1
+    """How many samples in a row belong together: packing and dealing never part them."""
+
     tokens_T: Tensor
     lengths: tuple[int, ...]
     """Tokens of each sample; they sum to T."""
@@ -148,6 +151,24 @@ class PolicyPack(Pack):
     """log p under the policy that sampled the token."""
     ref_logprobs_T: Tensor | None = None
     """log p under the reference policy. A trainer that keeps a reference fills it in; else it stays absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairPack(Pack):
+    """A pack of preferences: every chosen sample is followed by its rejected one.
+
+    `weights_T` is 0 but on the last token of each sample, where the score is read; the two of a pair share its weight.
+    """
+
+    together: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledPack(Pack):
+    """A pack of samples with a label each; `weights_T` is 0 but on the last token of each, where the score is read."""
+
+    labels_T: Tensor
+    """How good the sample is, 0 to 1, on its last token; 0 elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

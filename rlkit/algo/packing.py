@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rlkit.types import Batch, Pack, PolicyPack, Prompt, Rollout, ScoredGroup
+from rlkit.types import Batch, LabelledPack, Pack, PairPack, PolicyPack, Prompt, Rollout, ScoredGroup
 
 AGGREGATES = ("token", "sequence")
 P = TypeVar("P", bound=Pack)
@@ -71,19 +71,56 @@ def pack_demonstrations(
     return _batch(samples, max_tokens=max_tokens, temperature=1.0, aggregate="token")
 
 
+def pack_pairs(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, max_tokens: int, ids: Sequence[str] = ()
+) -> Batch:
+    """Turns (chosen, rejected) pairs of whole samples into the batch of one step; every pair weighs alike.
+
+    A pair is in one pack, which holds at most `max_tokens` or one pair.
+    """
+    samples = [
+        PairPack(
+            tokens_T=torch.tensor([*chosen, *rejected]),
+            lengths=(len(chosen), len(rejected)),
+            weights_T=_at_ends((len(chosen), len(rejected)), 0.5),
+            ids=tuple(ids[i : i + 1] * 2),
+        )
+        for i, (chosen, rejected) in enumerate(pairs)
+    ]
+    return _batch(samples, max_tokens=max_tokens, temperature=1.0, aggregate="token")
+
+
+def pack_labelled(
+    labelled: Sequence[tuple[Sequence[int], float]], *, max_tokens: int, ids: Sequence[str] = ()
+) -> Batch:
+    """Turns (whole sample, label) pairs into the batch of one step; every sample weighs alike."""
+    samples = [
+        LabelledPack(
+            tokens_T=torch.tensor(tokens),
+            lengths=(len(tokens),),
+            weights_T=_at_ends((len(tokens),), 1.0),
+            ids=tuple(ids[i : i + 1]),
+            labels_T=_at_ends((len(tokens),), label),
+        )
+        for i, (tokens, label) in enumerate(labelled)
+    ]
+    return _batch(samples, max_tokens=max_tokens, temperature=1.0, aggregate="token")
+
+
 def shard(batch: Batch, num_ranks: int) -> list[Batch]:
     """Deals the samples of a batch to ranks, longest first to the lightest rank, and packs each share anew.
 
-    All shares have equally many packs (an empty pack of weight 0 fills up), because ranks that run different numbers
-    of forwards wait for each other for ever. `num_samples` and `num_tokens` stay those of the whole batch.
+    What belongs together (`Pack.together`) is dealt as one sample. All shares have equally many packs (an empty pack of
+    weight 0 fills up), because ranks that run different numbers of forwards wait for each other for ever. `num_samples`
+    and `num_tokens` stay those of the whole batch.
     """
     if num_ranks == 1:
         return [batch]
     samples = [sample for pack in batch.packs for sample in _samples(pack)]
     max_tokens = max(sum(pack.lengths) for pack in batch.packs)
     shares: list[list[Pack]] = [[] for _ in range(num_ranks)]
-    for sample in sorted(samples, key=lambda sample: -sample.lengths[0]):
-        min(shares, key=lambda share: sum(item.lengths[0] for item in share)).append(sample)
+    for sample in sorted(samples, key=lambda sample: -_size(sample)):
+        min(shares, key=lambda share: sum(map(_size, share))).append(sample)
     packed = [[_join(row) for row in _best_fit(share, max_tokens)] for share in shares]
     num_packs = max(len(packs) for packs in packed)
     empty = _empty_like(samples[0])
@@ -116,6 +153,15 @@ def _after_prompt(num_prompt: int, values: Tensor) -> Tensor:
     return torch.cat([torch.zeros(num_prompt), values])
 
 
+def _at_ends(lengths: Sequence[int], value: float) -> Tensor:
+    """Returns a value on the last token of each sample, and 0 elsewhere, [T]."""
+    return torch.zeros(sum(lengths)).index_fill(0, torch.tensor(lengths).cumsum(0) - 1, value)
+
+
+def _size(sample: Pack) -> int:
+    return sum(sample.lengths)
+
+
 def _batch(samples: Sequence[Pack], *, max_tokens: int, temperature: float, aggregate: str) -> Batch:
     trained = [sample.weights_T.sum() for sample in samples]
     total = sum(trained)
@@ -129,8 +175,8 @@ def _batch(samples: Sequence[Pack], *, max_tokens: int, temperature: float, aggr
     return Batch(
         packs=tuple(_join(row) for row in _best_fit(weighted, max_tokens)),
         temperature=temperature,
-        num_samples=len(samples),
-        num_tokens=sum(sample.lengths[0] for sample in samples),
+        num_samples=sum(len(sample.lengths) for sample in samples),
+        num_tokens=sum(map(_size, samples)),
     )
 
 
@@ -140,8 +186,8 @@ def _best_fit(samples: Sequence[P], max_tokens: int) -> list[list[P]]:
     room: list[int] = []
     # Long samples first, while every row has room; the short ones then fill what is left. The rows that come out are at
     # most 11/9 of the fewest possible, and the order of samples does not matter to the loss, which is a sum.
-    for sample in sorted(samples, key=lambda sample: -sample.lengths[0]):
-        need = sample.lengths[0]
+    for sample in sorted(samples, key=lambda sample: -_size(sample)):
+        need = _size(sample)
         fitting = [i for i, free in enumerate(room) if free >= need]
         if fitting:
             row = min(fitting, key=lambda i: room[i])
@@ -160,15 +206,19 @@ def _join(packs: Sequence[P]) -> P:
 
 
 def _samples(pack: P) -> list[P]:
-    pieces = {name: getattr(pack, name).split(list(pack.lengths)) for name in tensor_names(pack)}
+    rows = [slice(i, i + pack.together) for i in range(0, len(pack.lengths), pack.together)]
+    sizes = [sum(pack.lengths[row]) for row in rows]
+    pieces = {name: getattr(pack, name).split(sizes) for name in tensor_names(pack)}
     return [
-        replace(pack, lengths=(length,), ids=pack.ids[i : i + 1], **{name: piece[i] for name, piece in pieces.items()})
-        for i, length in enumerate(pack.lengths)
+        replace(pack, lengths=pack.lengths[row], ids=pack.ids[row], **{name: of[i] for name, of in pieces.items()})
+        for i, row in enumerate(rows)
     ]
 
 
 def _empty_like(pack: P) -> P:
-    # One token of weight 0: the forward and backward pass run, with all their sums over ranks, and add nothing. Whoever
-    # counts tokens (load, balance loss) leaves out what has no weight.
-    first = {name: getattr(pack, name)[:1] for name in tensor_names(pack)}
-    return replace(pack, lengths=(1,), ids=pack.ids[:1], **{**first, "weights_T": torch.zeros_like(pack.weights_T[:1])})
+    # One token of weight 0 for each sample: the forward and backward pass run, with all their sums over ranks, and add
+    # nothing. Whoever counts tokens (load, balance loss) leaves out what has no weight.
+    size = pack.together
+    first = {name: getattr(pack, name)[:size] for name in tensor_names(pack)}
+    first["weights_T"] = torch.zeros_like(first["weights_T"])
+    return replace(pack, lengths=(1,) * size, ids=pack.ids[:size], **first)

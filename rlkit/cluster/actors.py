@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ray
+import torch
 from torch import Tensor, distributed
 
+from rewards.model_score import Asked
 from rlkit.algo.losses import Loss, MtpTerm
-from rlkit.build import build_engine, build_trainer
+from rlkit.build import build_engine, build_trainer, cores_per
 from rlkit.cluster.transfer import Publication, publish
 from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
 from rlkit.engine.examination import Examination
 from rlkit.model.files.sent import form_names
+from rlkit.scoring.models import RewardModel
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 
@@ -103,6 +106,10 @@ class TrainerActor:
         """`Trainer.logprobs`."""
         return self.trainer.logprobs(sequences, rounding)
 
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """`Trainer.scores`."""
+        return self.trainer.scores(sequences)
+
     def trace(self, tokens: Sequence[int], rounding: Rounding | None) -> Mapping[str, Tensor]:
         """`Trainer.trace`."""
         return self.trainer.trace(tokens, rounding)
@@ -145,3 +152,15 @@ class TrainerActor:
     def load(self, folder: Path) -> None:
         """`Trainer.load` of this rank's state."""
         self.trainer.load(folder)
+
+
+class RewardModelActor:
+    """One copy of a reward model."""
+
+    def __init__(self, asked: Asked) -> None:
+        torch.set_num_threads(cores_per(asked.actors))
+        self.model = RewardModel(asked)
+
+    def score(self, group: Group) -> list[float]:
+        """`RewardModel.score`."""
+        return self.model.score(group)

@@ -14,6 +14,7 @@ from rlkit.cluster.deaths import deaths_named
 from rlkit.cluster.transfer import RemoteWeights
 from rlkit.engine.examination import Examination
 from rlkit.parts import SyncError
+from rlkit.scoring.models import ScoreGroup
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 from rlkit.watch.progress import Progress, silent
@@ -81,6 +82,11 @@ class RemoteEngines:
         return [RemoteEngines([actor]) for actor in self._actors]
 
 
+def remote_copy(actor: Any) -> ScoreGroup:
+    """Makes of an actor with a reward model what scores a group; it raises PartDiedError when the actor has died."""
+    return lambda group: _answers([actor.score.remote(group)])[0]
+
+
 class RemoteTrainer:
     """The trainer's ranks as one `Trainer`; a batch is dealt by samples to them, or to pipelines of them."""
 
@@ -102,6 +108,10 @@ class RemoteTrainer:
     def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
         """Asks for log-probs; every rank must run the model, because each may hold a part of it."""
         return self._all([rank.logprobs.remote(sequences, rounding) for rank in self._ranks])[0]
+
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Asks for scores; every rank must run the model, because each may hold a part of it."""
+        return self._all([rank.scores.remote(sequences) for rank in self._ranks])[0]
 
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Asks for block outputs, of which every rank has the same."""

@@ -16,13 +16,14 @@ from ray import cloudpickle
 from ray.job_config import JobConfig
 
 from rewards.own_files import own_modules
-from rlkit.cluster.actors import EngineActor, TrainerActor
+from rlkit.cluster.actors import EngineActor, RewardModelActor, TrainerActor
 from rlkit.cluster.deaths import named_parts
 from rlkit.cluster.placement import placed
-from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
-from rlkit.config import EngineRun, TrainingRun
-from rlkit.config.placement import bundles, check_room, gpu_share
+from rlkit.cluster.remote import RemoteEngines, RemoteTrainer, remote_copy
+from rlkit.config import BaseRun, EngineRun, LearningRun, RunConfig
+from rlkit.config.placement import bundle, bundles, check_room, gpu_share
 from rlkit.interrupt import end_process
+from rlkit.scoring.models import Copies, closing_all
 from rlkit.watch.progress import Progress
 
 # Idle threads of one actor must sleep, not spin: engine and trainer take turns on the same cores.
@@ -30,7 +31,7 @@ ACTOR_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PAR
 
 
 @contextmanager
-def on_ray(cfg: EngineRun, checkpoint: Path) -> Iterator[None]:
+def on_ray(cfg: BaseRun, checkpoint: Path) -> Iterator[None]:
     """Makes sure that Ray runs; whoever started it, the first part of a run, also ends it, the last to leave."""
     if ray.is_initialized():
         yield
@@ -65,7 +66,21 @@ def engines_on_ray(cfg: EngineRun, checkpoint: Path, progress: Progress) -> Iter
 
 
 @contextmanager
-def trainer_on_ray(cfg: TrainingRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
+def reward_models_on_ray(cfg: RunConfig) -> Iterator[dict[str, Copies]]:
+    """Starts an actor for every copy of the reward models that the reward asks for, by `Asked.key`."""
+    asked = [one for one in cfg.reward.models for _ in range(one.actors)]
+    with placed(RewardModelActor, [bundle(1, _gpus(cfg))] * len(asked), "PACK") as new:
+        actors = [actor.remote(one) for actor, one in zip(new, asked, strict=True)]
+        with _ending({f"reward model {number + 1} of {len(actors)}": actor for number, actor in enumerate(actors)}):
+            by_key: dict[str, list[Any]] = {}
+            for one, actor in zip(asked, actors, strict=True):
+                by_key.setdefault(one.key, []).append(remote_copy(actor))
+            with closing_all({key: Copies(copies) for key, copies in by_key.items()}) as models:
+                yield models
+
+
+@contextmanager
+def trainer_on_ray(cfg: LearningRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
     """Starts `trainer.num_ranks` actors, which meet in a store on the first one's machine and end with the block."""
     _, ranked = _bundles(cfg)
     with placed(TrainerActor, ranked, "SPREAD") as new:
@@ -87,15 +102,20 @@ def _ending(parts: Mapping[str, Any]) -> Iterator[None]:
         ray.kill(actor)
 
 
-def _bundles(cfg: EngineRun) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Computes what engines and ranks reserve on this cluster; raises UserError if it has no room for them."""
+def _bundles(cfg: BaseRun) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Computes what engines and ranks reserve on this cluster; raises UserError as `_gpus` does."""
+    return bundles(cfg.demand, _gpus(cfg))
+
+
+def _gpus(cfg: BaseRun) -> float:
+    """Computes the GPUs of each process on this cluster; raises UserError if it has no room for all of them."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = gpu_share(int(sum(machine.get("GPU", 0) for machine in machines)), cfg.demand, share=cfg.cluster.share_gpus)
     check_room(machines, cfg.demand, gpus)
-    return bundles(cfg.demand, gpus)
+    return gpus
 
 
-def _init_ray(cfg: EngineRun, weight_bytes: int) -> None:
+def _init_ray(cfg: BaseRun, weight_bytes: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray runs its workers at niceness 15: beside any other busy program the run would all but stand still.

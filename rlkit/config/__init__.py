@@ -17,12 +17,25 @@ from rlkit.config.groups import (
     ParityConfig,
     RewardConfig,
 )
-from rlkit.config.runs import EngineRun, ExtendContextRun, GrpoRun, RunConfig, SftRun, SftThenGrpoRun, TrainingRun
+from rlkit.config.reward_model import RewardModelConfig, RewardModelRun
+from rlkit.config.runs import (
+    BaseRun,
+    EngineRun,
+    ExtendContextRun,
+    GrpoRun,
+    LearningRun,
+    RowsRun,
+    RunConfig,
+    SftRun,
+    SftThenGrpoRun,
+    TrainingRun,
+)
 from rlkit.config.stages import AlgoConfig, EvaluationConfig, SamplingConfig, SftConfig
 from rlkit.config.trainer import LoraConfig, TrainerConfig
 
 __all__ = [
     "AlgoConfig",
+    "BaseRun",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",
@@ -32,11 +45,15 @@ __all__ = [
     "EvaluationConfig",
     "ExtendContextRun",
     "GrpoRun",
+    "LearningRun",
     "LoggingConfig",
     "LoraConfig",
     "ModelConfig",
     "ParityConfig",
     "RewardConfig",
+    "RewardModelConfig",
+    "RewardModelRun",
+    "RowsRun",
     "RunConfig",
     "SamplingChoice",
     "SamplingConfig",

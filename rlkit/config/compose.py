@@ -31,12 +31,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from rewards import RewardError
 from rlkit.checks import shown, suggestion
-from rlkit.config.runs import EngineRun, GrpoRun
+from rlkit.config.runs import BaseRun, GrpoRun
 from rlkit.errors import UserError
 from rlkit.overrides import ConfigError, Override, read_override, read_text, read_value
 
 C = TypeVar("C")
-R = TypeVar("R", bound=EngineRun)
+R = TypeVar("R", bound=BaseRun)
 FILES = Path(__file__).resolve().parents[2] / "configs"
 """Ours by its place beside rlkit, not by its name: a folder `configs` of the user's hides nothing."""
 OPEN_DICTS = ("reward.kwargs", "data.tasks", "algo.loss_settings")
@@ -166,7 +166,7 @@ def grpo_keys() -> list[str]:
     return sorted(key for key, _ in known_keys(GrpoRun))
 
 
-def to_yaml(cfg: EngineRun) -> str:
+def to_yaml(cfg: BaseRun) -> str:
     """Returns the resolved configuration as YAML, in the order of its dataclass."""
     return yaml.safe_dump(_adapter(type(cfg)).dump_python(cfg, mode="json"), sort_keys=False, width=120)
 

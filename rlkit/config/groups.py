@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.model_score import Asked, asked_for
 from rlkit.checks import MAX_PROCESSES, number, one_of, seed, whole
 from rlkit.errors import UserError
 from rlkit.model.config import DeepseekV3Config
@@ -88,7 +89,7 @@ class RewardConfig:
     """The function that judges a completion."""
 
     fn: str
-    """A name ("number"), "package.module:function" or "file.py:function"."""
+    """A name ("number"), "package.module:function", "file.py:function", or "model:FOLDER" for a reward model."""
     kwargs: dict[str, Any]
     workers: int
     """How many processes judge, on the driver's machine."""
@@ -100,6 +101,12 @@ class RewardConfig:
         """Refuses a pool without processes and a deadline that has passed before it starts."""
         whole("reward.workers", self.workers, least=1, most=MAX_PROCESSES)
         number("reward.timeout", self.timeout, above=0, most=MAX_TIMEOUT_S, fix="20 seconds are usual")
+        asked_for(self.fn, self.kwargs)
+
+    @property
+    def models(self) -> list[Asked]:
+        """Returns the reward models that the function asks for, itself or inside a composite."""
+        return asked_for(self.fn, self.kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,15 +27,18 @@ class Demand:
     workers: int
     """Worker processes of each engine."""
     ranks: int
+    judges: int = 0
+    """Reward models, each in a process of its own."""
 
     @property
     def processes(self) -> int:
         """Returns how many processes compute, each of which wants a GPU of its own."""
-        return self.engines * self.workers + self.ranks
+        return self.engines * self.workers + self.ranks + self.judges
 
     def __str__(self) -> str:
         engine = f"{self.engines} engine(s)" + (f" of {self.workers} workers" if self.workers > 1 else "")
-        return f"{engine} and {self.ranks} trainer rank(s)" if self.ranks else engine
+        parts = [engine, *([f"{self.judges} reward model(s)"] if self.judges else [])]
+        return f"{', '.join(parts)} and {self.ranks} trainer rank(s)" if self.ranks else " and ".join(parts)
 
 
 def gpu_share(num_gpus: int, demand: Demand, *, share: bool) -> float:
@@ -62,11 +65,12 @@ def gpu_share(num_gpus: int, demand: Demand, *, share: bool) -> float:
 
 def bundles(demand: Demand, gpus: float) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Computes what each engine and what each rank reserves, with `gpus` of `gpu_share` for each process."""
+    return [bundle(demand.workers, gpus)] * demand.engines, [bundle(1, gpus)] * demand.ranks
 
-    def bundle(processes: int) -> dict[str, float]:
-        return {"CPU": float(processes)} | ({"GPU": gpus * processes} if gpus else {})
 
-    return [bundle(demand.workers)] * demand.engines, [bundle(1)] * demand.ranks
+def bundle(processes: int, gpus: float) -> dict[str, float]:
+    """Computes what processes that belong on one machine reserve there."""
+    return {"CPU": float(processes)} | ({"GPU": gpus * processes} if gpus else {})
 
 
 def check_room(machines: Sequence[Mapping[str, float]], demand: Demand, gpus: float) -> None:
@@ -76,7 +80,8 @@ def check_room(machines: Sequence[Mapping[str, float]], demand: Demand, gpus: fl
     """
     free = [dict(machine) for machine in machines]
     engines, ranks = bundles(demand, gpus)
-    for name, parts in (("engine", engines), ("trainer rank", ranks)):
+    judges = [bundle(1, gpus)] * demand.judges
+    for name, parts in (("engine", engines), ("reward model", judges), ("trainer rank", ranks)):
         for place, part in enumerate(parts):
             for machine in free:
                 if all(machine.get(kind, 0.0) + 1e-9 >= amount for kind, amount in part.items()):

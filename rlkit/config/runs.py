@@ -26,20 +26,49 @@ from rlkit.quant.fp8 import FLOAT8
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineRun:
-    """What everything that samples needs: a model, engines, and a place for them."""
+class BaseRun:
+    """What everything needs that runs: a model, a place for it, and a folder to write to."""
 
     recipe: str
     output_dir: Path
     seed: int
     dry_run: bool
     model: ModelConfig
-    engine: EngineConfig
     cluster: ClusterConfig
 
     def __post_init__(self) -> None:
-        """Refuses groups that do not go together."""
+        """Refuses a seed that is none."""
         seed("seed", self.seed)
+
+    @property
+    def demand(self) -> Demand:
+        """Returns how many processes compute, each of which wants a CPU and a GPU."""
+        return Demand(engines=0, workers=1, ranks=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsRun(BaseRun):
+    """What every recipe needs that works through rows: where they come from, and how it goes on."""
+
+    resume: str
+    """"auto" goes on with what is in `output_dir`; "never" refuses a folder with a run."""
+    data: DataConfig
+
+    def __post_init__(self) -> None:
+        """Refuses a way to resume that there is not."""
+        one_of("resume", self.resume, ("auto", "never"))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRun(BaseRun):
+    """What everything needs that samples: engines."""
+
+    engine: EngineConfig
+
+    def __post_init__(self) -> None:
+        """Refuses engines that the place cannot hold."""
+        super().__post_init__()
         if self.cluster.kind == "local" and self.engine.num_engines > 1:
             raise UserError(
                 f"cluster=local is one process, but engine.num_engines={self.engine.num_engines}; set it to 1 or use "
@@ -51,7 +80,7 @@ class EngineRun:
     @property
     def demand(self) -> Demand:
         """Returns how many processes compute, each of which wants a CPU and a GPU."""
-        return Demand(engines=self.engine.num_engines, workers=self.engine.tensor_parallel, ranks=0)
+        return replace(super().demand, engines=self.engine.num_engines, workers=self.engine.tensor_parallel)
 
     @property
     def served_adapter(self) -> LoraConfig | None:
@@ -60,34 +89,57 @@ class EngineRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(EngineRun):
-    """What every recipe needs: something that samples, something that judges, and data for both."""
+class LearningRun(RowsRun):
+    """What every recipe needs that learns, whether it samples or not."""
 
-    resume: str
-    """"auto" goes on from the newest complete checkpoint in `output_dir`; "never" refuses a folder with a run."""
-    data: DataConfig
-    reward: RewardConfig
-    evaluation: EvaluationConfig
+    trainer: TrainerConfig
+    checkpoint: CheckpointConfig
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        """Checks what everything that samples needs, then that completions leave room for prompts."""
-        one_of("resume", self.resume, ("auto", "never"))
+        """Checks what all recipes need, then that there is a process for every rank."""
         super().__post_init__()
-        self._check_room("evaluation", self.evaluation.sampling)
+        if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
+            raise UserError(
+                f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
+                "cluster=ray"
+            )
+
+    @property
+    def demand(self) -> Demand:
+        """Returns how many processes compute, each of which wants a CPU and a GPU."""
+        return replace(super().demand, ranks=self.trainer.num_ranks)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Says whether any stage compares the policy with a frozen copy of itself."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(EngineRun, RowsRun):
+    """What every recipe needs that samples from rows and judges: engines, rows, and a reward."""
+
+    reward: RewardConfig
 
     def _check_room(self, group: str, sampling: SamplingConfig) -> None:
         """Refuses completions that would fill the whole context."""
         if sampling.max_new_tokens >= self.engine.max_model_len:
+            key = f"{group}.sampling" if group else "sampling"
             raise UserError(
-                f"{group}.sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
+                f"{key}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
                 f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
             )
 
     @property
+    def demand(self) -> Demand:
+        """Returns how many processes compute, each of which wants a CPU and a GPU."""
+        return replace(super().demand, judges=sum(asked.actors for asked in self.reward.models))
+
+    @property
     def longest_completion(self) -> int:
         """Returns the most tokens that any stage samples after a prompt."""
-        return self.evaluation.sampling.max_new_tokens
+        raise NotImplementedError
 
     @property
     def think_share(self) -> float | None:
@@ -103,21 +155,16 @@ class RunConfig(EngineRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRun(RunConfig):
-    """What every recipe needs that also learns."""
+class TrainingRun(RunConfig, LearningRun):
+    """What every recipe needs that trains what an engine samples from."""
 
-    trainer: TrainerConfig
+    evaluation: EvaluationConfig
     parity: ParityConfig
-    checkpoint: CheckpointConfig
 
     def __post_init__(self) -> None:
-        """Checks what all recipes need, then that there is a process for every rank."""
+        """Checks what samples and what learns, then that the two go together and that there is room to evaluate."""
         super().__post_init__()
-        if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
-            raise UserError(
-                f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
-                "cluster=ray"
-            )
+        self._check_room("evaluation", self.evaluation.sampling)
         if self.engine.dtype == "fp8" and self.trainer.dtype not in FLOAT8:
             raise UserError(
                 f"engine.dtype=fp8 samples from weights in FP8, and trainer.dtype={self.trainer.dtype} computes with "
@@ -140,16 +187,6 @@ class TrainingRun(RunConfig):
         """Returns the adapter that engines keep beside the weights; None where they get weights alone."""
         lora = self.trainer.lora
         return lora if lora is not None and lora.served == "adapter" else None
-
-    @property
-    def demand(self) -> Demand:
-        """Returns how many processes compute, each of which wants a CPU and a GPU."""
-        return replace(super().demand, ranks=self.trainer.num_ranks)
-
-    @property
-    def needs_reference(self) -> bool:
-        """Says whether any stage compares the policy with a frozen copy of itself."""
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)

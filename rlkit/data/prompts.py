@@ -42,7 +42,7 @@ def to_prompts(
     be encoded, and for a prompt that does not fit.
     """
     texts = render(rows, tokenizer, instruction)
-    encoded = _encode(tokenizer, rows, texts)
+    encoded = encode(tokenizer, rows, texts)
     check_distinct(rows, encoded, tokenizer)
     prompts = []
     for row, text, tokens in zip(rows, texts, encoded, strict=True):
@@ -84,7 +84,7 @@ def to_demonstrations(
         solution = row.solution if _share(seed, row.id) < think_share else ""
         texts.append(_completion(row, solution, prompt.text, str(tokenizer.eos_token)))
     demonstrations = []
-    for row, prompt, text in zip(rows, prompts, _encode(tokenizer, rows, texts), strict=True):
+    for row, prompt, text in zip(rows, prompts, encode(tokenizer, rows, texts), strict=True):
         if end in text:
             raise UserError(
                 f"the demonstration of row {row.id!r} holds the end token {tokenizer.eos_token!r} in its middle, "
@@ -157,8 +157,11 @@ def _unmarked(text: str, end: str) -> str:
     return MARK.sub("", found).strip()
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], texts: list[str]) -> list[tuple[int, ...]]:
-    """Returns the ids of each row's text. The template has written every special token already, so none is added."""
+def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], texts: list[str]) -> list[tuple[int, ...]]:
+    """Returns the ids of each row's text. The template has written every special token already, so none is added.
+
+    Raises UserError naming the row whose text cannot be encoded.
+    """
     if not texts:
         return []
 

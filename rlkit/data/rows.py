@@ -44,8 +44,8 @@ class Split:
     """Rows that were left out because their question had been taken already."""
 
 
-def read_rows(cfg: DataConfig) -> Split:
-    """Reads, deduplicates, shuffles by `data.seed` and splits.
+def read_rows(cfg: DataConfig, *, repeats: bool = False) -> Split:
+    """Reads, deduplicates, shuffles by `data.seed` and splits; with `repeats` a question may come in several rows.
 
     Held-out rows are chosen first, so they do not change with `data.train_size`. Questions count as equal when their
     lines are, save for white space at the ends of lines: line breaks and indentation can be what a question is about.
@@ -64,25 +64,27 @@ def read_rows(cfg: DataConfig) -> Split:
     else:
         held_out = train
     seen: set[str] = set()
-    held_out_rows, repeated = _take(held_out, cfg.eval_size, seen, "data.eval_size")
-    train_rows, repeated_too = _take(train, cfg.train_size, seen, "data.train_size")
+    held_out_rows, repeated = _take(held_out, cfg.eval_size, seen, "data.eval_size", repeats)
+    train_rows, repeated_too = _take(train, cfg.train_size, seen, "data.train_size", repeats)
     return Split(held_out=held_out_rows, train=train_rows, repeated=repeated + repeated_too)
 
 
-def _take(rows: Iterator[Row], size: int, seen: set[str], key: str) -> tuple[tuple[Row, ...], int]:
-    """Takes rows whose question is not in `seen`; also returns how many others it left out on the way."""
+def _take(rows: Iterator[Row], size: int, seen: set[str], key: str, repeats: bool) -> tuple[tuple[Row, ...], int]:
+    """Takes rows whose question is not in `seen`, where it adds them; also returns how many it left out on the way."""
     taken: list[Row] = []
+    added: set[str] = set()
     repeated = 0
     while len(taken) != size:
         row = next(rows, None)
         if row is None:
             break
         question = "\n".join(line.rstrip() for line in row.question.split("\n")).rstrip()
-        if question in seen:
+        if question in seen or (question in added and not repeats):
             repeated += 1
         else:
-            seen.add(question)
+            added.add(question)
             taken.append(row)
+    seen |= added
     if len(taken) < max(size, 1):
         raise UserError(
             f"{key}={size}: only {len(taken)} distinct rows are left for it (duplicates and held-out questions do not "

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -104,6 +104,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"model.path={folder}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
     _check_ids(folder, tokenizer, backend)
     return tokenizer
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Says whether two tokenizers make the same tokens of every conversation."""
+
+    def described(tokenizer: Any) -> tuple[Any, ...]:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = [backend[key] for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
+        return (*rules, tokenizer.chat_template, tokenizer.eos_token_id)
+
+    return described(one) == described(other)
 
 
 def read_decoder(folder: Path) -> Callable[[Sequence[int]], str]:

@@ -13,14 +13,12 @@ import rewards
 from rlkit.checks import MOST
 from rlkit.config import EvalRun, RewardConfig, SamplingConfig
 from rlkit.data.prompts import to_prompts
-from rlkit.data.tokenizer import load_tokenizer
 from rlkit.errors import UserError
 from rlkit.evaluation.suites import Suite
-from rlkit.model.load import read_architecture
 from rlkit.run.fit import check_engine_fit
 from rlkit.run.inputs import MODEL_FILES, digest
-from rlkit.run.machine import check_engine_machine
-from rlkit.run.prepare import check_reward, check_vocabulary
+from rlkit.run.machine import check_engine_machine, check_place
+from rlkit.run.prepare import check_reward, read_checkpoint
 from rlkit.types import Prompt, Sampling
 
 Settings = Mapping[str, str | int | float]
@@ -57,10 +55,7 @@ def write_exams(suites: Sequence[Suite], cfg: EvalRun) -> tuple[EvalRun, tuple[E
     naming key, value and fix, for what cannot work.
     """
     checkpoint = Path(cfg.model.path)
-    architecture = read_architecture(checkpoint, cfg.model.kind)
-    architecture.check_files()
-    tokenizer = load_tokenizer(checkpoint)
-    check_vocabulary(checkpoint, tokenizer, architecture)
+    architecture, tokenizer = read_checkpoint(checkpoint, cfg.model.kind)
     # RoPE of some models changes beyond its exact positions for a whole batch: no evaluation goes there.
     reach = min(cfg.engine.max_model_len, architecture.max_position_embeddings, architecture.exact_positions)
     model = {f"model {file.name}": digest(file, sampled=True) for file in _model_files(checkpoint)}
@@ -82,7 +77,8 @@ def write_exams(suites: Sequence[Suite], cfg: EvalRun) -> tuple[EvalRun, tuple[E
         )
     cfg = replace(cfg, engine=replace(cfg.engine, max_model_len=longest))
     check_engine_fit(cfg, architecture)
-    check_engine_machine(cfg, weights=architecture.size().parameters)
+    check_place(cfg, weights=architecture.size().parameters)
+    check_engine_machine(cfg)
     return cfg, tuple(exams)
 
 

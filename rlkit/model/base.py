@@ -63,6 +63,14 @@ class CausalLM(nn.Module, ABC):
     def recompute(self) -> None:
         """Lets every block keep nothing for backward but its input, from now on: backward runs it again."""
 
+    def head(self) -> nn.Linear:
+        """Returns the layer behind the hidden states."""
+        return self.lm_head
+
+    def new_layers(self) -> Sequence[nn.Module]:
+        """Returns layers that training makes from nothing, so that LoRA trains them as they are; most have none."""
+        return ()
+
     def routers(self) -> Mapping[str, int]:
         """Returns the routers of the whole model by name, also those on other ranks: how many experts each has.
 

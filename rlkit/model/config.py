@@ -25,6 +25,8 @@ FIXED = {
 PUBLISHED = {"sigmoid": ("deepseek_v3", "DeepseekV3ForCausalLM"), "softmax": ("deepseek_v2", "DeepseekV2ForCausalLM")}
 """For each router rule, the model_type and architecture under which its checkpoints are published; each class has one
 rule."""
+LANGUAGE, SCORING = "ForCausalLM", "ForSequenceClassification"
+"""How the names of transformers' classes end: those of language models, and those with a head that scores."""
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GROUPED_ROWS = 8
 """Grouped matrix products want rows of 16 bytes: 8 numbers in bf16."""
@@ -203,7 +205,8 @@ class DeepseekV3Config:
         if isinstance(ends := known.get("eos_token_id"), list):
             known["eos_token_id"] = tuple(ends)
         known["num_nextn_predict_layers"] = raw.get("num_nextn_predict_layers") or 0  # some files say null
-        config = cls(**known | _read_rope(raw))
+        scores = any(str(name).endswith(SCORING) for name in raw.get("architectures") or ())
+        config = (ScorerConfig if scores else cls)(**known | _read_rope(raw))
         method = raw.get("topk_method", config.topk_method)
         same = method == config.topk_method or (method == "group_limited_greedy" and config.topk_method == "greedy")
         fix = f"only {config.topk_method!r} is supported with scoring_func={config.scoring_func!r}, "
@@ -241,6 +244,17 @@ class DeepseekV3Config:
             "rope_parameters": {"rope_type": "yarn" if yarn else "default", "rope_theta": self.rope_theta, **yarn},
             "use_cache": True,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerConfig(DeepseekV3Config):
+    """The same sizes of a reward model: in the place of the head it has one that gives a score."""
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of a config.json that transformers loads for sequence classification with one label."""
+        raw = DeepseekV3Config.to_hf(self)
+        names = [name.replace(LANGUAGE, SCORING) for name in raw["architectures"]]
+        return raw | {"architectures": names, "id2label": {"0": "score"}, "label2id": {"score": 0}}
 
 
 def read_json(folder: Path) -> dict[str, Any]:

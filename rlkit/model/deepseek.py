@@ -37,6 +37,8 @@ from rlkit.model.trace import trace
 class DeepseekV3(CausalLM):
     """A causal language model; weights are drawn from normal(0, initializer_range) with torch's global generator."""
 
+    config_class = DeepseekV3Config
+
     def __init__(self, config: DeepseekV3Config, share: ExpertShare = ALL, stage: Stage = WHOLE) -> None:
         super().__init__()
         self.config, self.share, self.stage, self.num_stages = config, share, stage, stage.size
@@ -87,6 +89,8 @@ class DeepseekV3(CausalLM):
         """
         checkpoint = Checkpoint.open(path)
         config = checkpoint.config
+        if type(config) is not cls.config_class:
+            raise UserError(f"{path}: config.json describes a {type(config).__name__}, and not a {cls.__name__}")
         table = published_names(config)
         checkpoint.check(table)
         for fault in checkpoint.copy_faults(table):

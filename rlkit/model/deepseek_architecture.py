@@ -18,6 +18,7 @@ from rlkit.model.files.shards import read_headers
 from rlkit.model.meta import on_meta
 from rlkit.model.precision import float8_summary
 from rlkit.model.routing import RULES
+from rlkit.model.scorer import deepseek_class
 from rlkit.model.size import Size, count_active, count_parameters
 from rlkit.model.split import padded_vocabulary, split_problem
 from rlkit.quant.fp8 import BLOCK
@@ -91,11 +92,11 @@ class DeepseekArchitecture:
     def empty_model(self) -> DeepseekV3:
         """Makes the model on the meta device."""
         with on_meta():
-            return DeepseekV3(self.config)
+            return deepseek_class(self.config)(self.config)
 
     def new_model(self) -> DeepseekV3:
         """Makes the model with new weights, drawn from torch's global generator."""
-        return DeepseekV3(self.config)
+        return deepseek_class(self.config)(self.config)
 
     def check_files(self) -> None:
         """Compares the headers of the weight files with the table of names; raises UserError naming the tensor."""

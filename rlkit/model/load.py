@@ -9,11 +9,11 @@ import torch
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.base import CausalLM
-from rlkit.model.config import CONFIG, PUBLISHED, read_json
-from rlkit.model.deepseek import DeepseekV3
+from rlkit.model.config import CONFIG, PUBLISHED, DeepseekV3Config, read_json
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.experts import ALL, ExpertShare
 from rlkit.model.hf_architecture import HfArchitecture
+from rlkit.model.scorer import deepseek_class
 from rlkit.model.stages import WHOLE, Stage
 
 KINDS = ("deepseek", "hf")
@@ -44,7 +44,7 @@ def load_model(path: Path, dtype: torch.dtype, kind: str, share: ExpertShare = A
     architecture.
     """
     if kind == "deepseek":
-        return DeepseekV3.from_checkpoint(path, dtype, share, stage)
+        return deepseek_class(DeepseekV3Config.from_folder(path)).from_checkpoint(path, dtype, share, stage)
     from rlkit.model.hf import HfModel  # takes seconds to import
 
     return HfModel.from_checkpoint(path, dtype)

@@ -62,7 +62,7 @@ def count_parameters(model: CausalLM, rank: int, targets: Sequence[str]) -> int:
 def _linear_layers(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
     ahead = {layer for module in model.mtp_modules() for layer in module.modules()}
     for name, module in model.core().named_modules():
-        if isinstance(module, nn.Linear) and module is not model.lm_head and module not in ahead:
+        if isinstance(module, nn.Linear) and module is not model.head() and module not in ahead:
             yield name, module
 
 
@@ -77,6 +77,8 @@ def add_lora(model: CausalLM, *, rank: int, alpha: float, targets: str | Sequenc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model.core(), adapter_name=NAME)
+    for layer in model.new_layers():  # now: peft lets nothing learn but what it has put in
+        layer.requires_grad_(True)
 
 
 def adapter_weights(model: CausalLM) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlkit.config import TrainingRun
+from rlkit.config import LearningRun, TrainingRun
 from rlkit.model.architecture import Architecture
 from rlkit.plan.adapters import adapter_parameters
 from rlkit.plan.counts import Held, held_by_stage
@@ -12,7 +12,7 @@ from rlkit.plan.models import config_of
 from rlkit.plan.trainer import WIDTH, TrainerBytes, trainer_bytes
 
 
-def configured_layout(cfg: TrainingRun) -> Layout:
+def configured_layout(cfg: LearningRun) -> Layout:
     """Returns the layout that the configuration asks for."""
     trainer = cfg.trainer
     return Layout(
@@ -25,7 +25,7 @@ def configured_layout(cfg: TrainingRun) -> Layout:
     )
 
 
-def trainer_here(cfg: TrainingRun, architecture: Architecture) -> TrainerBytes:
+def trainer_here(cfg: LearningRun, architecture: Architecture) -> TrainerBytes:
     """Returns the bytes of a rank's weights, gradients, optimiser and reference; nothing of activations."""
     layout, adapters, size = configured_layout(cfg), adapter_parameters(cfg, architecture), architecture.size()
     config = config_of(architecture)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rlkit.config import EngineRun, TrainingRun
+from rlkit.config import EngineRun, LearningRun, TrainingRun
 from rlkit.engine.vllm.fp8 import fp8_problem
 from rlkit.engine.vllm.options import check_options
 from rlkit.errors import UserError
@@ -28,6 +28,11 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     check_engine_fit(cfg, architecture)
     if cfg.served_adapter is not None:
         _refuse(architecture.vllm_adapter_problem(), "trainer.lora.served=adapter: ")
+    check_trainer(cfg, architecture)
+
+
+def check_trainer(cfg: LearningRun, architecture: Architecture) -> None:
+    """Raises UserError, naming key, value and fix, where the trainer cannot work with the model."""
     _check_balance(cfg, architecture)
     _check_layout(cfg, architecture)
     if cfg.trainer.dtype in FLOAT8:
@@ -53,7 +58,7 @@ def check_engine_fit(cfg: EngineRun, architecture: Architecture) -> None:
         _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
 
 
-def check_shape(cfg: TrainingRun, overrides: Sequence[str]) -> None:
+def check_shape(cfg: LearningRun, overrides: Sequence[str]) -> None:
     """Raises UserError where the command line asks for another shape than that of the checkpoint in `model.path`.
 
     The checkpoint decides: a key below `model.architecture` describes a new model.
@@ -124,7 +129,7 @@ def _check_length(cfg: EngineRun, architecture: Architecture) -> None:
         )
 
 
-def _check_layout(cfg: TrainingRun, architecture: Architecture) -> None:
+def _check_layout(cfg: LearningRun, architecture: Architecture) -> None:
     """Refuses to share out what cannot be shared out."""
     trainer, where = cfg.trainer, _where(cfg)
     if trainer.expert_parallel > 1:
@@ -136,12 +141,12 @@ def _check_layout(cfg: TrainingRun, architecture: Architecture) -> None:
         _refuse(architecture.pieces_problem(), f"trainer.zero_stage=3: {where} ")
 
 
-def _where(cfg: TrainingRun) -> str:
+def _where(cfg: LearningRun) -> str:
     """Says where the model's shape comes from."""
     return f"model.path={cfg.model.path}" if cfg.model.path else "model.architecture"
 
 
-def _check_balance(cfg: TrainingRun, architecture: Architecture) -> None:
+def _check_balance(cfg: LearningRun, architecture: Architecture) -> None:
     """Refuses to balance what is not there."""
     trainer, where = cfg.trainer, _where(cfg)
     for key in ("bias_update_speed", "balance_coef"):

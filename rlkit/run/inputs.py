@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
+from rewards.model_score import PREFIX
 from rewards.own_files import own_modules
-from rlkit.config import TrainingRun
+from rlkit.config import LearningRun, RunConfig
 from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.errors import UserError
 from rlkit.watch.metrics import write_atomic
@@ -36,13 +37,15 @@ MAY_CHANGE = (
 
 How the trainer's ranks share the model out changes the last digits of a sum, and with trainer.dtype=fp8 which tokens
 are rounded together; nothing else."""
+FOLDERS = ("model.path ", PREFIX)
+"""Beginnings of the records of files that lie in a model's folder: the policy's, or a reward model's."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that are read from a model's folder."""
 WHOLE_BYTES = 2**26
 PIECES, PIECE_BYTES = 64, 2**16
 
 
-def check_same(cfg: TrainingRun) -> None:
+def check_same(cfg: LearningRun) -> None:
     """Raises UserError if the folder holds a run that began with other settings or other files."""
     saved = cfg.output_dir / CONFIG_FILE
     if not saved.exists():
@@ -58,20 +61,22 @@ def check_same(cfg: TrainingRun) -> None:
         _check_files(cfg, _read(inputs, json.loads))
 
 
-def write_inputs(cfg: TrainingRun) -> None:
+def write_inputs(cfg: LearningRun) -> None:
     """Writes down what the run begins with; the files' fingerprints only once, at its first start."""
     write_atomic(cfg.output_dir / CONFIG_FILE, to_yaml(cfg))
     if not (cfg.output_dir / INPUTS_FILE).exists():
         write_atomic(cfg.output_dir / INPUTS_FILE, json.dumps(fingerprints(cfg), indent=1) + "\n")
 
 
-def fingerprints(cfg: TrainingRun) -> dict[str, str]:
+def fingerprints(cfg: LearningRun) -> dict[str, str]:
     """Returns the fingerprint of every file that a run reads by path, under the key that names it, and its own name."""
     found = {f"{key} {file.name}": digest(file) for key, file in _named_files(cfg)}
-    if cfg.model.path:
-        for file in sorted(Path(cfg.model.path).iterdir()):
+    asked = cfg.reward.models if isinstance(cfg, RunConfig) else []
+    folders = {"model.path": cfg.model.path} if cfg.model.path else {}
+    for key, folder in {**folders, **{one.name: one.folder for one in asked}}.items():
+        for file in sorted(Path(folder).iterdir()):
             if file.is_file() and file.suffix in MODEL_FILES:
-                found[f"model.path {file.name}"] = digest(file, sampled=True)
+                found[f"{key} {file.name}"] = digest(file, sampled=True)
     return found
 
 
@@ -88,7 +93,7 @@ def digest(file: Path, *, sampled: bool = False) -> str:
     return f"sampled:{running.hexdigest()}"
 
 
-def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
+def _named_files(cfg: LearningRun) -> Iterator[tuple[str, Path]]:
     """Yields the key and the file of everything but the model; names that are no files are passed over."""
     for key, source in (("data.source", cfg.data.source), ("data.eval_source", cfg.data.eval_source)):
         if source and Path(source).is_file():
@@ -131,7 +136,7 @@ def _code(text: str) -> Path | None:
     return Path(module.__file__ or "").resolve() if module is not None and module in own_modules() else None
 
 
-def _check_settings(cfg: TrainingRun, before: Mapping[str, Any]) -> None:
+def _check_settings(cfg: LearningRun, before: Mapping[str, Any]) -> None:
     old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
@@ -144,15 +149,15 @@ def _check_settings(cfg: TrainingRun, before: Mapping[str, Any]) -> None:
         )
 
 
-def _check_files(cfg: TrainingRun, before: Mapping[str, str]) -> None:
+def _check_files(cfg: LearningRun, before: Mapping[str, str]) -> None:
     now = fingerprints(cfg)
     other = [name for name in before if name in now and now[name] != before[name]]
     gone, new = (before.keys() - now.keys(), now.keys() - before.keys())
     # What lies beside the user's code is known only once that is loaded: it is gone if it is not on the disk. A new
     # file there takes a change of the code to be read; in a model's folder it is read as it lies there.
     folders = [(key, file.parent) for key, file in _named_files(cfg)]
-    gone = {n for n in gone if n.startswith("model.path ") or not any(_lies(n, *folder) for folder in folders)}
-    new = {n for n in new if n.startswith("model.path ")}
+    gone = {n for n in gone if n.startswith(FOLDERS) or not any(_lies(n, *folder) for folder in folders)}
+    new = {n for n in new if n.startswith(FOLDERS)}
     changed = [*other, *sorted(gone), *sorted(new)]
     if changed:
         key, _, file = changed[0].partition(" ")

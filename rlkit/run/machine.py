@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 
 import torch
 
-from rlkit.config import EngineRun, TrainingRun
+from rlkit.config import BaseRun, EngineRun, LearningRun, TrainingRun
 from rlkit.config.placement import gpu_share
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
@@ -35,12 +35,14 @@ SESSION = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Where Ray puts its longest-named socket, below TMPDIR; the end of the session's name is a process id."""
 
 
-def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
+def check_machine(cfg: LearningRun, *, weights: int, trained: int) -> None:
     """Raises UserError, with what to change, for a run that this machine would end in its middle.
 
     `weights` and `trained` are numbers of parameters: of the whole model, and of those with an optimiser.
     """
-    check_engine_machine(cfg, weights=weights)
+    check_place(cfg, weights=weights)
+    if isinstance(cfg, TrainingRun):
+        check_engine_machine(cfg)
     _check_disk(cfg, weights, trained)
     if cfg.logging.wandb_project and find_spec("wandb") is None:
         raise UserError(
@@ -49,17 +51,21 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
         )
 
 
-def check_engine_machine(cfg: EngineRun, *, weights: int) -> None:
-    """Raises UserError, with what to change, for engines or an output folder that this machine would not have.
-
-    `weights` is the number of the model's parameters.
-    """
-    _check_folder("output_dir", cfg.output_dir, "set another output_dir")
+def check_engine_machine(cfg: EngineRun) -> None:
+    """Raises UserError, with what to change, for engines that this machine would not have."""
     if cfg.engine.kind == "vllm" and cfg.engine.memory > 1 and torch.cuda.is_available():
         raise UserError(
             f"engine.memory={cfg.engine.memory:g}: on a GPU it is the share of the device's memory that vLLM takes; "
             "give a number up to 1, as 0.5"
         )
+
+
+def check_place(cfg: BaseRun, *, weights: int) -> None:
+    """Raises UserError, with what to change, for a folder or a place that cannot take the run.
+
+    `weights` is the number of the model's parameters.
+    """
+    _check_folder("output_dir", cfg.output_dir, "set another output_dir")
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         gpu_share(torch.cuda.device_count(), cfg.demand, share=cfg.cluster.share_gpus)
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
@@ -68,7 +74,7 @@ def check_engine_machine(cfg: EngineRun, *, weights: int) -> None:
         _check_shared_memory(cfg.cluster.object_store_bytes(files or 4 * weights))
 
 
-def check_memory(cfg: TrainingRun, architecture: Architecture) -> None:
+def check_memory(cfg: LearningRun, architecture: Architecture) -> None:
     """Raises UserError where weights, gradients and optimiser alone are more than this machine has.
 
     Parts that a running cluster spreads over its machines are not looked at, nor are activations: what is refused here
@@ -76,20 +82,23 @@ def check_memory(cfg: TrainingRun, architecture: Architecture) -> None:
     """
     if cfg.cluster.address:
         return
-    trainer, engine = trainer_here(cfg, architecture), engine_here(cfg, architecture).weights
-    ranks, engines = cfg.trainer.num_ranks, cfg.engine.num_engines
+    trainer, ranks = trainer_here(cfg, architecture), cfg.trainer.num_ranks
     keys = f"trainer.dtype={cfg.trainer.dtype}, trainer.zero_stage={cfg.trainer.zero_stage}"
-    sampler = f"engine.dtype={cfg.engine.dtype}"
+    engines, engine, sampler = 0, 0, ""
+    if isinstance(cfg, TrainingRun):
+        engines, engine = cfg.engine.num_engines, engine_here(cfg, architecture).weights
+        sampler = f"engine.dtype={cfg.engine.dtype}"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0).total_memory
         _refuse_bytes(cfg, f"a trainer rank ({keys}) needs", trainer.states, "its GPU", device)
         _refuse_bytes(cfg, f"an engine ({sampler}) needs", engine, "its GPU", device)
         return
-    what = f"trainer.num_ranks={ranks} ({keys}) and engine.num_engines={engines} ({sampler}) need"
+    what = f"trainer.num_ranks={ranks} ({keys})"
+    what += f" and engine.num_engines={engines} ({sampler}) need" if engines else " needs"
     _refuse_bytes(cfg, what, ranks * trainer.resting + engines * engine, "this machine", main_memory())
 
 
-def _refuse_bytes(cfg: TrainingRun, what: str, needed: int, where: str, there: int) -> None:
+def _refuse_bytes(cfg: LearningRun, what: str, needed: int, where: str, there: int) -> None:
     if needed > there:
         raise UserError(
             f"{what} {_gib(needed)} for weights, gradients, optimiser and reference, and {where} has {_gib(there)}; "
@@ -118,7 +127,7 @@ def _check_folder(name: str, folder: Path, fix: str) -> None:
                 place.rmdir()
 
 
-def _check_disk(cfg: TrainingRun, weights: int, trained: int) -> None:
+def _check_disk(cfg: LearningRun, weights: int, trained: int) -> None:
     """Compares the free bytes with the least that the run will write: a checkpoint, and the model at its end."""
     size = 4 if cfg.trainer.dtype == "fp32" else 2
     needed = weights * size + trained * 12 + (4 * trained if cfg.needs_reference else 0)

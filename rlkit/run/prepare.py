@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 import rewards
+from rewards.model_score import Asked
 from rlkit.config import RewardConfig, TrainingRun
 from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
 from rlkit.data.rows import read_rows
-from rlkit.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from rlkit.data.tokenizer import load_tokenizer, same_tokenizer, save_tokenizer, train_tokenizer
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
+from rlkit.model.config import ScorerConfig
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import read_architecture
@@ -60,10 +62,7 @@ def prepare(cfg: TrainingRun) -> Task:
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
-        architecture = read_architecture(checkpoint, cfg.model.kind)
-        architecture.check_files()
-        tokenizer = load_tokenizer(checkpoint)
-        check_vocabulary(checkpoint, tokenizer, architecture)
+        architecture, tokenizer = read_checkpoint(checkpoint, cfg.model.kind)
     else:
         assert cfg.model.architecture is not None, "ModelConfig refuses this"
         texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
@@ -72,6 +71,8 @@ def prepare(cfg: TrainingRun) -> Task:
         config = replace(cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids)
         architecture = DeepseekArchitecture(config=config)
     check_fit(cfg, architecture)
+    for asked in cfg.reward.models:
+        check_reward_model(asked, tokenizer, cfg.engine.max_model_len)
     room = cfg.engine.max_model_len - cfg.longest_completion
     prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
     held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
@@ -91,6 +92,45 @@ def prepare(cfg: TrainingRun) -> Task:
         architecture=architecture,
         checkpoint=checkpoint,
     )
+
+
+def read_checkpoint(checkpoint: Path, kind: str) -> tuple[Architecture, PreTrainedTokenizerBase]:
+    """Reads and checks config.json, headers and tokenizer of a language model that a run starts from.
+
+    Raises UserError for a folder that holds none, which a reward model's is not.
+    """
+    architecture = read_architecture(checkpoint, kind)
+    architecture.check_files()
+    if isinstance(architecture, DeepseekArchitecture) and isinstance(architecture.config, ScorerConfig):
+        raise UserError(
+            f"model.path={checkpoint} is a reward model: it scores and cannot write; give the folder of a language "
+            f"model, and the reward model as reward=model:{checkpoint}"
+        )
+    tokenizer = load_tokenizer(checkpoint)
+    _check_vocabulary(checkpoint, tokenizer, architecture)
+    return architecture, tokenizer
+
+
+def check_reward_model(asked: Asked, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+    """Raises UserError if a folder holds no reward model that can judge what this tokenizer's model writes."""
+    folder, key = Path(asked.folder), f"reward={asked.name}"
+    architecture = read_architecture(folder, "deepseek")
+    if not isinstance(architecture, DeepseekArchitecture) or not isinstance(architecture.config, ScorerConfig):
+        raise UserError(
+            f"{key}: the folder holds a language model, which has no head that scores; train one from it with 'rlkit "
+            f"run reward_model model.path={folder}'"
+        )
+    architecture.check_files()
+    if not same_tokenizer(load_tokenizer(folder), tokenizer):
+        raise UserError(
+            f"{key}: its tokenizer or chat template is not the policy's, whose tokens it is given as sampled; "
+            "train the reward model from the checkpoint that the policy comes from"
+        )
+    if longest > architecture.max_position_embeddings:
+        raise UserError(
+            f"{key}: engine.max_model_len={longest} is more than its max_position_embeddings="
+            f"{architecture.max_position_embeddings}; lower the first"
+        )
 
 
 def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:
@@ -121,7 +161,7 @@ def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
     return folder
 
 
-def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
+def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
     """Refuses a tokenizer with ids that the model lacks, or whose end token does not end the model's completions."""
     if len(tokenizer) > architecture.vocab_size:
         raise UserError(

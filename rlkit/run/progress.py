@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Generic, NoReturn, TypeVar
 
 from rewards import RewardError
-from rlkit.config import TrainingRun
+from rlkit.config import LearningRun, TrainingRun
 from rlkit.data.tokenizer import copy_tokenizer
 from rlkit.errors import DivergedError, UserError
 from rlkit.evaluate import evaluate
@@ -19,7 +19,7 @@ from rlkit.interrupt import GO_ON, INTERRUPTED, raise_again
 from rlkit.model.files.sent import SentError
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
-from rlkit.parts import PartDiedError, Parts, SyncError
+from rlkit.parts import Learning, PartDiedError, Parts, SyncError
 from rlkit.rollout.judging import NoVerdictError
 from rlkit.run.folder import CHECKPOINTS, START, newest_checkpoint, save_checkpoint
 from rlkit.run.inputs import check_same, write_inputs
@@ -41,15 +41,18 @@ QUIET_LINES = 20
 """Lines that a stage prints whose steps sample nothing and take no time; metrics.jsonl has every step."""
 
 
-class Run:
-    """One run and its folder; use it in a `with` block.
+P = TypeVar("P", bound=Learning)
+
+
+class BaseProgress(Generic[P]):
+    """One run and its folder, whatever it learns from; use it in a `with` block.
 
     It finds where to go on, records what the stories yield, and writes the report whatever happens.
     """
 
-    def __init__(self, cfg: TrainingRun, task: Task) -> None:
+    def __init__(self, cfg: LearningRun) -> None:
         """Raises UserError if another run is in the folder, or has left there what this one may not continue."""
-        self.cfg, self.task, self.folder = cfg, task, cfg.output_dir
+        self.cfg, self.folder = cfg, cfg.output_dir
         self._lock = Lock(self.folder)
         try:
             self._open()
@@ -114,6 +117,57 @@ class Run:
             return "no checkpoint was due yet; the same command begins again"
         return f"{self._newest} and metrics.jsonl are kept; with resume=auto the same command goes on from there"
 
+    def restore_trainer(self, parts: P) -> None:
+        """Brings the trainer to where the newest checkpoint was."""
+        if self.restored:
+            path, position = self.restored
+            parts.trainer.load(path)
+            self.console.line(f"resuming after {position.stage} step {position.step} from {path}")
+            if (self.folder / MODEL).exists():
+                self.console.line("this run is complete; for a new one, set another output_dir")
+
+    def steps_done(self, stage: str, total: int) -> int:
+        """Steps of a stage that an earlier life of this run has taken."""
+        return self.position.steps_done(stage, total)
+
+    def follow(self, stage: str, total: int, steps: Iterator[Step], parts: P) -> None:
+        """Takes the steps of a stage behind a progress bar: prints and records each, saves when it is due."""
+        if stage in self._followed:
+            raise UserError(
+                f"stage={stage!r} is followed twice by this recipe; give the second stage a name of its own"
+            )
+        self._followed.add(stage)
+        with self.console.bar(named(stage), total, "steps") as bar:
+            for step in steps:
+                self.record(step, total, parts)
+                bar.set(step.step)
+
+    def record(self, done: Step, total: int, parts: P) -> None:
+        """Prints a step's line, appends its numbers, evaluates and takes a checkpoint when they are due."""
+        stage, step, sampled = done.stage, done.step, done.weight_version is not None
+        if sampled or step == 1 or step % max(1, total // QUIET_LINES) == 0:
+            self.console.step(stage, step, total, done.numbers)
+        self.metrics.write(stage, step, done.numbers)
+        self.position = self.position.after(stage, step, done.weight_version)
+        if step != total:
+            self.measure(done, parts)
+        every = self.cfg.checkpoint.every
+        if step == total or (every and step % every == 0):
+            checkpoints, keep = self.folder / CHECKPOINTS, self.cfg.checkpoint.keep
+            self._newest = save_checkpoint(checkpoints, self.position, parts.trainer, keep)
+
+    def measure(self, done: Step, parts: P) -> None:
+        """Measures between two steps what a run wants to see then; nothing, unless it says so."""
+
+
+class Run(BaseProgress[Parts]):
+    """A run that samples, with its folder."""
+
+    def __init__(self, cfg: TrainingRun, task: Task) -> None:
+        """Raises UserError as `BaseProgress` does."""
+        super().__init__(cfg)
+        self.cfg, self.task = cfg, task
+
     def initial(self) -> Path:
         """The checkpoint that all parts load first; a new model is made on the first call."""
         return initial_checkpoint(self.cfg, self.task).absolute()
@@ -126,21 +180,12 @@ class Run:
 
     def restore(self, parts: Parts) -> None:
         """Brings trainer and engine to where the newest checkpoint was, and checks that they agree."""
-        if self.restored:
-            path, position = self.restored
-            parts.trainer.load(path)
-            self.console.line(f"resuming after {position.stage} step {position.step} from {path}")
-            if (self.folder / MODEL).exists():
-                self.console.line("this run is complete; for a new one, set another output_dir")
+        self.restore_trainer(parts)
         self.sync(parts, self.position.weight_version)
 
     def sync(self, parts: Parts, version: int) -> None:
         """Publishes the weights outside a step, and says what the parity gate measured."""
         self.console.line(f"parity: {parts.sync(version)}")
-
-    def steps_done(self, stage: str, total: int) -> int:
-        """Steps of a stage that an earlier life of this run has taken."""
-        return self.position.steps_done(stage, total)
 
     def begin_stage(self, stage: str, parts: Parts) -> None:
         """Before the first step of a later stage: forget the optimiser's moments, make the policy the reference.
@@ -152,31 +197,11 @@ class Run:
             parts.trainer.begin_stage()
             self.sync(parts, self.position.weight_version)
 
-    def follow(self, stage: str, total: int, steps: Iterator[Step], parts: Parts) -> None:
-        """Takes the steps of a stage behind a progress bar: prints and records each, saves when it is due."""
-        if stage in self._followed:
-            raise UserError(
-                f"stage={stage!r} is followed twice by this recipe; give the second stage a name of its own"
-            )
-        self._followed.add(stage)
-        with self.console.bar(named(stage), total, "steps") as bar:
-            for step in steps:
-                self.record(step, total, parts)
-                bar.set(step.step)
-
-    def record(self, done: Step, total: int, parts: Parts) -> None:
-        """Prints a step's line, appends its numbers, evaluates and takes a checkpoint when they are due."""
-        stage, step, sampled = done.stage, done.step, done.weight_version is not None
-        if sampled or step == 1 or step % max(1, total // QUIET_LINES) == 0:
-            self.console.step(stage, step, total, done.numbers)
-        self.metrics.write(stage, step, done.numbers)
-        self.position = self.position.after(stage, step, done.weight_version)
-        if sampled and step != total and self.cfg.evaluation.every and step % self.cfg.evaluation.every == 0:
-            self.evaluate(f"{named(stage)} step {step}", step, parts)
-        every = self.cfg.checkpoint.every
-        if step == total or (every and step % every == 0):
-            checkpoints, keep = self.folder / CHECKPOINTS, self.cfg.checkpoint.keep
-            self._newest = save_checkpoint(checkpoints, self.position, parts.trainer, keep)
+    def measure(self, done: Step, parts: Parts) -> None:
+        """Evaluates every `evaluation.every` steps of a stage that samples."""
+        every = self.cfg.evaluation.every
+        if done.weight_version is not None and every and done.step % every == 0:
+            self.evaluate(f"{named(done.stage)} step {done.step}", done.step, parts)
 
     def evaluate(self, name: str, step: int, parts: Parts) -> None:
         """Measures held-out accuracy once: an evaluation that the folder already has is not repeated."""

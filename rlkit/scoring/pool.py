@@ -9,7 +9,7 @@ hangs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -61,9 +61,12 @@ class Scorer:
             self._idle.put(self._start())
         self._threads = ThreadPoolExecutor(cfg.workers, "reward")
 
-    def __call__(self, group: Group) -> Future[Sequence[Score]]:
-        """Queues a group; the future has one score for each rollout, in their order."""
-        return self._threads.submit(self._judge, group)
+    def __call__(self, group: Group, scores: Sequence[Mapping[str, float]] = ()) -> Future[Sequence[Score]]:
+        """Queues a group; the future has one score for each rollout, in their order.
+
+        `scores` is what reward models have said of each rollout (`rewards.Sample.scores`).
+        """
+        return self._threads.submit(self._judge, group, scores or [{}] * len(group.rollouts))
 
     def close(self) -> None:
         """Drops what is queued, kills busy processes, and lets idle ones close their reward.
@@ -89,8 +92,8 @@ class Scorer:
         for worker in self._workers:
             worker.process.end(max(0.0, deadline - time.monotonic()))
 
-    def _judge(self, group: Group) -> Sequence[Score]:
-        samples = [_sample(group, index) for index in range(len(group.rollouts))]
+    def _judge(self, group: Group, said: Sequence[Mapping[str, float]]) -> Sequence[Score]:
+        samples = [_sample(group, index, said[index]) for index in range(len(group.rollouts))]
         scores: list[Score] = []
         worker = self._idle.get()
         if worker is None:
@@ -188,7 +191,7 @@ class _Worker:
         return answer
 
 
-def _sample(group: Group, index: int) -> Sample:
+def _sample(group: Group, index: int, scores: Mapping[str, float]) -> Sample:
     rollout = group.rollouts[index]
     return Sample(
         group.prompt.text,
@@ -197,4 +200,5 @@ def _sample(group: Group, index: int) -> Sample:
         finish_reason=rollout.finish_reason,
         meta=group.prompt.meta,
         step=rollout.weight_version,
+        scores=scores,
     )

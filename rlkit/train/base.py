@@ -32,6 +32,10 @@ class Trainer(Protocol):
         """
         ...
 
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Returns the score of each sequence, where the model is a reward model; otherwise raises TypeError."""
+        ...
+
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Runs one sequence; the output of every block, `{"model.layers.0.self_attn": [T, D], ...}`, in order."""
         ...

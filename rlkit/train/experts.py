@@ -54,8 +54,10 @@ class ExpertBalance:
         """
         loss: Tensor | float = 0.0
         if not bool((pack.weights_T != 0).any()):
-            # Not the number 0: with ZeRO-3 all ranks must run backward through the same modules, or wait for ever.
-            return sum((0.0 * r.scores_TE.sum() for name, r in routings.items() if not self._depths[name]), loss)
+            # With ZeRO-3 all ranks must run backward through the same outputs of modules, or wait for ever: those of a
+            # pack that counts, whose balance loss is the number 0 where it has no weight, and a tensor elsewhere.
+            layers = [r for name, r in routings.items() if self.coef and not self._depths[name]]
+            return sum((0.0 * routing.scores_TE.sum() for routing in layers), loss)
         for name, routing in routings.items():
             depth = self._depths[name]
             if depth and max(pack.lengths) <= depth + 1:

@@ -24,12 +24,14 @@ from rlkit.data.tokenizer import read_decoder
 from rlkit.errors import DivergedError
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import Rounding
-from rlkit.types import Batch, Numbers, Pack, PolicyPack, Weights
+from rlkit.types import Batch, LabelledPack, Numbers, Pack, PairPack, PolicyPack, Weights
 
 SKIPPED = "skipped"
 """The folder of such batches, inside the output folder."""
 COUNTS = "skipped.json"
 """In a checkpoint: how many updates there were, and how many of the last ones were skipped."""
+PACKS = {kind.__name__: kind for kind in (Pack, PolicyPack, PairPack, LabelledPack)}
+"""The packs that a file may hold, by their names there."""
 ADVICE = (
     "look at it, at the reward and at a loss of your own, or start again in another output_dir with a lower learning "
     "rate (sft.schedule.lr or algo.schedule.lr)"
@@ -96,6 +98,10 @@ class WatchedTrainer:
         """Asks the trainer."""
         return self.trainer.logprobs(sequences, rounding)
 
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Asks the trainer."""
+        return self.trainer.scores(sequences)
+
     def trace(self, tokens: Sequence[int], rounding: Rounding | None = None) -> Mapping[str, Tensor]:
         """Asks the trainer."""
         return self.trainer.trace(tokens, rounding)
@@ -149,7 +155,8 @@ def write_batch(
         for number, pack in enumerate(share.packs):
             tensors |= {f"{rank}.{number}.{name}": getattr(pack, name).cpu() for name in tensor_names(pack)}
             samples = list(_samples(pack, decode))
-            packs.append({"rank": rank, "pack": number, "lengths": pack.lengths, "ids": pack.ids, "samples": samples})
+            told_of = {"lengths": pack.lengths, "ids": pack.ids, "samples": samples, "kind": type(pack).__name__}
+            packs.append({"rank": rank, "pack": number, **told_of})
     whole = {name: getattr(shares[0], name) for name in ("temperature", "num_samples", "num_tokens")}
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
@@ -166,7 +173,7 @@ def read_batch(file: Path) -> tuple[list[Batch], dict[str, Any]]:
     for each in told["packs"]:
         prefix = f"{each['rank']}.{each['pack']}."
         found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        kind = PolicyPack if "advantages_T" in found else Pack
+        kind = PACKS[each["kind"]]
         shares[each["rank"]].append(kind(lengths=tuple(each["lengths"]), ids=tuple(each["ids"]), **found))
     whole = {name: told[name] for name in ("temperature", "num_samples", "num_tokens")}
     return [Batch(packs=tuple(packs), **whole) for packs in shares], told

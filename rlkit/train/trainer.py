@@ -62,13 +62,20 @@ class ModelTrainer:
         for pack in batch.packs:
             pack = self._with_reference(to_device(pack, self.device), batch.temperature)
             with self.balance.recording() as routings:
-                output = self.stepper.module(pack, batch.temperature, mtp)
-            objective, measured = objective_of(loss(output.logprobs_T, pack), output, pack, mtp)
+                objective, measured, pack_gap = self.objective(pack, batch.temperature, loss, mtp)
             objective = objective + self.balance.count(routings, pack, batch.num_samples)
             self.stepper.backward(objective * one_if_finite(objective))
             add_to(sums, measured)
-            gap = max(gap, largest_gap(output.logprobs_T, pack))
+            gap = max(gap, pack_gap)
         return self._step(sums, gap, batch, lr)
+
+    def objective(
+        self, pack: Pack, temperature: float, loss: Loss, mtp: MtpTerm
+    ) -> tuple[Tensor, dict[str, Tensor], float]:
+        """Runs one pack; returns its part of the loss, what is measured of it, and its largest log-prob gap."""
+        output = self.stepper.module(pack, temperature, mtp)
+        objective, measured = objective_of(loss(output.logprobs_T, pack), output, pack, mtp)
+        return objective, measured, largest_gap(output.logprobs_T, pack)
 
     def _step(self, sums: Mapping[str, float], gap: float, batch: Batch, lr: float) -> Numbers:
         """Ends the step of `update`: what this rank measured becomes the numbers of the batch, and the weights move."""
@@ -90,12 +97,12 @@ class ModelTrainer:
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
         """log p(token_t | tokens before t) at temperature 1, for t = 1..len-1 of each sequence, in nats."""
-        pack = self._asked(sequences)
+        pack = self.asked(sequences)
         with rounded_anew(self.model, rounding):
             logprobs_T = self.stepper.module(pack, 1.0).logprobs_T
         return [part[1:].tolist() for part in logprobs_T.split(list(pack.lengths))]
 
-    def _asked(self, sequences: Sequence[Sequence[int]]) -> Pack:
+    def asked(self, sequences: Sequence[Sequence[int]]) -> Pack:
         """Lays sequences end to end and asks for every token but the first of each, before which nothing comes."""
         tokens_T = torch.tensor([token for sequence in sequences for token in sequence])
         lengths = tuple(len(sequence) for sequence in sequences)
@@ -124,7 +131,7 @@ class ModelTrainer:
     def routes(self, sequences: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
         """The experts that each router chooses for the tokens of all sequences, [T, k] by the router's name."""
         with recorded_routing(self.balance.routers) as routings:
-            self.stepper.module(self._asked(sequences), 1.0)
+            self.stepper.module(self.asked(sequences), 1.0)
         return {name: routing.experts_TK.cpu() for name, routing in routings.items()}
 
     def share(self, rank: int, num_ranks: int) -> tuple[str, ...]:
@@ -156,6 +163,10 @@ class ModelTrainer:
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote, bit for bit."""
         load_state(folder, self.model, self.stepper, self._reference_model())
+
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Returns what a reward model says of each sequence; a language model raises TypeError."""
+        raise TypeError(f"a {type(self.model).__name__} gives no scores; only the trainer of a reward model does")
 
     def _reference_model(self) -> CausalLM | None:
         return None if self.reference is None else self.reference.model

@@ -67,7 +67,9 @@ def line_plot(
     raw_limit: float = RAW_LIMIT,
     x_name: str = "step",
 ) -> str:
-    """Draws curves over steps, or over what `x_name` says. On a log axis points at or below 0 are left out.
+    """Draws curves over steps, or over what `x_name` says in whole numbers.
+
+    On a log axis points at or below 0 have no place and are left out.
 
     Up to `raw_limit` points are drawn and joined; more are drawn faint, and the line is their running mean.
     """

@@ -26,6 +26,7 @@ from rlkit.watch.figures import Lines, figure, stage_figures
 from rlkit.watch.metrics import EVAL, named, read_metrics, write_atomic
 from rlkit.watch.page import answer_box, clip, page, settings_fold, tile
 from rlkit.watch.plots import RAW_LIMIT, Interval, histogram, interval_plot
+from rlkit.watch.preferences import hacked, preference_section, read_judgements
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
 
@@ -43,6 +44,7 @@ def write_report(folder: Path, title: str) -> Path:
         _headline(lines, evaluations),
         _alerts(lines, evaluations, read_warnings(folder)),
         _accuracy(evaluations),
+        preference_section(read_judgements(folder)),
         *(_stage(stage, [line for line in lines if line["stage"] == stage]) for stage in _stages(lines)),
         _samples(evaluations),
         settings_fold(config.read_text(encoding="utf-8") if config.exists() else ""),
@@ -93,6 +95,9 @@ def _alerts(lines: Lines, evaluations: Sequence[Evaluation], warnings: Mapping[s
         if skipped := sum(counts):
             which = f"{skipped} of {len(counts)} {named(stage)} steps"
             texts.append(f"{which} changed nothing: in every group all rewards were equal.")
+    for stage in _stages(lines):
+        if words := hacked([line for line in lines if line["stage"] == stage]):
+            texts.append(f"{named(stage)}: {words}.")
     texts += [
         f"{one.name}: {one.truncated:.0%} of the completions hit the token limit; accuracy counts them as they stand."
         for one in evaluations

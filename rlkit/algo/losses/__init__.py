@@ -3,6 +3,21 @@
 from rlkit.algo.losses.base import NO_MTP, Loss, LossTerms, MtpTerm
 from rlkit.algo.losses.custom import UserLoss
 from rlkit.algo.losses.grpo import GrpoLoss, grpo_loss
+from rlkit.algo.losses.preference import BradleyTerryLoss, PointwiseLoss, bradley_terry_loss, pointwise_loss
 from rlkit.algo.losses.sft import SftLoss, sft_loss
 
-__all__ = ["NO_MTP", "GrpoLoss", "Loss", "LossTerms", "MtpTerm", "SftLoss", "UserLoss", "grpo_loss", "sft_loss"]
+__all__ = [
+    "NO_MTP",
+    "BradleyTerryLoss",
+    "GrpoLoss",
+    "Loss",
+    "LossTerms",
+    "MtpTerm",
+    "PointwiseLoss",
+    "SftLoss",
+    "UserLoss",
+    "bradley_terry_loss",
+    "grpo_loss",
+    "pointwise_loss",
+    "sft_loss",
+]

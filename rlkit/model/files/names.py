@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from rlkit.model.config import DeepseekV3Config
+from rlkit.model.config import DeepseekV3Config, ScorerConfig
 from rlkit.model.experts import ALL, ExpertShare
 from rlkit.model.routing import RULES
 
 HEAD = "lm_head.weight"
+SCORE = "score.weight"
+"""The head of a reward model, under the name of transformers' classes for sequence classification."""
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -55,7 +57,10 @@ def published_names(config: DeepseekV3Config, share: ExpertShare = ALL) -> dict[
         "model.norm.weight": Place(name="model.norm.weight", shape=hidden),
     }
     tied = config.tie_word_embeddings
-    table[HEAD] = Place(name=EMBEDDING if tied else HEAD, shape=vocabulary, copy=tied)
+    if isinstance(config, ScorerConfig):
+        table[SCORE] = Place(name=SCORE, shape=(1, config.hidden_size))
+    else:
+        table[HEAD] = Place(name=EMBEDDING if tied else HEAD, shape=vocabulary, copy=tied)
     for i in range(config.num_hidden_layers + config.num_nextn_predict_layers):
         prefix = f"model.layers.{i}"
         rows = _layer_shapes(config, dense=i < config.first_k_dense_replace)

@@ -25,7 +25,7 @@ from torch import Tensor, distributed, nn
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.policy import Policy
+from rlkit.train.scorer import seen_by_trainer
 from rlkit.train.steppers import deepspeed_state
 from rlkit.train.steppers.base import parameter_groups, set_rates, spread_parameters
 from rlkit.train.steppers.deepspeed_experts import forget_groups, join_experts, mark_experts, name_expert_groups
@@ -58,7 +58,7 @@ class DeepSpeedStepper:
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
         self.model, self.stage, self.world_size = model, cfg.zero_stage, distributed.get_world_size()
         self.offloads = cfg.offload != "none"
-        policy = Policy(model)
+        policy = seen_by_trainer(model)
         mark_experts(policy, spread_parameters(model), cfg.expert_parallel, cfg.zero_stage)
         shapes = matrix_shapes(model) if cfg.optimizer == "muon" else {}
         groups = parameter_groups(model, cfg.weight_decay, shapes)

@@ -155,7 +155,7 @@ def matrix_shapes(model: CausalLM) -> dict[nn.Parameter, Shape]:
     and up apart. Embeddings, the head, routers, norms and biases are AdamW's, as in the post and in Moonlight.
     """
     shapes: dict[nn.Parameter, Shape] = {}
-    spared = {model.lm_head.weight}
+    spared = {model.head().weight}
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, Experts):

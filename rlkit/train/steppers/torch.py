@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
-from rlkit.train.policy import Policy
+from rlkit.train.scorer import seen_by_trainer
 from rlkit.train.steppers.base import WEIGHT, parameter_groups, set_rates
 from rlkit.train.steppers.muon import MuonAdamW, Piece, matrix_shapes, one_behind_the_other
 
@@ -18,7 +19,7 @@ class TorchStepper:
     """A `Stepper` in one process."""
 
     def __init__(self, model: CausalLM, cfg: TrainerConfig) -> None:
-        self.module = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+        self.module: Any = seen_by_trainer(model.to("cuda" if torch.cuda.is_available() else "cpu"))
         self.grad_clip = cfg.grad_clip
         self.optimizer: torch.optim.Optimizer
         if cfg.optimizer == "muon":

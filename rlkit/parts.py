@@ -11,10 +11,6 @@ from rlkit.rollout.judging import RewardFn
 from rlkit.train.base import Trainer
 
 
-class PartDiedError(RuntimeError):
-    """A process that a part runs in has ended: killed from outside, for want of memory, or by a crash in C code."""
-
-
 class SyncError(RuntimeError):
     """Weights that an engine was sent are not those that the trainer published: a wrong byte, version or name."""
 

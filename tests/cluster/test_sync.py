@@ -17,7 +17,9 @@ from rlkit.cluster.transfer import Publication, RemoteWeights, publish
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.engine.whole import HalfLoadedError
-from rlkit.parts import PartDiedError, Parts, SyncError
+from rlkit.errors import PartDiedError
+from rlkit.model.files.sent import ADAPTER
+from rlkit.parts import Parts, SyncError
 from rlkit.quant.fp8 import quantise_blocks
 from tests.hf_reference import make_model, save_checkpoint
 

@@ -31,7 +31,7 @@ from rlkit.engine.vllm.audit import live_prints
 from rlkit.engine.vllm.blocks import start_watching, stop_watching
 from rlkit.engine.vllm.options import ALWAYS, check_options, engine_arguments
 from rlkit.engine.vllm.process import begin_here, forget_shared_names
-from rlkit.engine.vllm.products import Tally, router_of, watch_products
+from rlkit.engine.vllm.products import Tally, router_of, watch_drafter, watch_products
 from rlkit.engine.vllm.reload import forget_packed_experts, heal, reload_drafter
 from rlkit.engine.vllm.start import (
     draft_arguments,
@@ -263,13 +263,16 @@ class VllmEngine:
         for i, sequence in enumerate(sequences):
             self._check(f"sequence {i}", sequence, 1)
         tallies: dict[str, Tally] = {}
-        with self._lock, use_threads(self._threads):
-            (stop,) = self._engine.apply_model(lambda model: watch_products(model, tallies, quantised=self._cuda))
+        with self._at_work():
+            stops = self._engine.apply_model(lambda model: watch_products(model, tallies, quantised=self._cuda))
+            if self._speculative:
+                stops += self._engine.collective_rpc(watch_drafter, args=(tallies, self._cuda))
             try:
                 params = self._params(max_tokens=1, temperature=0.0)
                 list(self._run([(sequence, params) for sequence in sequences]))
             finally:
-                stop()
+                for stop in stops:
+                    stop()
             return Examination(
                 prints=self._engine.collective_rpc(live_prints, args=(self._speculative,))[0],
                 unused=frozenset(
@@ -278,6 +281,7 @@ class VllmEngine:
                     if sent.optional or (self._depth(name) > 0 and not self._speculative)
                 ),
                 products={name: tally.product() for name, tally in tallies.items() if tally.outputs},
+                unseen=tuple(name for name, tally in tallies.items() if not tally.outputs),
                 chosen={router_of(name): torch.cat(tally.chosen) for name, tally in tallies.items() if tally.chosen},
                 quantises_activations=self._cuda,
             )
@@ -296,10 +300,6 @@ class VllmEngine:
                 import_module("vllm.distributed").cleanup_dist_env_and_memory()
             del self._engine
 
-    def _params(self, **sampling: Any) -> Any:
-        output = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
-        return self._vllm.SamplingParams(detokenize=False, flat_logprobs=True, output_kind=output, **sampling)
-
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """Lets one call at a time use the engine, with its threads; PartDiedError if a worker has died meanwhile."""
@@ -313,6 +313,10 @@ class VllmEngine:
                 if (died := death(workers, error)) is not None:
                     raise PartDiedError(died) from error
                 raise
+
+    def _params(self, **sampling: Any) -> Any:
+        output = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        return self._vllm.SamplingParams(detokenize=False, flat_logprobs=True, output_kind=output, **sampling)
 
     def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Iterator[tuple[int, Any]]:
         """Drives vLLM until every request is done; yields each request's number and output as it finishes.

@@ -18,7 +18,7 @@ from rlkit.config import RewardConfig, RunConfig, TrainingRun
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.folder import Checkpoint
-from rlkit.model.files.sent import form_for
+from rlkit.model.files.sent import ADAPTER, form_for
 from rlkit.parity import LENGTH, NUM_SEQUENCES, Agreement, check_served, fp8_gate, gate, gate_sequences
 from rlkit.parts import Parts
 from rlkit.quant.fp8 import FLOAT8
@@ -123,8 +123,7 @@ def parts(
             trainer=learner,
             reward=judge,
             gate=_gate(cfg, sampler, learner, sequences),
-            form=form_for(cfg.trainer.dtype, cfg.engine.dtype),
-            serves_adapter=cfg.served_adapter is not None,
+            form=ADAPTER if cfg.served_adapter else form_for(cfg.trainer.dtype, cfg.engine.dtype),
         )
 
 

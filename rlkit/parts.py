@@ -25,12 +25,9 @@ class Parts:
     gate: Callable[[], Agreement]
     """Compares engine and trainer, returns how far their log-probs are apart and raises when it is too far."""
     form: str = "plain"
-    """In which of `rlkit.model.files.sent.FORMS` the engine takes weights."""
-    serves_adapter: bool = False
-    """Whether the engine keeps the base's weights and is sent LoRA's matrices alone, not all weights (`LoraConfig`)."""
+    """In which of `rlkit.model.files.sent.FORMS` the engine takes weights; `ADAPTER` sends LoRA's matrices alone."""
 
     def sync(self, version: int) -> Agreement:
         """Publishes the trainer's weights, or its adapter, to the engine and checks that both now say the same."""
-        sent = list(self.trainer.adapter().items()) if self.serves_adapter else self.trainer.weights(version, self.form)
-        self.engine.load(sent, version)
+        self.engine.load(self.trainer.weights(version, self.form), version)
         return self.gate()

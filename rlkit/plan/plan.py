@@ -16,6 +16,7 @@ from rlkit.plan.hardware import Hardware, find_hardware
 from rlkit.plan.here import configured_layout
 from rlkit.plan.layout import Layout
 from rlkit.plan.models import config_of
+from rlkit.plan.orthogonal import orthogonal_parameters
 from rlkit.plan.phases import Engines, Phase, Trainers, Work, phases
 from rlkit.plan.ranks import Demand, Fit, fit, options, rank_bytes, room, smallest, smallest_engine
 from rlkit.plan.rehearse import Rehearsal, rehearse
@@ -156,6 +157,7 @@ def _layout(cfg: TrainingRun, hardware: Hardware, settings: PlanSettings) -> Lay
         "expert_parallel": settings.expert_parallel,
         "pipeline_stages": settings.pipeline_stages,
         "zero_stage": settings.zero_stage,
+        orthogonal=orthogonal_parameters(cfg, architecture),
         "offload": settings.offload,
         "recompute": settings.recompute,
     }
@@ -284,7 +286,8 @@ def _smallest(
 def _rehearsal(config: DeepseekV3Config | None, layout: Layout, demand: Demand) -> Rehearsal:
     if config is None:
         raise UserError("rehearse=true: a model of transformers has no published index of ours; leave it out")
-    return rehearse(config, layout, kind=demand.kind, dtype=demand.dtype)
+    optimizer = "muon" if demand.orthogonal else "adamw"
+    return rehearse(config, layout, kind=demand.kind, dtype=demand.dtype, optimizer=optimizer)
 
 
 def _int(value: object) -> int:

@@ -35,13 +35,14 @@ SESSION = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Where Ray puts its longest-named socket, below TMPDIR; the end of the session's name is a process id."""
 
 
-def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
+def check_machine(cfg: TrainingRun, *, weights: int, trained: int, orthogonal: int = 0) -> None:
     """Raises UserError, with what to change, for a run that this machine would end in its middle.
 
-    `weights` and `trained` are numbers of parameters: of the whole model, and of those with an optimiser.
+    `weights` and `trained` are numbers of parameters: of the whole model, and of those with an optimiser; of these
+    `orthogonal` are trained by Muon.
     """
     _check_folder("output_dir", cfg.output_dir, "set another output_dir")
-    _check_disk(cfg, weights, trained)
+    _check_disk(cfg, weights, trained, orthogonal)
     if cfg.engine.kind == "vllm" and cfg.engine.memory > 1 and torch.cuda.is_available():
         raise UserError(
             f"engine.memory={cfg.engine.memory:g}: on a GPU it is the share of the device's memory that vLLM takes; "
@@ -110,10 +111,13 @@ def _check_folder(name: str, folder: Path, fix: str) -> None:
                 place.rmdir()
 
 
-def _check_disk(cfg: TrainingRun, weights: int, trained: int) -> None:
-    """Compares the free bytes with the least that the run will write: a checkpoint, and the model at its end."""
+def _check_disk(cfg: TrainingRun, weights: int, trained: int, orthogonal: int) -> None:
+    """Compares the free bytes with the least that the run will write: a checkpoint, and the model at its end.
+
+    A checkpoint has the weight and the moments in fp32: two with AdamW, one with Muon.
+    """
     size = 4 if cfg.trainer.dtype == "fp32" else 2
-    needed = weights * size + trained * 12 + (4 * trained if cfg.needs_reference else 0)
+    needed = weights * size + trained * 12 - orthogonal * 4 + (4 * trained if cfg.needs_reference else 0)
     if not cfg.model.path and not (cfg.output_dir / "initial").exists():
         needed += 4 * weights
     if (cfg.output_dir / "model").exists():  # complete: nothing is left to write but the report

@@ -21,6 +21,7 @@ from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.plan.hardware import main_memory
 from rlkit.plan.here import engine_here, trainer_here
+from rlkit.plan.recipes import planned_as
 
 GIB = 2**30
 SHM = Path("/dev/shm")
@@ -84,10 +85,12 @@ def check_memory(cfg: TrainingRun, architecture: Architecture) -> None:
 
 def _refuse_bytes(cfg: TrainingRun, what: str, needed: int, where: str, there: int) -> None:
     if needed > there:
+        known = planned_as(cfg)
+        of = "the same settings" if known == cfg.recipe else f"the settings of {cfg.recipe}"
+        plan = f"; 'rlkit plan {known}' with {of} says what fits where" if known else ""
         raise UserError(
             f"{what} {_gib(needed)} for weights, gradients, optimiser and reference, and {where} has {_gib(there)}; "
-            "use a smaller model, trainer.lora, a larger machine or a running cluster (cluster.address); 'rlkit plan "
-            f"{cfg.recipe}' with the same settings says what fits where"
+            f"use a smaller model, trainer.lora, a larger machine or a running cluster (cluster.address){plan}"
         )
 
 

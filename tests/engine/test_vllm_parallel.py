@@ -117,7 +117,7 @@ def test_weights_that_come_in_many_buckets_are_the_same_bits(split, trainer, mon
 
 
 def test_a_load_that_broke_half_way_leaves_no_trace_in_the_next_one(split, trainer, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "BUCKET_BYTES", 20_000)
+    monkeypatch.setattr(workers, "WORKER_PIECE_BYTES", 20_000)
     split.load(trainer.weights(), 1)
     expected = split.logprobs(SEQUENCES)
     randomise(trainer.model, 10)

@@ -21,8 +21,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from rlkit.engine.vllm.reload import forget_packed_experts, heal
-from rlkit.engine.vllm.shared import BUCKET_BYTES, SharedBucket, shared
-from rlkit.model.files.weights import in_buckets
+from rlkit.engine.vllm.shared import SharedBucket, shared
+from rlkit.model.files.weights import WORKER_PIECE_BYTES, in_buckets
 from rlkit.types import Weights
 
 DEATH_S = 2.0
@@ -52,7 +52,7 @@ def load_into_workers(call: Callable[..., list[Any]], weights: Weights, *, cuda:
     Raises RuntimeError if a weight is missing.
     """
     call(begin_load, args=(cuda,))
-    for bucket in in_buckets(weights, BUCKET_BYTES):
+    for bucket in in_buckets(weights, WORKER_PIECE_BYTES):
         with shared(bucket) as sent:
             call(load_bucket, args=(sent,))
     if missing := call(end_load)[0]:

@@ -91,8 +91,7 @@ def trainer_bytes(
 
     A parameter takes w bytes of weight (4 in fp32, else 2), 4 of gradient, 12 of optimiser (8 with torch, whose weights
     are the master weights; 4 less for what Muon trains), w of reference. ZeRO-1 divides the optimiser by the ranks that
-    hold the parameter, ZeRO-2 gradients as well, ZeRO-3 weights as well, but never the reference, a model of its own.
-    Adapters are trained, and compared with a reference, alone.
+    hold it, ZeRO-2 gradients as well, ZeRO-3 weights as well, but never the reference. Adapters are trained alone.
     """
     width, stage, extra = WIDTH[dtype], layout.zero_stage, WIDTH[dtype] * held.adapters
     trained = held.adapters or held.total

@@ -39,13 +39,14 @@ from rlkit.cluster.actors import EngineActor, TrainerActor
 from rlkit.cluster.reaper import reaped
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer
 from rlkit.cluster.start import on_ray
-from rlkit.cluster.transfer import BUCKET_BYTES, RemoteWeights
+from rlkit.cluster.transfer import RemoteWeights
 from rlkit.config import EngineConfig, GrpoRun, TrainerConfig
 from rlkit.config.compose import load_config
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.local import TorchEngine
 from rlkit.model.experts import ExpertShare
 from rlkit.model.files.end_tokens import end_tokens
+from rlkit.model.files.weights import PIECE_BYTES
 from rlkit.model.load import load_model
 from rlkit.run.prepare import initial_checkpoint, prepare
 from rlkit.train.steppers.torch import TorchStepper
@@ -209,9 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args.model, args.engine, args.syncs, Path(folder))
     print(f"\n{report(args.model, args.engine, found)}\n\nBefore: {before}\nAfter: {machine()}")
-    print(
-        f"{args.syncs} syncs, {NUM_RANKS} ranks, buckets of {BUCKET_BYTES / 2**20:.0f} MiB; torch {torch.__version__}"
-    )
+    print(f"{args.syncs} syncs, {NUM_RANKS} ranks, buckets of {PIECE_BYTES / 2**20:.0f} MiB; torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from keyword import iskeyword
 from typing import Any
 
 from sandbox.judge.equality import equal
+from sandbox.judge.parsed import parsed
 from sandbox.judge.plan import bound_names
 
 _CASE_COLUMNS = ("public_tests", "private_tests", "generated_tests", "public_test_cases", "private_test_cases")
@@ -217,7 +218,7 @@ def _source(prompt: object, entry_point: str) -> str:
 def _parsed(prompt: str) -> ast.Module | None:
     for source in (prompt, f"{prompt.rstrip()}\n    pass"):  # the second: it ends where the function's body starts
         try:
-            return ast.parse(source)
+            return parsed(source)
         except (SyntaxError, ValueError):
             continue
     return None
@@ -230,11 +231,11 @@ def _defines(node: ast.stmt, name: str) -> bool:
 def _tested_name(tests: Sequence[str], setup: Sequence[str]) -> str:
     """Returns the outermost function in MBPP's asserts that neither they nor Python have, or else one such as `sum`."""
     try:
-        trees = [ast.parse(test) for test in tests]
+        trees = [parsed(test) for test in tests]
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"column 'test_list' is no Python: {error}") from None
     try:
-        bound = {name for tree in [*trees, *map(ast.parse, setup)] for name in bound_names(tree)}
+        bound = {name for tree in [*trees, *map(parsed, setup)] for name in bound_names(tree)}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the imports or the setup of 'test_list' are no Python: {error}") from None
     calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]

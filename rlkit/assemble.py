@@ -17,8 +17,9 @@ from rlkit.cluster.reaper import reaped
 from rlkit.config import EngineRun, LearningRun, RewardConfig, RunConfig, TrainingRun
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
-from rlkit.model.files.sent import form_for
-from rlkit.parity import Agreement, fp8_gate, gate
+from rlkit.model.files.folder import Checkpoint
+from rlkit.model.files.sent import ADAPTER, form_for
+from rlkit.parity import LENGTH, NUM_SEQUENCES, Agreement, check_served, fp8_gate, gate, gate_sequences
 from rlkit.parts import Learning, Parts
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.rollout.judging import RewardFn
@@ -36,7 +37,9 @@ from rlkit.watch.progress import Progress, silent
 def engine(cfg: EngineRun, checkpoint: Path, progress: Progress = silent) -> Iterator[Engine]:
     """Starts what samples, from a checkpoint folder; `progress` shows how many rollouts are finished.
 
-    On Ray the engines may still be loading when the block begins; the first call waits for them.
+    On Ray the engines may still be loading when the block begins; the first call waits for them. In FP8, where
+    log-probs are blind to wrong weights, an engine without a trainer is held against the files that it has loaded, and
+    ParityError names what differs.
     """
     checkpoint = served_checkpoint(cfg, checkpoint)
     if cfg.cluster.kind == "local":
@@ -45,7 +48,15 @@ def engine(cfg: EngineRun, checkpoint: Path, progress: Progress = silent) -> Ite
     from rlkit.cluster.start import engines_on_ray, on_ray  # cluster=local runs without Ray
 
     with reaped(), on_ray(cfg, checkpoint), engines_on_ray(cfg, checkpoint, progress) as sampler:
+        if cfg.engine.dtype == "fp8" and not isinstance(cfg, TrainingRun):
+            check_served(sampler, checkpoint, _fixed_sequences(cfg, checkpoint))
         yield sampler
+
+
+def _fixed_sequences(cfg: EngineRun, checkpoint: Path) -> Sequence[Sequence[int]]:
+    length = min(LENGTH, cfg.engine.max_model_len - 1)
+    vocabulary = Checkpoint.open(checkpoint).config.vocab_size
+    return gate_sequences(vocabulary, NUM_SEQUENCES, length, cfg.seed, prompts=())
 
 
 @contextmanager
@@ -145,8 +156,7 @@ def parts(
             trainer=learner,
             reward=judges,
             gate=_gate(cfg, sampler, learner, sequences),
-            form=form_for(cfg.trainer.dtype, cfg.engine.dtype),
-            serves_adapter=cfg.served_adapter is not None,
+            form=ADAPTER if cfg.served_adapter else form_for(cfg.trainer.dtype, cfg.engine.dtype),
         )
 
 

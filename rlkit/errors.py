@@ -11,5 +11,9 @@ class UserError(ValueError):
     """
 
 
+class PartDiedError(RuntimeError):
+    """A process that a part runs in has ended: killed from outside, for want of memory, or by a crash in C code."""
+
+
 class DivergedError(FloatingPointError):
     """A run that has left the numbers, and was stopped while its weights are still good."""

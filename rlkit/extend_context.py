@@ -70,11 +70,19 @@ def stage_run(cfg: ExtendContextRun, number: int, checkpoint: Path) -> ExtendCon
             f"{stage.factor:g} is {reach} tokens; raise the factor or lower the length"
         )
     return replace(
-        cfg,
+        stage_sizes(cfg, number),
         output_dir=stage_folder(cfg, number),
-        stages=(stage,),
         model=replace(cfg.model, path=str(checkpoint)),
         data=replace(cfg.data, source=stage.source or cfg.data.source, tasks=stage.tasks or cfg.data.tasks),
+    )
+
+
+def stage_sizes(cfg: ExtendContextRun, number: int) -> ExtendContextRun:
+    """The same run with the lengths of one stage, and as many samples as make the tokens of a step."""
+    stage = cfg.stages[number]
+    return replace(
+        cfg,
+        stages=(stage,),
         engine=replace(cfg.engine, max_model_len=stage.length),
         trainer=replace(cfg.trainer, max_tokens=max(cfg.trainer.max_tokens, stage.length)),
         sft=replace(cfg.sft, batch_size=cfg.sft.batch_size * cfg.stages[0].length // stage.length),

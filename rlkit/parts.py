@@ -11,10 +11,6 @@ from rlkit.rollout.judging import RewardFn
 from rlkit.train.base import Trainer
 
 
-class PartDiedError(RuntimeError):
-    """A process that a part runs in has ended: killed from outside, for want of memory, or by a crash in C code."""
-
-
 class SyncError(RuntimeError):
     """Weights that an engine was sent are not those that the trainer published: a wrong byte, version or name."""
 
@@ -35,12 +31,9 @@ class Parts(Learning):
     gate: Callable[[], Agreement]
     """Compares engine and trainer, returns how far their log-probs are apart and raises when it is too far."""
     form: str = "plain"
-    """In which of `rlkit.model.files.sent.FORMS` the engine takes weights."""
-    serves_adapter: bool = False
-    """Whether the engine keeps the base's weights and is sent LoRA's matrices alone, not all weights (`LoraConfig`)."""
+    """In which of `rlkit.model.files.sent.FORMS` the engine takes weights; `ADAPTER` sends LoRA's matrices alone."""
 
     def sync(self, version: int) -> Agreement:
         """Publishes the trainer's weights, or its adapter, to the engine and checks that both now say the same."""
-        sent = list(self.trainer.adapter().items()) if self.serves_adapter else self.trainer.weights(version, self.form)
-        self.engine.load(sent, version)
+        self.engine.load(self.trainer.weights(version, self.form), version)
         return self.gate()

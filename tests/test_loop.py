@@ -17,6 +17,7 @@ from rlkit.config import AlgoConfig, SamplingConfig
 from rlkit.data.prompts import prompts_for_step
 from rlkit.engine.base import rollout_seed
 from rlkit.loop import grpo_step, train
+from rlkit.model.files.sent import ADAPTER
 from rlkit.parity import Agreement
 from rlkit.parts import Parts
 from rlkit.rollout.judging import NoVerdictError, RewardFn
@@ -173,24 +174,21 @@ def test_a_step_samples_scores_learns_and_publishes_in_this_order() -> None:
     assert stats["train_tok_s"] * stats["train_s"] == pytest.approx(2 * (4 * 2 + 10))
 
 
-def test_an_engine_that_serves_the_adapter_is_sent_nothing_else() -> None:
+@pytest.mark.parametrize("form", ["fp8", ADAPTER])
+def test_an_engine_is_sent_what_it_takes_with_its_version(form: str) -> None:
     parts, log = make()
-    adapter, sent = {"layer.lora_A.weight": torch.ones(2, 3)}, []
+    sent = []
 
     class Sending(CountingTrainer):
-        def adapter(self) -> dict[str, Tensor]:
-            return adapter
-
         def weights(self, version: int = 0, form: str = "plain") -> Weights:
-            return {"layer.weight": torch.zeros(3, 3)}.items()
+            return {f"{form} of version {version}": torch.zeros(3, 3)}.items()
 
     class Keeping(CountingEngine):
         def load(self, weights: Weights, version: int) -> None:
-            sent.append([name for name, _ in weights])
+            sent.append((version, [name for name, _ in weights]))
 
-    for serves in (False, True):
-        replace(parts, engine=Keeping(log), trainer=Sending(log), serves_adapter=serves).sync(1)
-    assert sent == [["layer.weight"], ["layer.lora_A.weight"]] and log.events == ["gate", "gate"]
+    replace(parts, engine=Keeping(log), trainer=Sending(log), form=form).sync(7)
+    assert sent == [(7, [f"{form} of version 7"])] and log.events == ["gate"]
 
 
 def test_the_batch_carries_advantages_and_old_log_probs_and_no_reference() -> None:

@@ -15,7 +15,7 @@ from rlkit.build import build_engine, build_trainer, cores_per
 from rlkit.cluster.transfer import Publication, publish
 from rlkit.config import EngineConfig, LoraConfig, TrainerConfig
 from rlkit.engine.examination import Examination
-from rlkit.model.files.sent import form_names
+from rlkit.model.files.sent import ADAPTER, form_names
 from rlkit.scoring.models import RewardModel
 from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
@@ -116,14 +116,14 @@ class TrainerActor:
 
     def publish(self, version: int, form: str) -> Publication:
         """Puts this rank's share of the weights into the object store, bucket by bucket; all ranks call it."""
-        fp8, share = self.trainer.model.fp8_names(), self.trainer.share(self.rank, self.num_ranks)
-        return publish(
-            self.trainer.weights(version, form),
-            tuple(form_names(share, fp8, form)),
-            table=tuple(form_names(self.trainer.model.all_published(), fp8, form)),
-            rank=self.rank,
-            version=version,
-        )
+        if form == ADAPTER:  # small, and whole on every rank
+            table = tuple(self.trainer.adapter())
+            share = table if self.rank == 0 else ()
+        else:
+            fp8 = self.trainer.model.fp8_names()
+            table = tuple(form_names(self.trainer.model.all_published(), fp8, form))
+            share = tuple(form_names(self.trainer.share(self.rank, self.num_ranks), fp8, form))
+        return publish(self.trainer.weights(version, form), share, table=table, rank=self.rank, version=version)
 
     def fingerprints(self, form: str) -> Mapping[str, str]:
         """`Trainer.fingerprints`."""

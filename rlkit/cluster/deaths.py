@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from rlkit.parts import PartDiedError
+from rlkit.errors import PartDiedError
 
 LOOK_S = 5.0
 """How long to wait for a sign of life of each part: one that has died answers at once, one that is at work does not."""
@@ -36,13 +36,17 @@ def deaths_named() -> Iterator[None]:
 
     What a part raises while it lives, or while it is made, is left as it is: it may be a bug, whose traceback is in it.
     When one of several ranks dies, the others fail as well, in the middle of a sum with it; and what a dead rank has
-    published is lost to the engines. So an error of a living part is looked into before it is passed on.
+    published is lost to the engines. So an error of a living part is looked into before it is passed on. A part that
+    has lost a process of its own, such as an engine one of its workers, says so itself.
     """
     try:
         yield
     except RayTaskError as error:
         if (dead := _dead()) is not None:
             raise dead from error
+        if isinstance(error.cause, PartDiedError):
+            asked = re.search(r"actor_id=([0-9a-f]+)", str(error))  # what Ray raises has it in its text alone
+            raise PartDiedError(f"{_name(asked and asked[1])}: {error.cause}") from error
         raise
     except RayActorError as error:
         if error.actor_init_failed:
@@ -68,11 +72,15 @@ def _dead() -> PartDiedError | None:
 
 def _died(error: RayActorError) -> PartDiedError:
     text = str(error)
-    name, _ = _parts.get(str(error.actor_id), ("a part", None))
+    name = _name(error.actor_id)
     process = f", process {found[1]}" if (found := re.search(r"pid: (\d+)", text)) else ""
     machine = f" on {found[1]}" if (found := re.search(r"ip: (\S+)", text)) else ""
     detail = re.search(r"Worker exit detail: (.*?\.)(?: Some common causes|\s*$)", text, re.DOTALL)
     return PartDiedError(f"{name}{process}{machine} has died ({detail[1] if detail else _first_line(error)})")
+
+
+def _name(actor_id: object) -> str:
+    return _parts.get(str(actor_id), ("a part", None))[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from rlkit.cluster.buckets import Bucket, Contents, buckets, plan, tensors
 from rlkit.cluster.deaths import deaths_named
+from rlkit.model.files.weights import PIECE_BYTES
 from rlkit.types import Weights
-
-BUCKET_BYTES = 2**26
-"""Weights travel in pieces of at most this size (or one tensor)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ def publish(weights: Weights, share: Collection[str], *, table: Sequence[str], r
     """
     refs, entries = [], []
     chosen = frozenset(share)
-    for bucket, described in buckets(((n, t) for n, t in weights if n in chosen), rank, version, BUCKET_BYTES):
+    for bucket, described in buckets(((n, t) for n, t in weights if n in chosen), rank, version, PIECE_BYTES):
         refs.append(ray.put(bucket))
         entries += described
     named = tuple(table) if rank == 0 else ()

@@ -36,7 +36,9 @@ class Examination:
     unused: frozenset[str]
     """What is sent and not held: repetitions of other tensors, and MTP modules of an engine that does not draft."""
     products: Mapping[str, Product]
-    """Every layer that multiplies, on the engine's own inputs for one sequence."""
+    """Every layer that multiplies, the drafter's too, on the engine's own inputs for the sequences."""
+    unseen: tuple[str, ...] = ()
+    """Layers that multiply, but made no output that could be compared."""
     chosen: Mapping[str, Tensor]
     """The experts that each router chose for that sequence: `{"model.layers.1.mlp.gate": [T, k], ...}`."""
     quantises_activations: bool

@@ -53,6 +53,10 @@ class Dispatcher(Protocol):
         """Returns the experts' outputs to where the rows came from, in the order in which they left: [S, D]."""
         ...
 
+    def unrounded(self) -> Dispatcher:
+        """Returns the same way for rows that are not rounded to FP8."""
+        ...
+
 
 class Here:
     """The `Dispatcher` of a rank that holds all experts: nothing moves."""
@@ -64,6 +68,10 @@ class Here:
     def back(self, outputs_MD: Tensor, arrived: Arrived) -> Tensor:
         """Hands the outputs back."""
         return outputs_MD
+
+    def unrounded(self) -> Here:
+        """Returns this: what does not travel is not rounded."""
+        return self
 
 
 class AllToAll:
@@ -103,6 +111,10 @@ class AllToAll:
         assert arrived.order_M is not None
         outputs_MD = _Reorder.apply(outputs_MD, _inverse(arrived.order_M))
         return _Exchange.apply(outputs_MD, arrived.received, arrived.sent, self.group, _exchanged, self.to_experts)
+
+    def unrounded(self) -> AllToAll:
+        """Returns the way between the same ranks on which rows stay as they are."""
+        return AllToAll(self.group)
 
 
 class _Exchange(torch.autograd.Function):

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +25,8 @@ from rlkit.model.base import CausalLM
 from rlkit.model.deepseek import DeepseekV3
 from rlkit.model.experts import Experts, Product, grouped_product
 from rlkit.model.files.names import Place, published_names
-from rlkit.quant import float8_grouped, float8_linear, straight_through
+from rlkit.quant import float8_grouped, float8_linear, matmul, quantise_tiles, quantise_weight, straight_through
+from rlkit.quant.fp8 import dequantise_blocks
 
 LinearProduct = Callable[[Tensor, Tensor], Tensor]
 """Multiplies rows [T, K] with a matrix [N, K]: [T, N]."""
@@ -53,6 +56,40 @@ ARITHMETICS: Mapping[str, Arithmetic] = {
 scales times bf16 activations."""
 
 
+def _dispatched_experts(x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor) -> Tensor:
+    return float8_grouped(x_MK, weight_LNK, ends_L, powers_of_two=True)
+
+
+@torch.no_grad()
+def _with_high_activations(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
+    return F.linear(x_TK, dequantise_blocks(*quantise_weight(weight_NK), x_TK.dtype))
+
+
+@torch.no_grad()
+def _with_low_activations(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
+    stored = quantise_weight(weight_NK, powers_of_two=True)
+    return matmul(*quantise_tiles(x_TK), *stored, out_dtype=x_TK.dtype)
+
+
+def _by_expert(linear: LinearProduct) -> Product:
+    def product(x_MK: Tensor, weight_LNK: Tensor, ends_L: Tensor) -> Tensor:
+        rows = x_MK.tensor_split(ends_L.tolist()[:-1])
+        return torch.cat([linear(x, weight_NK) for x, weight_NK in zip(rows, weight_LNK, strict=True)])
+
+    return product
+
+
+COUNTERPARTS: Mapping[Any, Any] = {
+    float8_linear: _with_high_activations,
+    float8_grouped: _by_expert(_with_high_activations),
+    _dispatched_experts: _by_expert(_with_high_activations),
+    _linear_with_stored_weights: _with_low_activations,
+    _experts_with_stored_weights: _by_expert(_with_low_activations),
+}
+"""For each product of `ARITHMETICS` the one with the same FP8 weights and the activations of the other; without
+gradients."""
+
+
 class Float8ModelLinear(nn.Linear):
     """A linear layer of a model that multiplies as `product` says; its parameter is that of the layer it was."""
 
@@ -75,13 +112,35 @@ def compute_in_float8(model: CausalLM, mode: str, *, dispatched: bool = False) -
     for name, module in model.named_modules():
         if isinstance(module, Experts):
             assert {f"{name}.gate_up_proj", f"{name}.down_proj"} <= names, f"{name} is not in the table"
-            module.product = partial(float8_grouped, powers_of_two=True) if dispatched else arithmetic.experts
+            module.product = _dispatched_experts if dispatched else arithmetic.experts
         elif f"{name}.weight" in names:
             assert type(module) is nn.Linear, f"{name} is a {type(module).__name__}"
             # Another class and not another module: names, hooks and whoever holds the module stay as they are, and so
             # does the layer of a deep copy, such as the reference, which has to multiply with its own weight.
             module.__class__ = Float8ModelLinear
             vars(module)["product"] = arithmetic.linear
+
+
+@contextmanager
+def other_activations(model: nn.Module) -> Iterator[None]:
+    """Multiplies inside the block with the same FP8 weights, and with activations as an engine of the other kind does.
+
+    A model in "fp8" keeps them in bf16, on their way to experts as well; one in "fp8_weights" rounds them to FP8.
+    Forward only; a model that does not compute in FP8 stays what it is.
+    """
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in model.modules():
+        own = vars(module)
+        if own.get("product") in COUNTERPARTS:
+            kept.append((own, {name: own[name] for name in ("product", "dispatcher") if name in own}))
+            own["product"] = COUNTERPARTS[own["product"]]
+            if isinstance(module, Experts):
+                own["dispatcher"] = module.dispatcher.unrounded()
+    try:
+        yield
+    finally:
+        for own, before in kept:
+            own.update(before)
 
 
 def float8_parameters(table: Mapping[str, Place]) -> frozenset[str]:

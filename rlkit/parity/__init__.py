@@ -12,6 +12,7 @@ from rlkit.parity.gate import (
     gate,
     gate_sequences,
 )
+from rlkit.parity.served import check_served
 
 __all__ = [
     "GATE",
@@ -21,6 +22,7 @@ __all__ = [
     "Noise",
     "ParityError",
     "check_parity",
+    "check_served",
     "compare",
     "fp8_gate",
     "gate",

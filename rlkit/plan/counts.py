@@ -8,7 +8,7 @@ from functools import cache
 
 from rlkit.model.config import DeepseekV3Config
 from rlkit.plan.layout import Layout
-from rlkit.plan.shards import deal_layers, published_index
+from rlkit.plan.shards import published_index, stage_of
 from rlkit.plan.trainer import Held
 
 
@@ -20,26 +20,37 @@ class LayerCount:
     experts: int
     largest: int
     """Of the largest matrix outside the experts."""
+    matrices: int
+    """Of the dense ones those that are matrices of a hidden layer."""
+    matrix: int
+    """The largest of these, or one of an expert."""
 
 
 @cache
 def layer_counts(config: DeepseekV3Config) -> tuple[LayerCount, ...]:
     """Returns the counts of every layer, modules for multi-token prediction last, and then of the two ends together."""
     num = config.num_hidden_layers + config.num_nextn_predict_layers
-    dense, experts, largest = [0] * (num + 1), [0] * (num + 1), [0] * (num + 1)
+    dense, experts, largest, matrices, matrix = ([0] * (num + 1) for _ in range(5))
     for stored in published_index(config, "bf16").values():
         place = num if stored.layer is None else stored.layer
         if stored.expert is None:
             dense[place] += stored.numel
             largest[place] = max(largest[place], stored.numel)
+            matrices[place] += stored.numel if stored.matrix else 0
         else:
             experts[place] += stored.numel
-    return tuple(LayerCount(dense=d, experts=e, largest=m) for d, e, m in zip(dense, experts, largest, strict=True))
+        matrix[place] = max(matrix[place], stored.numel if stored.matrix else 0)
+    return tuple(
+        LayerCount(dense=d, experts=e, largest=m, matrices=h, matrix=o)
+        for d, e, m, h, o in zip(dense, experts, largest, matrices, matrix, strict=True)
+    )
 
 
 def stage_layers(config: DeepseekV3Config, layout: Layout) -> list[list[int]]:
-    """Returns the layers of every stage."""
-    return deal_layers(config.num_hidden_layers + config.num_nextn_predict_layers, layout.pipeline_stages)
+    """Returns the layers of every stage, those of multi-token prediction in the first."""
+    layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
+    stages = range(layout.pipeline_stages)
+    return [[layer for layer in layers if stage_of(layer, config, layout) == stage] for stage in stages]
 
 
 def held_by_stage(config: DeepseekV3Config, layout: Layout, adapters: int = 0) -> list[Held]:
@@ -61,4 +72,6 @@ def _held(config: DeepseekV3Config, counts: Sequence[LayerCount], layout: Layout
         adapters=adapters,
         largest=max(largest, stacked if any(count.experts for count in counts) else 0),
         block=max(count.dense + count.experts // parts for count in counts),
+        matrices=sum(count.matrices for count in counts),
+        matrix=max(count.matrix for count in counts),
     )

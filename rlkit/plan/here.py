@@ -9,6 +9,7 @@ from rlkit.plan.counts import Held, held_by_stage
 from rlkit.plan.engine import EngineBytes
 from rlkit.plan.layout import Layout
 from rlkit.plan.models import config_of
+from rlkit.plan.orthogonal import orthogonal_parameters
 from rlkit.plan.trainer import WIDTH, TrainerBytes, trainer_bytes
 
 
@@ -29,11 +30,18 @@ def trainer_here(cfg: LearningRun, architecture: Architecture) -> TrainerBytes:
     """Returns the bytes of a rank's weights, gradients, optimiser and reference; nothing of activations."""
     layout, adapters, size = configured_layout(cfg), adapter_parameters(cfg, architecture), architecture.size()
     config = config_of(architecture)
-    held = Held(dense=size.parameters + size.mtp_parameters, adapters=adapters)
+    orthogonal = orthogonal_parameters(cfg, architecture)
+    held = Held(dense=size.parameters + size.mtp_parameters, adapters=adapters, matrices=orthogonal)
     if config is not None:
         held = max(held_by_stage(config, layout, adapters), key=lambda stage: stage.total)
     return trainer_bytes(
-        held, layout, kind=cfg.trainer.kind, dtype=cfg.trainer.dtype, reference=cfg.needs_reference, on_cpu=False
+        held,
+        layout,
+        kind=cfg.trainer.kind,
+        dtype=cfg.trainer.dtype,
+        reference=cfg.needs_reference,
+        on_cpu=False,
+        optimizer=cfg.trainer.optimizer,
     )
 
 

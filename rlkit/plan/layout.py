@@ -83,7 +83,7 @@ class Layout:
             return
         if config is None:
             raise UserError(f"pipeline_stages={stages}: a model of transformers is not cut into stages; use 1")
-        layers = config.num_hidden_layers + config.num_nextn_predict_layers
+        layers = config.num_hidden_layers
         if 2 * stages > layers:
             raise UserError(
                 f"pipeline_stages={stages}: DualPipeV gives every stage two pieces, and the model has {layers} layers "

@@ -16,11 +16,13 @@ from rlkit.plan.hardware import Hardware, find_hardware
 from rlkit.plan.here import configured_layout
 from rlkit.plan.layout import Layout
 from rlkit.plan.models import config_of
+from rlkit.plan.orthogonal import orthogonal_parameters
 from rlkit.plan.phases import Engines, Phase, Trainers, Work, phases
 from rlkit.plan.ranks import Demand, Fit, fit, options, rank_bytes, room, smallest, smallest_engine
 from rlkit.plan.rehearse import Rehearsal, rehearse
 from rlkit.plan.settings import PlanSettings
 from rlkit.plan.shards import published_index
+from rlkit.plan.sync import SyncBytes, planned_sync
 from rlkit.plan.trainer import TrainerBytes
 
 GIB = 2**30
@@ -79,8 +81,10 @@ class Plan:
     whole: TrainerBytes
     """The same rank without recomputation, or with it: the other of the two."""
     engine: EnginePlan | None
+    sync: SyncBytes | None
+    """None where weights stay in one process, or an adapter is sent in their place."""
     on_this_cpu: int | None
-    """Bytes of all parts together, where they share one memory."""
+    """Bytes of all parts together, where they share one memory, in training or in a sync."""
     options: tuple[Fit, ...]
     smallest: Smallest
     work: Work
@@ -108,9 +112,15 @@ def make_plan(cfg: TrainingRun, architecture: Architecture, settings: PlanSettin
         hours=_steps(cfg) * seconds * gpus / 3600,
         reckoning=f"{seconds:.3g} s a step at least on {gpus:,} device{'s' * (gpus > 1)}, one phase after the other",
     )
-    on_cpu = None
-    if hardware.is_cpu:
-        on_cpu = layout.ranks * chosen.needs.peak + (engine.engines * engine.needs.peak if engine else 0)
+    sync = planned_sync(
+        cfg,
+        architecture,
+        config,
+        layout,
+        trainer_dtype=demand.dtype,
+        engine_dtype=engine.dtype if engine else cfg.engine.dtype,
+        workers=engine.layout.tensor_parallel if engine else cfg.engine.tensor_parallel,
+    )
     return Plan(
         recipe=cfg.recipe,
         hardware=hardware,
@@ -119,7 +129,8 @@ def make_plan(cfg: TrainingRun, architecture: Architecture, settings: PlanSettin
         trainer=chosen,
         whole=rank_bytes(demand, replace(layout, recompute=not layout.recompute), hardware),
         engine=engine,
-        on_this_cpu=on_cpu,
+        sync=sync,
+        on_this_cpu=_together(layout.ranks, chosen.needs, engine, sync) if hardware.is_cpu else None,
         options=tuple(options(demand, layout.ranks, hardware, recompute=layout.recompute, offload=layout.offload)),
         smallest=_smallest(demand, config, hardware, cfg, engine),
         work=work,
@@ -130,6 +141,14 @@ def make_plan(cfg: TrainingRun, architecture: Architecture, settings: PlanSettin
     )
 
 
+def _together(ranks: int, trainer: TrainerBytes, engine: EnginePlan | None, sync: SyncBytes | None) -> int:
+    """Returns the larger of two moments where all parts share one memory: training, and a sync, without activations."""
+    engines, syncing = engine.engines if engine else 0, ranks * trainer.states
+    if sync is not None:
+        syncing += sync.published + ranks * sync.piece + max(engines, 1) * (sync.engine + sync.workers)
+    return (engines * engine.needs.peak if engine else 0) + max(ranks * trainer.peak, syncing)
+
+
 def _demand(
     cfg: TrainingRun, architecture: Architecture, config: DeepseekV3Config | None, settings: PlanSettings
 ) -> Demand:
@@ -138,6 +157,7 @@ def _demand(
         config=config,
         parameters=size.parameters + size.mtp_parameters,
         adapters=adapter_parameters(cfg, architecture),
+        orthogonal=orthogonal_parameters(cfg, architecture),
         vocab_size=architecture.vocab_size,
         kind=cfg.trainer.kind,
         dtype=settings.trainer_dtype or cfg.trainer.dtype,
@@ -284,7 +304,8 @@ def _smallest(
 def _rehearsal(config: DeepseekV3Config | None, layout: Layout, demand: Demand) -> Rehearsal:
     if config is None:
         raise UserError("rehearse=true: a model of transformers has no published index of ours; leave it out")
-    return rehearse(config, layout, kind=demand.kind, dtype=demand.dtype)
+    optimizer = "muon" if demand.orthogonal else "adamw"
+    return rehearse(config, layout, kind=demand.kind, dtype=demand.dtype, optimizer=optimizer)
 
 
 def _int(value: object) -> int:

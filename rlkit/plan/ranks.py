@@ -30,6 +30,8 @@ class Demand:
     parameters: int
     """All of them, modules for multi-token prediction included."""
     adapters: int
+    orthogonal: int
+    """Those that Muon trains; 0 with AdamW."""
     vocab_size: int
     kind: str
     dtype: str
@@ -56,10 +58,11 @@ def rank_bytes(demand: Demand, layout: Layout, hardware: Hardware) -> TrainerByt
 def stage_bytes(demand: Demand, layout: Layout, hardware: Hardware) -> list[TrainerBytes]:
     """Returns the bytes of a rank of each stage."""
     values = {"kind": demand.kind, "dtype": demand.dtype, "reference": demand.reference, "on_cpu": hardware.is_cpu}
+    values |= {"optimizer": "muon" if demand.orthogonal else "adamw"}
     logits = logit_bytes(demand.vocab_size, demand.max_tokens)
     config = demand.config
     if config is None:
-        held = Held(dense=demand.parameters, adapters=demand.adapters)
+        held = Held(dense=demand.parameters, adapters=demand.adapters, matrices=demand.orthogonal)
         return [trainer_bytes(held, layout, logits=logits, **values)]
     found = []
     every = zip(held_by_stage(config, layout, demand.adapters), stage_layers(config, layout), strict=True)

@@ -41,7 +41,9 @@ class Rehearsal:
     ranks: tuple[RankShare, ...]
 
 
-def rehearse(config: DeepseekV3Config, layout: Layout, *, kind: str, dtype: str, files: str = "fp8") -> Rehearsal:
+def rehearse(
+    config: DeepseekV3Config, layout: Layout, *, kind: str, dtype: str, optimizer: str = "adamw", files: str = "fp8"
+) -> Rehearsal:
     """Builds every rank's share; raises UserError for a layout that does not divide.
 
     Raises ValueError where the shares together are not the published index, each tensor once, or where ZeRO's pieces of
@@ -50,7 +52,7 @@ def rehearse(config: DeepseekV3Config, layout: Layout, *, kind: str, dtype: str,
     found = shares(config, layout, files)
     tensors = check_union(found, config, files)
     index = published_index(config, files)
-    of_all = [rank_share for share in found for rank_share in _ranks(share, layout, kind, dtype)]
+    of_all = [rank_share for share in found for rank_share in _ranks(share, layout, kind, dtype, optimizer)]
     return Rehearsal(
         layout=str(layout),
         tensors=tensors,
@@ -59,10 +61,12 @@ def rehearse(config: DeepseekV3Config, layout: Layout, *, kind: str, dtype: str,
     )
 
 
-def _ranks(share: Share, layout: Layout, kind: str, dtype: str) -> list[RankShare]:
+def _ranks(share: Share, layout: Layout, kind: str, dtype: str, optimizer: str) -> list[RankShare]:
     needs = _bytes(share, layout, kind, dtype)
     each = 8 if kind == "torch" else 12
-    pieces = _pieces(share.dense, layout.replicas)
+    # What Muon trains lies in flat buffers of its own, and has one moment less.
+    orthogonal, less = (share.matrices, each - 4) if optimizer == "muon" else (0, each)
+    pieces, matrix_pieces = _pieces(share.dense - orthogonal, layout.replicas), _pieces(orthogonal, layout.replicas)
     expert_pieces = _pieces(share.experts, layout.expert_replicas)
     found = []
     for replica in range(layout.expert_replicas):
@@ -77,7 +81,7 @@ def _ranks(share: Share, layout: Layout, kind: str, dtype: str) -> list[RankShar
                 published=0 if replica else share.published_bytes,
                 weights=needs.weights,
                 gradients=needs.gradients,
-                optimiser=each * (len(pieces[place]) + len(expert_pieces[replica])),
+                optimiser=each * len(pieces[place]) + less * (len(matrix_pieces[place]) + len(expert_pieces[replica])),
             )
         )
     return found

@@ -1,8 +1,8 @@
 """Which rank holds which published tensor, and that all of them together hold the model exactly once.
 
-Layers are dealt as DualPipeV runs them: the model is cut into 2 P pieces, and stage s has pieces s and 2 P - 1 - s. So
-the first stage has the embedding and, at the other end, the head with the modules for multi-token prediction, which
-use both (arXiv:2412.19437, section 3.2.1). Experts are dealt in order, E / parts to each rank of a group.
+Layers are dealt as the trainer deals them (`rlkit.model.stages`): the first stage has the embedding and, at the other
+end, the head with the modules for multi-token prediction, which use both. Experts are dealt in order, E / parts to each
+rank of a group.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from rlkit.model.experts import ExpertShare
 from rlkit.model.files.folder import SCALE
 from rlkit.model.files.names import published_names
 from rlkit.model.size import NOT_LEARNED
+from rlkit.model.stages import Stage
 from rlkit.plan.layout import Layout
 from rlkit.quant.fp8 import E4M3, block_grid
 
 FP8, BF16, FP32 = E4M3, torch.bfloat16, torch.float32
+ROUTER = ".mlp.gate.weight"
+"""Ending of the names of routers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,8 @@ class Stored:
     counted: bool = True
     """Is a parameter that a rank keeps and trains: no scale, no router's bias, and no repetition of another tensor, as
     the embedding and the head are in a module for multi-token prediction."""
+    matrix: bool = False
+    """Is a matrix of a hidden layer, as Muon trains them (`rlkit.model.matrices`)."""
 
     @property
     def nbytes(self) -> int:
@@ -60,27 +65,20 @@ def published_index(config: DeepseekV3Config, dtype: str = "fp8") -> Mapping[str
         bias = name.endswith(NOT_LEARNED)
         kind = FP8 if quantised else FP32 if bias else BF16
         counted = not place.copy and not bias
-        index[name] = Stored(shape=place.shape, dtype=kind, layer=layer, expert=place.expert, counted=counted)
+        matrix = counted and layer is not None and len(place.shape) == 2 and not name.endswith(ROUTER)
+        index[name] = Stored(
+            shape=place.shape, dtype=kind, layer=layer, expert=place.expert, counted=counted, matrix=matrix
+        )
         if quantised:
             blocks = block_grid(place.shape)
             index[name + SCALE] = Stored(shape=blocks, dtype=FP32, layer=layer, expert=place.expert, counted=False)
     return MappingProxyType(index)
 
 
-def deal_layers(num_layers: int, stages: int) -> list[list[int]]:
-    """Returns the layers of each stage: pieces s and 2 P - 1 - s of 2 P; the shorter pieces stand at the two ends.
-
-    The ends have the embedding and the head beside them.
-    """
-    if stages == 1:
-        return [list(range(num_layers))]
-    pieces = 2 * stages
-    each, longer = divmod(num_layers, pieces)
-    first = (pieces - longer + 1) // 2
-    sizes = [each + (first <= piece < first + longer) for piece in range(pieces)]
-    starts = [sum(sizes[:piece]) for piece in range(pieces)]
-    dealt = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
-    return [dealt[stage] + dealt[pieces - 1 - stage] for stage in range(stages)]
+@cache
+def stage_of(layer: int | None, config: DeepseekV3Config, layout: Layout) -> int:
+    """Returns the stage that holds a layer; the first has what is no layer, and those of multi-token prediction."""
+    return Stage(rank=0, size=layout.pipeline_stages).of(layer, config.num_hidden_layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +98,11 @@ class Share:
         return sum(stored.numel for stored in self.held.values() if stored.expert is None)
 
     @property
+    def matrices(self) -> int:
+        """Those of them in matrices of hidden layers."""
+        return sum(stored.numel for stored in self.held.values() if stored.expert is None and stored.matrix)
+
+    @property
     def experts(self) -> int:
         """Parameters of routed experts."""
         return sum(stored.numel for stored in self.held.values() if stored.expert is not None)
@@ -114,8 +117,6 @@ def shares(config: DeepseekV3Config, layout: Layout, dtype: str = "fp8") -> list
     """Returns the share of every stage and part, in the order of ranks."""
     layout.check(config)
     index = published_index(config, dtype)
-    layers = config.num_hidden_layers + config.num_nextn_predict_layers
-    stage_of = {layer: s for s, own in enumerate(deal_layers(layers, layout.pipeline_stages)) for layer in own}
     parts = layout.expert_parallel
     part_of: dict[int, int] = {}
     for part in range(parts):
@@ -125,8 +126,7 @@ def shares(config: DeepseekV3Config, layout: Layout, dtype: str = "fp8") -> list
     published: dict[tuple[int, int], list[str]] = {place: [] for place in places}
     turns = Counter[int]()
     for name, stored in index.items():
-        # Embedding, last norm and head stand at the two ends, which are both in the first stage.
-        stage = 0 if stored.layer is None else stage_of[stored.layer]
+        stage = stage_of(stored.layer, config, layout)
         if stored.expert is not None:
             place = (stage, part_of[stored.expert])
             held[place][name] = stored

@@ -10,6 +10,7 @@ from rlkit.plan.hardware import Hardware
 from rlkit.plan.plan import EnginePlan, Plan
 from rlkit.plan.ranks import SHARE_FOR_LIBRARIES, Fit
 from rlkit.plan.rehearse import RankShare, Rehearsal
+from rlkit.plan.sync import SyncBytes
 
 UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 SHOWN_OPTIONS = 8
@@ -32,6 +33,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield from _section(_trainer_title(plan), _trainer(plan))
     if plan.engine is not None:
         yield from _section(_engine_title(plan.engine), _engine(plan.engine, plan))
+    if plan.sync is not None:
+        yield from _section("a sync of all weights, in main memory", _sync(plan.sync))
     yield from _section("layouts of the trainer on as many devices, the leanest first", _options(plan.options))
     yield from _section("the fewest nodes, with recomputation", _smallest(plan))
     yield from _section("floor of one step", _phases(plan))
@@ -134,6 +137,16 @@ def _engine(engine: EnginePlan, plan: Plan) -> list[Row]:
         ("peak", amount(needs.peak), _verdict(engine.fits, plan)),
     ]
     return rows
+
+
+def _sync(sync: SyncBytes) -> list[Row]:
+    rows = [
+        ("published", amount(sync.published), f"in the form {sync.form!r}, by all ranks together"),
+        ("a rank", amount(sync.share), "in Ray's store until every engine has loaded"),
+        ("", amount(sync.piece), "a piece on its way there"),
+        ("an engine", amount(sync.engine), "the piece that it loads, and the next"),
+    ]
+    return rows + ([("", amount(sync.workers), "shared with its workers")] if sync.workers else [])
 
 
 def _options(found: Sequence[Fit]) -> list[Row]:

@@ -1,6 +1,7 @@
 """The bytes of a trainer's rank: weights, gradients, optimiser, reference, and what a step needs beside them.
 
-DeepSpeed 0.19 as our stepper sets it: fp32 gradients, fp32 master weights and both moments of AdamW; ZeRO deals them.
+DeepSpeed 0.19 as our stepper sets it: fp32 gradients, fp32 master weights and the moments, of which AdamW has two and
+Muon one; ZeRO deals them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class Held:
     """The largest single parameter."""
     block: int = 0
     """All parameters of the largest block."""
+    matrices: int = 0
+    """Of the dense ones those that Muon trains; it trains all experts."""
+    matrix: int = 0
+    """The largest matrix that it makes orthogonal."""
 
     @property
     def total(self) -> int:
@@ -50,7 +55,7 @@ class TrainerBytes:
     gathered: int = 0
     """ZeRO-3: the whole weights of the block at work and of the next one."""
     step: int = 0
-    """What the optimiser's step needs beyond the gradients: their flat copy, and AdamW's temporaries on a CPU."""
+    """What the optimiser's step needs beyond the gradients: their flat copy, AdamW's temporaries on a CPU, Muon's."""
     host: int = 0
     """In main memory, where the optimiser is offloaded."""
 
@@ -78,15 +83,15 @@ def trainer_bytes(
     dtype: str,
     reference: bool,
     on_cpu: bool,
+    optimizer: str = "adamw",
     activations: int = 0,
     logits: int = 0,
 ) -> TrainerBytes:
-    """Returns the bytes of a rank; `kind` is "torch" (AdamW in one process) or "deepspeed".
+    """Returns the bytes of a rank; `kind` is "torch" (one process) or "deepspeed", `optimizer` "adamw" or "muon".
 
     A parameter takes w bytes of weight (4 in fp32, else 2), 4 of gradient, 12 of optimiser (8 with torch, whose weights
-    are the master weights), w of reference. ZeRO-1 divides the optimiser by the ranks that hold the parameter, ZeRO-2
-    gradients as well, ZeRO-3 weights as well, but never the reference, a model of its own. Adapters are trained, and
-    compared with a reference, alone.
+    are the master weights; 4 less for what Muon trains), w of reference. ZeRO-1 divides the optimiser by the ranks that
+    hold it, ZeRO-2 gradients as well, ZeRO-3 weights as well, but never the reference. Adapters are trained alone.
     """
     width, stage, extra = WIDTH[dtype], layout.zero_stage, WIDTH[dtype] * held.adapters
     trained = held.adapters or held.total
@@ -100,14 +105,18 @@ def trainer_bytes(
 
     kept = all_of(width, dealt=False, adapted=True) if reference else 0
     if kind == "torch":
-        weights, step = all_of(width, dealt=False) + extra, 8 * held.largest if on_cpu else 0
-        needs = TrainerBytes(weights=weights, gradients=4 * trained, optimiser=8 * trained, reference=kept, step=step)
+        weights, (moments, step) = all_of(width, dealt=False) + extra, _in_one_process(held, trained, optimizer, on_cpu)
+        needs = TrainerBytes(weights=weights, gradients=4 * trained, optimiser=moments, reference=kept, step=step)
         return replace(needs, activations=activations, logits=logits)
     gradients, flat = all_of(4, dealt=stage > 1, adapted=True), all_of(4, dealt=True, adapted=True)
     optimiser = 3 * flat
     # ZeRO-1 in bf16 is another class of DeepSpeed's, which adds gradients up where they are reduced and stepped.
     in_place = stage == 1 and dtype != "fp32"
     temporaries = 2 * flat if on_cpu else 0  # of AdamW
+    if optimizer == "muon":
+        orthogonal = round(4 * (held.matrices / layout.replicas + held.experts / layout.expert_replicas))
+        ahead = orthogonal + _newton_schulz(held, width)
+        optimiser, temporaries = optimiser - orthogonal, max(ahead, temporaries - 2 * orthogonal)
     # Elsewhere gradients are copied flat; then they go, and the step begins.
     step = temporaries if in_place else max(flat, flat + temporaries - gradients)
     numbers = min(BUCKET, trained) if on_cpu else BUCKET
@@ -126,3 +135,16 @@ def trainer_bytes(
         step=0 if away else step,
         host=(optimiser + flat if away else 0) + (weights if all_away else 0),
     )
+
+
+def _in_one_process(held: Held, trained: int, optimizer: str, on_cpu: bool) -> tuple[int, int]:
+    """Returns the bytes of the moments, and what the step of one parameter after the other needs for a moment."""
+    moments, step = 8 * trained, 8 * held.largest if on_cpu else 0
+    if optimizer != "muon":
+        return moments, step
+    return moments - 4 * (held.matrices + held.experts), max(step, 4 * held.largest + _newton_schulz(held, 4))
+
+
+def _newton_schulz(held: Held, width: int) -> int:
+    """Returns the bytes of a matrix, its next value, and two squares of its shorter side."""
+    return 4 * width * held.matrix

@@ -15,9 +15,9 @@ from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.model.config import read_json
 from rlkit.model.lora import choose_targets
+from rlkit.model.matrices import unknown_stacks
 from rlkit.overrides import read_override
 from rlkit.quant.fp8 import FLOAT8
-from rlkit.train.steppers.muon import unknown_stacks
 
 SHAPE = "model.architecture."
 """What the keys of a new model's shape begin with."""

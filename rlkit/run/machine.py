@@ -21,6 +21,7 @@ from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
 from rlkit.plan.hardware import main_memory
 from rlkit.plan.here import engine_here, trainer_here
+from rlkit.plan.recipes import planned_as
 
 GIB = 2**30
 SHM = Path("/dev/shm")
@@ -35,15 +36,16 @@ SESSION = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Where Ray puts its longest-named socket, below TMPDIR; the end of the session's name is a process id."""
 
 
-def check_machine(cfg: LearningRun, *, weights: int, trained: int) -> None:
+def check_machine(cfg: LearningRun, *, weights: int, trained: int, orthogonal: int = 0) -> None:
     """Raises UserError, with what to change, for a run that this machine would end in its middle.
 
-    `weights` and `trained` are numbers of parameters: of the whole model, and of those with an optimiser.
+    `weights` and `trained` are numbers of parameters: of the whole model, and of those with an optimiser; of these
+    `orthogonal` are trained by Muon.
     """
     check_place(cfg, weights=weights)
     if isinstance(cfg, TrainingRun):
         check_engine_machine(cfg)
-    _check_disk(cfg, weights, trained)
+    _check_disk(cfg, weights, trained, orthogonal)
     if cfg.logging.wandb_project and find_spec("wandb") is None:
         raise UserError(
             f"logging.wandb_project={cfg.logging.wandb_project!r}: the package wandb is not installed; install it, or "
@@ -100,10 +102,12 @@ def check_memory(cfg: LearningRun, architecture: Architecture) -> None:
 
 def _refuse_bytes(cfg: LearningRun, what: str, needed: int, where: str, there: int) -> None:
     if needed > there:
+        known = planned_as(cfg)
+        of = "the same settings" if known == cfg.recipe else f"the settings of {cfg.recipe}"
+        plan = f"; 'rlkit plan {known}' with {of} says what fits where" if known else ""
         raise UserError(
             f"{what} {_gib(needed)} for weights, gradients, optimiser and reference, and {where} has {_gib(there)}; "
-            "use a smaller model, trainer.lora, a larger machine or a running cluster (cluster.address); 'rlkit plan "
-            f"{cfg.recipe}' with the same settings says what fits where"
+            f"use a smaller model, trainer.lora, a larger machine or a running cluster (cluster.address){plan}"
         )
 
 
@@ -127,10 +131,13 @@ def _check_folder(name: str, folder: Path, fix: str) -> None:
                 place.rmdir()
 
 
-def _check_disk(cfg: LearningRun, weights: int, trained: int) -> None:
-    """Compares the free bytes with the least that the run will write: a checkpoint, and the model at its end."""
+def _check_disk(cfg: LearningRun, weights: int, trained: int, orthogonal: int) -> None:
+    """Compares the free bytes with the least that the run will write: a checkpoint, and the model at its end.
+
+    A checkpoint has the weight and the moments in fp32: two with AdamW, one with Muon.
+    """
     size = 4 if cfg.trainer.dtype == "fp32" else 2
-    needed = weights * size + trained * 12 + (4 * trained if cfg.needs_reference else 0)
+    needed = weights * size + trained * 12 - orthogonal * 4 + (4 * trained if cfg.needs_reference else 0)
     if not cfg.model.path and not (cfg.output_dir / "initial").exists():
         needed += 4 * weights
     if (cfg.output_dir / "model").exists():  # complete: nothing is left to write but the report

@@ -12,6 +12,7 @@ from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.load import read_architecture
 from rlkit.plan.adapters import adapter_parameters
 from rlkit.plan.here import engine_here, trainer_here
+from rlkit.plan.orthogonal import orthogonal_parameters
 from rlkit.plan.trainer import WIDTH
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.run.folder import CHECKPOINTS, newest_checkpoint
@@ -33,7 +34,8 @@ def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
     if task is not None:
         size = task.architecture.size()
         total = size.parameters + size.mtp_parameters
-        check_machine(cfg, weights=total, trained=adapter_parameters(cfg, task.architecture) or total)
+        trained = adapter_parameters(cfg, task.architecture) or total
+        check_machine(cfg, weights=total, trained=trained, orthogonal=orthogonal_parameters(cfg, task.architecture))
         check_memory(cfg, task.architecture)
         if not cfg.dry_run:
             return task

@@ -13,13 +13,13 @@ from typing import Generic, NoReturn, TypeVar
 from rewards import RewardError
 from rlkit.config import LearningRun, TrainingRun
 from rlkit.data.tokenizer import copy_tokenizer
-from rlkit.errors import DivergedError, UserError
+from rlkit.errors import DivergedError, PartDiedError, UserError
 from rlkit.evaluate import evaluate
 from rlkit.interrupt import GO_ON, INTERRUPTED, raise_again
 from rlkit.model.files.sent import SentError
 from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
-from rlkit.parts import Learning, PartDiedError, Parts, SyncError
+from rlkit.parts import Learning, Parts, SyncError
 from rlkit.rollout.judging import NoVerdictError
 from rlkit.run.folder import CHECKPOINTS, START, newest_checkpoint, save_checkpoint
 from rlkit.run.inputs import check_same, write_inputs

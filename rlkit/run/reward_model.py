@@ -17,6 +17,7 @@ from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.scorer import scorer_config, write_scorer
 from rlkit.parts import Learning
 from rlkit.plan.adapters import adapter_parameters
+from rlkit.plan.orthogonal import orthogonal_parameters
 from rlkit.reward_model import judge_preferences
 from rlkit.run.fit import check_shape, check_trainer
 from rlkit.run.folder import CHECKPOINTS, newest_checkpoint
@@ -91,7 +92,8 @@ def prepare_preferences(cfg: RewardModelRun) -> Preferences:
         for rows in (split.train, split.held_out)
     )
     size = architecture.size().parameters
-    check_machine(cfg, weights=size, trained=adapter_parameters(cfg, architecture) or size)
+    trained = adapter_parameters(cfg, architecture) or size
+    check_machine(cfg, weights=size, trained=trained, orthogonal=orthogonal_parameters(cfg, architecture))
     check_memory(cfg, architecture)
     return Preferences(train=train, held_out=held_out, architecture=architecture)
 

@@ -43,7 +43,7 @@ class Trainer(Protocol):
     def weights(self, version: int = 0, form: str = "plain") -> Weights:
         """All weights of the policy under their checkpoint names, in one of `rlkit.model.files.sent.FORMS`.
 
-        Where they travel, `version` travels with them.
+        `ADAPTER` in its place gives LoRA's matrices alone. Where they travel, `version` travels with them.
         """
         ...
 

@@ -10,12 +10,14 @@ which is what one more rounding could do, and the change in the log-probs is wha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rlkit.model.precision import other_activations
 
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp8": 2.0**-8, "fp8_weights": 2.0**-8}
 """The largest relative error of rounding to nearest, by the words of `trainer.dtype` and `engine.dtype`.
@@ -28,8 +30,11 @@ class Rounding:
     """One draw of the errors that rounding could make."""
 
     unit: float
-    """No number moves by more than this share of itself."""
+    """No number moves by more than this share of itself; 0 moves none."""
     seed: int
+    other_activations: bool = False
+    """Computes with activations that are in FP8 where the model trains in bf16, or the other way round, as an engine
+    may (`rlkit.model.precision.other_activations`)."""
 
 
 @contextmanager
@@ -55,9 +60,12 @@ def rounded_anew(model: nn.Module, rounding: Rounding | None) -> Iterator[None]:
     def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         return (moved(output[0]), *output[1:]) if type(output) is tuple else moved(output)
 
-    hooks = [module.register_forward_hook(after) for module in model.modules()]
+    hooks = [module.register_forward_hook(after) for module in model.modules()] if rounding.unit else []
     try:
-        yield
+        with ExitStack() as stack:
+            if rounding.other_activations:
+                stack.enter_context(other_activations(model))
+            yield
     finally:
         for hook in hooks:
             hook.remove()

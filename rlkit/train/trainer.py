@@ -14,7 +14,7 @@ from rlkit.algo.losses import NO_MTP, Loss, LossTerms, MtpTerm
 from rlkit.algo.packing import tensor_names
 from rlkit.errors import UserError
 from rlkit.model.base import CausalLM
-from rlkit.model.files.sent import fingerprints, in_form
+from rlkit.model.files.sent import ADAPTER, fingerprints, in_form
 from rlkit.model.lora import adapter_weights
 from rlkit.model.trace import recorded_routing
 from rlkit.train import ranks
@@ -119,8 +119,11 @@ class ModelTrainer:
     def weights(self, version: int = 0, form: str = "plain") -> Iterator[tuple[str, Tensor]]:
         """What this rank holds of the policy's weights, under checkpoint names; LoRA merged in. All ranks call it.
 
-        `form` is one of `rlkit.model.files.sent.FORMS`. They stay here, so `version` is nobody's concern.
+        `form` is one of `rlkit.model.files.sent.FORMS`, or `ADAPTER` for LoRA's matrices alone. They stay here, so
+        `version` is nobody's concern.
         """
+        if form == ADAPTER:
+            return iter(self.adapter().items())
         return in_form(self.model.checkpoint_weights(self.stepper.tensors()), self.model.fp8_names(), form)
 
     def fingerprints(self, form: str) -> Mapping[str, str]:

@@ -138,7 +138,11 @@ def _learned(stage: _Stage) -> list[str]:
         stage.curve("Parity", gaps, "nats", "largest log-prob difference between engine and trainer", log=True),
         stage.curve(
             "Parity on average",
-            {"parity_mean": "engine and trainer", "parity_bf16": "one more rounding to bf16"},
+            {
+                "parity_mean": "engine and trainer",
+                "parity_trained": "with activations as trained",
+                "parity_bf16": "one more rounding to bf16",
+            },
             "nats",
             "mean log-prob difference after a sync, where FP8 is involved",
             log=True,

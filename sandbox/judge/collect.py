@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 
+from sandbox.judge.parsed import parsed
 from sandbox.judge.running import is_main_guard, is_runner, is_test, num_required
 
 
@@ -32,7 +33,7 @@ def collected(tree: ast.Module) -> ast.Module:
     body = [*kept, *added]
     if not any(isinstance(name, ast.Name) and name.id == "pytest" for node in body for name in ast.walk(node)):
         body = [node for node in body if not (isinstance(node, ast.Import) and ast.unparse(node) == "import pytest")]
-    return ast.parse(ast.unparse(ast.Module(body=body, type_ignores=[])))
+    return parsed(ast.unparse(ast.Module(body=body, type_ignores=[])))
 
 
 def _is_collected(node: ast.ClassDef) -> bool:
@@ -66,7 +67,7 @@ def _written_out(function: ast.FunctionDef, called: str, begin: list[str], num_o
     arguments = ", ".join(f"{name}={place}" for name, place in places.items())
     indent = " " * len(lines)
     lines += [f"{indent}{line}" for line in (*begin, f"{called}({arguments})")]
-    return ast.parse("\n".join(lines)).body
+    return parsed("\n".join(lines)).body
 
 
 def _parameters(function: ast.FunctionDef) -> list[tuple[list[str], ast.expr, ast.expr]]:

@@ -14,6 +14,7 @@ from sandbox.calls import NAME
 from sandbox.judge.cases import TestsError
 from sandbox.judge.collect import collected
 from sandbox.judge.expressions import can_evaluate, is_candidate
+from sandbox.judge.parsed import parsed
 from sandbox.judge.running import (
     Definitions,
     body,
@@ -80,11 +81,11 @@ def plan(asserts: Sequence[str], entry_point: str) -> Plan:
 
 @lru_cache(maxsize=64)  # a group of completions is judged by one row, whose tests may be a megabyte of literals
 def _plan(asserts: tuple[str, ...], entry_point: str) -> Plan:
-    parsed = [_parse(index, source) for index, source in enumerate(asserts)]
-    trees = [collected(tree) for tree in parsed]
+    written = [_parse(index, source) for index, source in enumerate(asserts)]
+    trees = [collected(tree) for tree in written]
     asserts = tuple(
         source if tree is before else ast.unparse(tree)
-        for source, before, tree in zip(asserts, parsed, trees, strict=True)
+        for source, before, tree in zip(asserts, written, trees, strict=True)
     )
     module = [part for tree in trees for statement in body(tree) for part in _unpacked(statement)]
     _check_name(trees, entry_point)
@@ -145,7 +146,7 @@ def _outside_functions(statement: ast.AST) -> Iterable[ast.AST]:
 
 def _parse(index: int, source: str) -> ast.Module:
     try:
-        return ast.parse(source)
+        return parsed(source)
     except (SyntaxError, ValueError) as error:
         raise TestsError(f"asserts[{index}] is no Python: {error}") from None
 
@@ -247,7 +248,7 @@ def _whole(setup: Sequence[str | ast.stmt], source: str, tree: ast.Module, defin
         # `debug` runs a test without catching what it raises.
         load = "unittest.defaultTestLoader.loadTestsFromTestCase({}).debug()"
         runner += ["import unittest", *(load.format(case.name) for case in cases)]
-    whole = ast.parse(source)
+    whole = parsed(source)
     free = _loaded([whole]) - defined - _BUILTINS
     bases = {n.value.id for n in ast.walk(whole) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
     imports = free & bases & sys.stdlib_module_names

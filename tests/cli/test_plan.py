@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from rlkit.cli.main import main
+from rlkit.config import GrpoRun, TrainingRun
+from rlkit.config.compose import load_config
+from rlkit.errors import UserError
+from rlkit.model.deepseek_architecture import DeepseekArchitecture
+from rlkit.plan.recipes import RECIPES
+from rlkit.run import machine
 from tests.architecture import ROOT
 from tests.hf_folders import make, save
 
@@ -69,10 +76,49 @@ def test_this_machine_has_room_for_the_tiny_model(recipe: str, capsys: pytest.Ca
     assert ("decode" in out) == (recipe != "sft")
 
 
+def test_longer_contexts_are_planned_by_their_longest_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    """V3's last stage has samples of 131,072 tokens, a quarter as many as the stage before."""
+    words = ["extend_context", "model=deepseek_v3_671b", "context=v3_128k", "hardware=h800", "gpus=2048"]
+    plan = json.loads(
+        shown(capsys, *words, "sft.batch_size=4096", "pipeline_stages=16", "expert_parallel=64", "--json")
+    )
+    assert plan["work"]["sequences"] == 4096 // 4
+    assert plan["work"]["prompt_tokens"] + plan["work"]["completion_tokens"] == 131_072
+
+
+class MyRun(GrpoRun):
+    """A recipe's configuration of a user's own."""
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "mine"])
+def test_the_refusal_for_want_of_memory_names_a_command_that_works(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, cls = ("grpo", MyRun) if recipe == "mine" else (recipe, RECIPES[recipe])
+    cfg = replace(load_config(base, cls, []), recipe=recipe)
+    assert cfg.model.architecture is not None
+    monkeypatch.setattr(machine, "main_memory", lambda: 1)
+    with pytest.raises(UserError, match="what fits where") as refusal:
+        machine.check_memory(cfg, DeepseekArchitecture(config=cfg.model.architecture))
+    named = re.search(r"'rlkit (plan \w+)' with the (same settings|settings of mine)", str(refusal.value))
+    assert named is not None
+    main(named[1].split())
+    assert "plan of " in capsys.readouterr().out
+
+
+def test_a_recipe_with_other_stages_is_told_of_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config("grpo", GrpoRun, [])
+    other = TrainingRun(**{field.name: getattr(cfg, field.name) for field in fields(TrainingRun)} | {"recipe": "mine"})
+    assert cfg.model.architecture is not None
+    monkeypatch.setattr(machine, "main_memory", lambda: 1)
+    with pytest.raises(UserError, match=r"cluster\.address\)$"):
+        machine.check_memory(other, DeepseekArchitecture(config=cfg.model.architecture))
+
+
 def test_a_model_of_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(make("llama"), tmp_path / "llama")
     out = shown(capsys, "sft", "model=hf", f"model.path={tmp_path / 'llama'}", "hardware=h100")
-    assert "KV cache" in out and "engine" not in out
+    assert "KV cache" in out and "engine:" not in out and "a sync of all weights" in out
     with pytest.raises(SystemExit):
         main(["plan", "sft", "model=hf", f"model.path={tmp_path / 'llama'}", "rehearse=true"])
     assert "rehearse=true: a model of transformers has no published index" in capsys.readouterr().err
@@ -81,7 +127,7 @@ def test_a_model_of_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gpro"], "recipe 'gpro' cannot be planned (did you mean 'grpo'?); use one of sft, grpo, sft_then_grpo"),
+        (["gpro"], "recipe 'gpro' cannot be planned (did you mean 'grpo'?); use one of sft, grpo, sft_then_grpo, ext"),
         (["grpo", "--jsn"], "--jsn is no flag of 'rlkit plan'; there are --json and --help"),
         (["grpo", "hardware=tpu"], "hardware='tpu' is unknown; use one of h100, h800, h200, h20, b200, this"),
         (["grpo", "expert_parallel=3", "gpus=3"], "expert_parallel=3 does not divide n_routed_experts=8; use 2 or 4"),

@@ -22,8 +22,7 @@ from rlkit.cluster.remote import RemoteEngines
 from rlkit.cluster.start import on_ray
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
-from rlkit.errors import UserError
-from rlkit.parts import PartDiedError
+from rlkit.errors import PartDiedError, UserError
 from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD
 
 
@@ -52,6 +51,9 @@ class Part:
 
     def fail(self, text: str) -> None:
         raise UserError(text)
+
+    def lose(self, text: str) -> None:
+        raise PartDiedError(text)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,14 @@ def test_an_engine_that_dies_while_it_samples(new: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
+def test_a_part_that_has_lost_a_process_of_its_own_says_so(new: Callable[..., Any]) -> None:
+    living = new()
+    with named_parts({"engine 1 of 1": living}):
+        said = death(lambda: ray.get(living.lose.remote("worker 2 of 2, process 7, has died (SIGKILL)")))
+    assert said == "engine 1 of 1: worker 2 of 2, process 7, has died (SIGKILL)"
+
+
+@pytest.mark.slow
 def test_what_a_living_part_raises_is_left_as_it_is(new: Callable[..., Any]) -> None:
     living = new()
     with (
@@ -112,10 +122,22 @@ def test_what_a_living_part_raises_is_left_as_it_is(new: Callable[..., Any]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("actor", "name"), [("EngineActor", "engine 1 of 1"), ("TrainerActor", "trainer rank 0 of 1")])
-def test_a_run_says_what_is_kept_and_goes_on(actor: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("victim", "name", "engine"),
+    [
+        ("ray::EngineActor", r"engine 1 of 1, process \d+ on \S+ has died", ["engine=torch"]),
+        ("ray::TrainerActor", r"trainer rank 0 of 1, process \d+ on \S+ has died", ["engine=torch"]),
+        (
+            "VLLM::Worker_TP1",
+            r"engine 1 of 1: worker 2 of 2, process \d+, has died",
+            ["engine=vllm", "engine.tensor_parallel=2", "model.architecture.moe_intermediate_size=64"],
+        ),
+    ],
+    ids=["engine", "rank", "worker of an engine"],
+)
+def test_a_run_says_what_is_kept_and_goes_on(victim: str, name: str, engine: list[str], tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(SPREAD_REWARD)
-    words = ["cluster=ray", *LOCAL[1:], "reward=plugin.py:spread", "output_dir=run", "checkpoint.every=1"]
+    words = ["cluster=ray", LOCAL[2], *engine, "reward=plugin.py:spread", "output_dir=run", "checkpoint.every=1"]
     command = [sys.executable, "-m", "recipes.grpo", *GRPO_ONLY, *words]
     with subprocess.Popen(
         [*command, "algo.steps=100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -125,11 +147,11 @@ def test_a_run_says_what_is_kept_and_goes_on(actor: str, name: str, tmp_path: Pa
         while not re.search(r"^ +2/100000 ", printed, re.MULTILINE) and (line := process.stdout.readline()):
             printed += line
         for pid, _ in below({process.pid}):
-            if f"ray::{actor}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if victim.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
         printed += process.stdout.read()
     assert process.returncode == 1 and "Traceback" not in printed, printed
-    kept = re.search(rf"error: {name}, process \d+ on \S+ has died \(.*\); run/checkpoints/grpo-(\d+) and ", printed)
+    kept = re.search(rf"error: {name} \(.*\); run/checkpoints/grpo-(\d+) and ", printed)
     assert kept and "with resume=auto the same command goes on from there" in printed, printed
     assert (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run" / "checkpoints" / f"grpo-{kept[1]}").is_dir()

@@ -15,7 +15,7 @@ from rlkit.assemble import trainer
 from rlkit.cluster.start import on_ray
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
-from rlkit.parts import PartDiedError
+from rlkit.errors import PartDiedError
 from rlkit.train.base import Trainer
 from rlkit.train.policy import frozen_copy
 from rlkit.train.rounding import UNIT, Rounding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import ray
@@ -11,13 +12,15 @@ import torch
 from ray import ObjectRef
 from torch import Tensor
 
-from rlkit.assemble import parts
+from rlkit.assemble import parts, trainer
 from rlkit.cluster.buckets import Contents
 from rlkit.cluster.transfer import Publication, RemoteWeights, publish
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.engine.whole import HalfLoadedError
-from rlkit.parts import PartDiedError, Parts, SyncError
+from rlkit.errors import PartDiedError
+from rlkit.model.files.sent import ADAPTER
+from rlkit.parts import Parts, SyncError
 from rlkit.quant.fp8 import quantise_blocks
 from tests.hf_reference import make_model, save_checkpoint
 
@@ -112,6 +115,21 @@ def test_what_was_published_does_not_change_with_the_weights(joined: Parts) -> N
     weight += 1
     [(_, found)] = sent
     assert not found.any()
+
+
+def test_an_adapter_travels_like_weights(tmp_path: Path) -> None:
+    """With version and checksums: one wrong byte in one of its matrices is named."""
+    save_checkpoint(make_model(), tmp_path)
+    lora = ["trainer.lora={rank: 2}", "trainer.bias_update_speed=0", "algo.mtp_weight=0", f"output_dir={tmp_path}"]
+    with trainer(load_config("grpo", GrpoRun, [*WORDS, *lora]), tmp_path) as learner:
+        adapter, weights = learner.adapter(), published(learner.weights(4, ADAPTER))
+        assert weights.version == 4 and [len(found.entries) for found in lists(weights)] == [len(adapter), 0]
+        for name, tensor in weights:
+            assert torch.equal(tensor, adapter[name])
+        name = next(name for name in adapter if "lora_A" in name)
+        flip(weights, name)
+        with pytest.raises(SyncError, match=f"{name}: the bytes that arrived are not those that rank 0 published in "):
+            list(weights)
 
 
 def test_weights_of_another_version_are_not_loaded(joined: Parts) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlkit.engine.vllm import VllmEngine, workers
+from rlkit.errors import PartDiedError
 from rlkit.model.files.weights import in_buckets
 from rlkit.parity import ParityError, check_parity, gate_sequences
 from tests.engine.test_vllm import PROMPTS, ROOT, SAMPLING, bits, drawn
@@ -116,7 +117,7 @@ def test_weights_that_come_in_many_buckets_are_the_same_bits(split, trainer, mon
 
 
 def test_a_load_that_broke_half_way_leaves_no_trace_in_the_next_one(split, trainer, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "BUCKET_BYTES", 20_000)
+    monkeypatch.setattr(workers, "WORKER_PIECE_BYTES", 20_000)
     split.load(trainer.weights(), 1)
     expected = split.logprobs(SEQUENCES)
     randomise(trainer.model, 10)
@@ -162,9 +163,16 @@ def test_rollouts_are_the_same_bits_in_a_fresh_process_which_leaves_nothing_when
     assert not [name for name in os.listdir("/dev/shm") if name not in shared and name.startswith("vllm")]
 
 
-def test_a_worker_that_dies_ends_the_call(split) -> None:
+def test_a_worker_that_dies_ends_the_call_and_is_named(split, trainer) -> None:
     """The last test of this file: it leaves the engine unusable."""
-    victim = next(child for child in psutil.Process().children() if "Worker" in child.cmdline()[0])
+    victim = next(child for child in psutil.Process().children() if "Worker_TP1" in child.cmdline()[0])
     victim.kill()
-    with pytest.raises(RuntimeError, match="a worker process of this engine has died"):
-        split.logprobs(SEQUENCES)
+    said = rf"^worker 2 of 2, process {victim.pid}, has died \(SIGKILL, as the system does it when memory runs out\)$"
+    for ask in (
+        lambda: split.logprobs(SEQUENCES),
+        lambda: list(split.generate(PROMPTS, 1, SAMPLING)),
+        lambda: split.load(trainer.weights(), 9),
+        lambda: split.trace(SEQUENCES[0]),
+    ):
+        with pytest.raises(PartDiedError, match=said):
+            ask()

@@ -17,9 +17,17 @@ from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.experts import Experts, grouped_product
 from rlkit.model.files.folder import Checkpoint
 from rlkit.model.files.names import published_names
-from rlkit.model.precision import ARITHMETICS, compute_in_float8, float8_summary
-from rlkit.quant import float8_grouped, float8_linear, quantise_weight, straight_through
-from rlkit.quant.fp8 import FLOAT8
+from rlkit.model.files.sent import in_form
+from rlkit.model.precision import ARITHMETICS, COUNTERPARTS, compute_in_float8, float8_summary, other_activations
+from rlkit.quant import (
+    dequantise_tiles,
+    float8_grouped,
+    float8_linear,
+    quantise_tiles,
+    quantise_weight,
+    straight_through,
+)
+from rlkit.quant.fp8 import FLOAT8, dequantise_blocks
 from tests.model.float8 import TILED
 from tests.model.tiny import relative, seeded
 
@@ -120,6 +128,63 @@ def test_fp8_quantises_what_enters_each_matrix() -> None:
     assert len(seen) == 3 * 5 + 3 * 3 + 2
     assert gradients.keys() == dict(model.named_parameters()).keys()
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("dispatched", [False, True])
+def test_fp8_with_activations_in_bf16_is_bf16_with_the_numbers_that_an_engine_gets(dispatched: bool) -> None:
+    """Bit for bit; and what the model trains with is back afterwards, in a copy of it too."""
+    model = seeded(TILED).bfloat16()
+    weights = in_form(model.checkpoint_weights(), model.fp8_names(), "fp8 as bf16")
+    plain = DeepseekV3(TILED).bfloat16()
+    plain.load_weights(weights)
+    compute_in_float8(model, "fp8", dispatched=dispatched)
+    before = model(TOKENS)
+    copied = copy.deepcopy(model)
+    for computing in (model, copied):
+        with other_activations(computing):
+            assert torch.equal(computing(TOKENS), plain(TOKENS))
+        assert torch.equal(computing(TOKENS), before) and not torch.equal(before, plain(TOKENS))
+
+
+def test_fp8_weights_with_activations_in_fp8_multiply_codes_with_codes() -> None:
+    """Every module by itself: an engine on a GPU rounds tiles of activations and has these codes."""
+    model, seen = made("fp8_weights"), []
+
+    def compare(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        weight = module.get_parameter("weight").detach()
+        stored = quantise_weight(weight, powers_of_two=True)
+        expected = dequantise_tiles(*quantise_tiles(args[0]), torch.float32) @ dequantise_blocks(*stored).T
+        assert relative(out.float(), expected) < 3e-3, "up to one rounding to bf16"
+        assert relative(out.float(), args[0].float() @ dequantise_blocks(*stored).T) > 1e-2
+        seen.append(module)
+
+    before = model(TOKENS)
+    names = {name for name, place in published_names(TILED).items() if place.fp8}
+    hooks = [
+        module.register_forward_hook(compare) for name, module in model.named_modules() if f"{name}.weight" in names
+    ]
+    with other_activations(model):
+        rounded = model(TOKENS)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 3 * 5 + 3 * 3
+    assert torch.equal(model(TOKENS), before) and not torch.equal(rounded, before)
+
+
+def test_other_activations_reach_each_expert() -> None:
+    for mode in FLOAT8:
+        model = made(mode)
+        experts = model.get_submodule("model.layers.1.mlp.experts")
+        assert isinstance(experts, Experts)
+        x, shares = torch.randn(7, 128).bfloat16(), torch.ones(7, 1).bfloat16()
+        chosen = torch.tensor([0, 0, 3, 3, 3, 2, 0])[:, None]  # nobody chooses expert 1
+        with other_activations(model):
+            out = experts(x, shares, chosen)
+            linear = COUNTERPARTS[ARITHMETICS[mode].linear]
+            for row, expert in enumerate(chosen.flatten().tolist()):
+                gate, up = linear(x[row : row + 1], experts.gate_up_proj[expert]).chunk(2, -1)
+                expected = linear(nn.functional.silu(gate) * up, experts.down_proj[expert])
+                assert relative(out[row : row + 1].float(), expected.float()) < 1e-2
 
 
 @pytest.mark.parametrize("mode", FLOAT8)

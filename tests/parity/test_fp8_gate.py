@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from rlkit.engine.examination import Examination, Product
+from rlkit.model import DeepseekV3
+from rlkit.model.precision import compute_in_float8
 from rlkit.parity import Agreement, ParityError, fp8_gate, gate_sequences
 from rlkit.parity.fp8 import check_bytes, check_products, share_of_flips
 from rlkit.train.rounding import UNIT, Rounding
 from rlkit.train.trainer import ModelTrainer
+from tests.model.float8 import TILED
 from tests.model.tiny import BASE, seeded
 from tests.train.test_rounding import learner
 
 SEQUENCES = gate_sequences(BASE.vocab_size, 8, 40, seed=3, prompts=[tuple(range(5, 20))])
+OTHERWISE = Rounding(unit=0.0, seed=0, other_activations=True)
+Weights = dict[str, Tensor]
 SEEN = Examination(
     prints={"a.weight": "x", "b.weight": "y"},
     unused=frozenset({"mtp.weight"}),
@@ -32,11 +37,11 @@ SEEN = Examination(
 
 def test_bytes() -> None:
     check_bytes({"a.weight": "x", "b.weight": "y", "mtp.weight": "z"}, SEEN)
-    with pytest.raises(ParityError, match=r"b\.weight is y in the engine and q in the trainer .* 1 of 2 tensors"):
+    with pytest.raises(ParityError, match=r"b\.weight is y in the engine and q there .* 1 of 2 tensors"):
         check_bytes({"a.weight": "x", "b.weight": "q"}, SEEN)
     with pytest.raises(ParityError, match=r"c\.weight is nothing in the engine and z"):
         check_bytes({"a.weight": "x", "b.weight": "y", "c.weight": "z"}, SEEN)
-    with pytest.raises(ParityError, match=r"b\.weight is y in the engine and nothing in the trainer"):
+    with pytest.raises(ParityError, match=r"b\.weight is y in the engine and nothing there"):
         check_bytes({"a.weight": "x"}, SEEN)
 
 
@@ -52,6 +57,8 @@ def test_products() -> None:
         check_products(with_product("b.experts", Product(equal=0.6, error=2e-2, experts=True)))
     with pytest.raises(ParityError, match=r"^a: .* relative error nan"):
         check_products(with_product("a", Product(equal=float("nan"), error=float("nan"))))
+    with pytest.raises(ParityError, match=r"^c\.o_proj: the engine made no product .* and 2 of 4 layers are like that"):
+        check_products(replace(SEEN, unseen=("c.o_proj", "c.q_proj")))
     check_products(with_product("a", Product(equal=0.5, error=2e-3), quantises=True))
     with pytest.raises(ParityError, match=r"^a: .* relative error 0\.02"):
         check_products(with_product("a", Product(equal=0.5, error=2e-2), quantises=True))
@@ -126,21 +133,79 @@ def test_each_question_stops_a_run(trainer: ModelTrainer) -> None:
             fp8_gate(engine, trainer, SEQUENCES, 1e-4, "fp8_weights", "fp8")()
 
 
-@pytest.mark.parametrize("engine_dtype", ["fp8", "bf16"])
-def test_a_trainer_with_activations_in_fp8_is_judged_beside_its_like_alone(
-    trainer: ModelTrainer, engine_dtype: str
-) -> None:
-    found = fp8_gate(
-        Sampler(trainer, seen_by(trainer, "fp8"), shift=0.5), trainer, SEQUENCES, 1e-4, "fp8", engine_dtype
-    )()
-    assert found.mean == pytest.approx(0.5, abs=1e-6) and found.bf16 is not None
-    assert (
-        "not judged: bf16 has" in found.limit
-        and "trainer.dtype=fp8_weights computes what vLLM does on a CPU" in found.limit
-    )
-    alike = Sampler(trainer, seen_by(trainer, "fp8", quantises=True), shift=0.5)
-    with pytest.raises(ParityError, match="3 x what rounding changes"):
-        fp8_gate(alike, trainer, SEQUENCES, 1e-4, "fp8", "fp8")()
+def in_fp8(mode: str) -> ModelTrainer:
+    model = seeded(TILED).bfloat16()
+    compute_in_float8(model, mode)
+    return learner(model)
+
+
+def high_engine(trainer: ModelTrainer, dtype: torch.dtype, broken: Callable[[Weights], Weights]) -> Sampler:
+    """An engine without FP8 that has loaded what the trainer publishes for one, or something like it."""
+    model = DeepseekV3(TILED).to(dtype)
+    sent = {name: tensor.clone() for name, tensor in trainer.weights(form="fp8 as bf16")}
+    model.load_weights(broken(sent).items())
+    return Sampler(learner(model))
+
+
+def with_layer(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[Weights], Weights]:
+    return lambda weights: {name: change(tensor) if part in name else tensor for name, tensor in weights.items()}
+
+
+BROKEN: Mapping[str, Callable[[Weights], Weights]] = {
+    "a layer's weights are missing": with_layer("layers.1.", torch.zeros_like),
+    "its experts are missing": with_layer("layers.2.mlp.experts.", torch.zeros_like),
+    "a matrix has the other sign": with_layer("layers.1.self_attn.o_proj", torch.neg),
+    "rows are in another order": with_layer("layers.0.mlp.down_proj", lambda w: w.roll(1, 0)),
+    "a matrix is of another model": with_layer("layers.2.self_attn.kv_b_proj", lambda w: w.flip(1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_an_engine_without_fp8_is_judged_by_the_trainers_weights(dtype: torch.dtype) -> None:
+    """What rounding the activations does is shown, and hides no fault."""
+    trainer = in_fp8("fp8")
+    found = fp8_gate(high_engine(trainer, dtype, dict), trainer, SEQUENCES, 1e-4, "fp8", "bf16")()
+    print(found)
+    assert found.trained is not None and found.bf16 is not None
+    assert found.mean <= 2 * found.bf16 and found.trained > 2 * found.mean
+    assert found.numbers["parity_trained"] == found.trained
+    assert "3 x what rounding changes" in found.limit
+    assert f"as the trainer trains, the two are {found.trained:.1e} apart" in str(found)
+    for fault, broken in BROKEN.items():
+        with pytest.raises(ParityError, match="3 x what rounding changes") as error:
+            fp8_gate(high_engine(trainer, dtype, broken), trainer, SEQUENCES, 1e-4, "fp8", "bf16")()
+        print(fault, str(error.value)[:120])
+    with pytest.raises(ParityError, match=r"First block that differs: model\.layers\.1\.self_attn "):
+        broken = BROKEN["a matrix has the other sign"]
+        fp8_gate(high_engine(trainer, dtype, broken), trainer, SEQUENCES, 1e-4, "fp8", "bf16")()
+
+
+def test_engines_in_fp8_are_compared_with_their_own_kind_of_activations() -> None:
+    """W8A16 on CPUs and W8A8 on GPUs, each beside a trainer of the other kind."""
+    for mode, quantises, factor in (("fp8", False, 2), ("fp8_weights", True, 3)):
+        trainer = in_fp8(mode)
+        engine = Sampler(trainer, seen_by(trainer, mode, quantises=quantises), OTHERWISE)
+        found = fp8_gate(engine, trainer, SEQUENCES, 1e-4, mode, "fp8")()
+        assert found.mean == 0 and (found.trained or 0) > 1e-3 and f"{factor} x what" in found.limit
+        with pytest.raises(ParityError, match=f"{factor} x what rounding changes"):
+            fp8_gate(replace(engine, shift=0.5), trainer, SEQUENCES, 1e-4, mode, "fp8")()
+        alike = Sampler(trainer, seen_by(trainer, mode, quantises=not quantises))
+        assert fp8_gate(alike, trainer, SEQUENCES, 1e-4, mode, "fp8")().trained is None
+
+
+def test_a_trainer_whose_own_activations_are_no_numbers_is_not_let_through() -> None:
+    trainer = in_fp8("fp8")
+    engine = high_engine(trainer, torch.bfloat16, dict)
+    plain = trainer.logprobs
+
+    def logprobs(sequences: Sequence[Sequence[int]], rounding: Rounding | None = None) -> list[list[float]]:
+        return (
+            [[float("nan")] * len(row) for row in plain(sequences)] if rounding is None else plain(sequences, rounding)
+        )
+
+    trainer.logprobs = logprobs  # type: ignore[method-assign]
+    with pytest.raises(ParityError, match="no numbers with the activations that it trains with"):
+        fp8_gate(engine, trainer, SEQUENCES, 1e-4, "fp8", "bf16")()
 
 
 def test_every_replica_is_asked(trainer: ModelTrainer) -> None:

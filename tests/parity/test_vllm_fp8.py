@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from rlkit.model.files.folder import SCALE
 from rlkit.model.files.names import published_names
 from rlkit.model.files.sent import SentError, sent_table
 from rlkit.model.precision import compute_in_float8
-from rlkit.parity import Agreement, ParityError, fp8_gate, gate_sequences
+from rlkit.parity import Agreement, ParityError, check_served, fp8_gate, gate_sequences
 from rlkit.quant.fp8 import block_scales, quantise_blocks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
@@ -98,8 +99,9 @@ def test_the_healthy_engine_passes_at_every_sync(engine: VllmEngine, trainer: Mo
         trainer.update(demonstrations(step), SftLoss(), 1e-2)
     products = engine.examine(SEQUENCES).products
     linears = {name: product for name, product in products.items() if not product.experts}
-    # Two layers of five attention matrices; gate-and-up and down of the dense and the shared MLP; a router.
-    assert len(linears) == 2 * 5 + 2 * 2 + 1 and len(products) == len(linears) + 1
+    # Two layers of five attention matrices; gate-and-up and down of the dense and the shared MLP; a router. And the
+    # module that drafts: attention, shared MLP, router, and what joins its two inputs.
+    assert len(linears) == 2 * 5 + 2 * 2 + 1 + 5 + 2 + 1 + 1 and len(products) == len(linears) + 2
     print("least equal", min(linears.values(), key=lambda product: product.equal))
     engine.load(trainer.weights(form="fp8_weights"), 3)
 
@@ -171,7 +173,7 @@ def test_a_fault_that_gets_through_is_named_by_the_gate(engine: VllmEngine, trai
     try:
         engine.load(plant(whole).items(), 2)
         engine._expected = expected
-        with pytest.raises(ParityError, match="published: ") as error:
+        with pytest.raises(ParityError, match="of the trainer: ") as error:
             check(engine, trainer)
         print(fault, "->", str(error.value)[:170])
         assert f": {name} is " in str(error.value)
@@ -237,7 +239,7 @@ def test_a_layer_that_stayed_in_bf16_is_named(engine: VllmEngine, trainer: Model
         check(engine, trainer)
     print(str(error.value)[:170])
     engine._engine.apply_model(change_bytes)
-    with pytest.raises(ParityError, match=f"published: {name}.weight is bfloat16") as error:
+    with pytest.raises(ParityError, match=f"of the trainer: {name}.weight is bfloat16") as error:
         check(engine, trainer)
     print(str(error.value)[:170])
     engine._engine.apply_model(mend)
@@ -270,16 +272,30 @@ def test_scales_that_nobody_reads_and_a_kernel_that_reads_others(engine: VllmEng
 
 
 def test_published_scales_and_a_trainer_whose_activations_are_in_fp8(engine: VllmEngine, trainer: ModelTrainer) -> None:
-    """vLLM on the CPU does not round activations: its bytes and products are judged, the gap is shown."""
+    """vLLM on the CPU does not round activations: the trainer is judged without, and shown as it trains."""
     if not engine.examine(SEQUENCES).quantises_activations:
         engine.load(trainer.weights(form="fp8"), 1)
         found = fp8_gate(engine, trainer, SEQUENCES, 1e-4, "fp8", "fp8")()
         print(found)
-        assert found.audited and "not judged" in found.limit and "trainer.dtype=fp8_weights" in found.limit
+        assert found.audited and found.trained is not None and found.trained > found.mean
+        assert "2 x what rounding changes" in found.limit and "trainer.dtype=fp8_weights" in str(found)
         with pytest.raises(ParityError, match=r"q_a_proj.weight is .* 96 of 121 tensors differ"):
             check(engine, trainer)
     engine.load(trainer.weights(form="fp8_weights"), 2)
     check(engine, trainer)
+
+
+def test_an_engine_without_a_trainer_is_held_against_its_files(
+    engine: VllmEngine, trainer: ModelTrainer, tmp_path: Path
+) -> None:
+    assert isinstance(trainer.model, DeepseekV3)
+    trainer.model.save_checkpoint(tmp_path, "fp8_weights")
+    engine.load(trainer.weights(form="fp8_weights"), 1)
+    assert check_served(engine, tmp_path, SEQUENCES) == len(sent(trainer)) - 2
+    engine.load(trainer.weights(form="fp8"), 2)
+    with pytest.raises(ParityError, match=f"weights of {tmp_path}: model"):
+        check_served(engine, tmp_path, SEQUENCES)
+    engine.load(trainer.weights(form="fp8_weights"), 3)
 
 
 def test_power_of_two_scales_make_a_row_independent_of_its_batch(engine: VllmEngine) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from tokenizers import Tokenizer, models
 
 from rlkit.engine.local import TorchEngine
 from rlkit.engine.vllm import VllmEngine
+from rlkit.engine.vllm import engine as vllm_engine
 from rlkit.model import DeepseekV3
-from rlkit.parity import check_parity, gate_sequences
+from rlkit.parity import ParityError, check_parity, gate_sequences
+from rlkit.parity.fp8 import check_products
 from rlkit.types import Group, Prompt, Sampling
 from tests.model.tiny import BASE, seeded
 
@@ -110,6 +113,43 @@ def agrees_after_start_and_reloads(engine: VllmEngine, caplog: pytest.LogCapture
         assert tokens == [[rollout.tokens for rollout in group.rollouts] for group in drawn(ours(model), GREEDY)]
     said = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
     assert said <= {"RotaryEmbedding: Failed to load weights"}, "that one comes with any model: it has none to load"
+
+
+@pytest.fixture
+def without_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit of bytes knows the layers of an engine in FP8."""
+    monkeypatch.setattr(vllm_engine, "live_prints", lambda _worker, _drafts: {})
+
+
+@pytest.mark.usefixtures("without_prints")
+def test_the_module_that_drafts_is_examined_as_well(engine: VllmEngine) -> None:
+    engine.load(seeded(CONFIG).checkpoint_weights(), 1)
+    seen = engine.examine(SEQUENCES)
+    assert seen.unseen == ()
+    drafting = {name for name in seen.products if name.startswith("model.layers.3.")}
+    inner = ["self_attn.o_proj", "self_attn.q_b_proj", "mlp.gate", "mlp.shared_experts.down_proj", "eh_proj"]
+    assert {f"model.layers.3.{name}" for name in inner} < drafting
+    assert {name.replace("layers.2.", "layers.3.") for name in seen.products if "layers.2." in name} < drafting
+    assert all(product.error < 1e-4 for product in seen.products.values() if not product.experts), "fp32 against fp32"
+
+
+@pytest.mark.usefixtures("without_prints")
+def test_a_layer_that_nobody_calls_is_not_taken_for_a_right_one(engine: VllmEngine) -> None:
+    """A kernel that computes past its layer leaves nothing to compare."""
+
+    def past(model: Any) -> None:
+        mlp = model.get_submodule("model.layers.0.mlp")
+        mlp.forward = lambda x: mlp.down_proj.forward(mlp.act_fn(mlp.gate_up_proj(x)[0]))[0]
+
+    def mended(model: Any) -> None:
+        del model.get_submodule("model.layers.0.mlp").forward
+
+    engine._engine.apply_model(past)
+    seen = engine.examine(SEQUENCES)
+    engine._engine.apply_model(mended)
+    with pytest.raises(ParityError, match=r"^model\.layers\.0\.mlp\.down_proj: the engine made no product"):
+        check_products(seen)
+    assert engine.examine(SEQUENCES).unseen == ()
 
 
 def test_a_reload_reaches_the_module_that_drafts(engine: VllmEngine) -> None:

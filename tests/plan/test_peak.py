@@ -83,7 +83,9 @@ def measured(folder: Path, kind: str, words: list[str], ranks: int) -> int:
     ("kind", "words"),
     [
         ("trainer", ["trainer=torch"]),
+        ("trainer", ["trainer=torch", "trainer.optimizer=muon"]),
         ("trainer", ["trainer.zero_stage=1"]),
+        ("trainer", ["trainer.zero_stage=2", "trainer.optimizer=muon"]),
         ("trainer", ["trainer.zero_stage=2", "trainer.num_ranks=2"]),
         ("engine", ["engine=torch", "engine.max_num_seqs=64", "engine.max_model_len=96", "cluster=local"]),
     ],

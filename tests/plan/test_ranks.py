@@ -8,6 +8,7 @@ import pytest
 
 from rlkit.model import DeepseekV3, DeepseekV3Config
 from rlkit.model.experts import ExpertShare
+from rlkit.model.matrices import matrix_shapes
 from rlkit.plan.counts import held_by_stage, layer_counts
 from rlkit.plan.hardware import KNOWN, Hardware
 from rlkit.plan.layout import Layout, divisors
@@ -29,6 +30,7 @@ DEMAND = Demand(
     config=CONFIG,
     parameters=sum(count.dense + count.experts for count in layer_counts(CONFIG)),
     adapters=0,
+    orthogonal=0,
     vocab_size=CONFIG.vocab_size,
     kind="deepspeed",
     dtype="bf16",
@@ -87,6 +89,19 @@ def test_a_model_of_transformers_is_counted_whole() -> None:
         (layout.expert_parallel, layout.pipeline_stages)
         for layout in layouts(demand, 4, recompute=True, offload="none")
     } == {(1, 1)}
+
+
+def test_muon_has_one_moment_of_matrices_and_two_of_the_rest() -> None:
+    """As the optimiser of one process has them after a step, number by number."""
+    model = DeepseekV3(CONFIG)
+    shapes = matrix_shapes(model)
+    kept = 4 * sum(p.numel() * (1 if p in shapes else 2) for p in model.parameters())
+    demand = replace(DEMAND, kind="torch", dtype="fp32", orthogonal=sum(p.numel() for p in shapes))
+    assert rank_bytes(demand, Layout(ranks=1), KNOWN["h100"]).optimiser == kept
+    transformers = replace(demand, config=None)
+    assert rank_bytes(transformers, Layout(ranks=1), KNOWN["h100"]).optimiser == kept
+    dealt = replace(demand, kind="deepspeed")
+    assert rank_bytes(dealt, Layout(ranks=2), KNOWN["h100"]).optimiser == kept / 2 + 4 * DEMAND.parameters / 2
 
 
 def test_a_device_keeps_a_tenth_for_libraries_and_a_cpu_does_not() -> None:

@@ -8,15 +8,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.plan.counts import held_by_stage
+from rlkit.model.experts import ExpertShare
+from rlkit.model.matrices import matrix_shapes
+from rlkit.model.stages import Stage
+from rlkit.plan.counts import held_by_stage, stage_layers
 from rlkit.plan.layout import Layout
 from rlkit.plan.rehearse import rehearse
-from rlkit.plan.shards import check_union, deal_flat, deal_layers, published_index, shares
+from rlkit.plan.shards import check_union, deal_flat, published_index, shares
 from tests.model.tiny import BASE
 
 V3 = load_config("grpo", GrpoRun, ["model=deepseek_v3_671b"]).model.architecture
@@ -88,7 +92,11 @@ def test_a_rehearsal_lists_every_rank(layout: Layout) -> None:
     assert all((share.stage, share.replica, share.part) == layout.coordinates(share.rank) for share in found.ranks)
     assert sum(share.published for share in found.ranks) == found.nbytes == 688_574_839_360
     # ZeRO deals each number of the optimiser once: 12 bytes for each of all parameters.
-    assert sum(share.optimiser for share in found.ranks) == 12 * (671_026_404_352 + 11_610_067_968)
+    parameters = 671_026_404_352 + 11_610_067_968
+    assert sum(share.optimiser for share in found.ranks) == 12 * parameters
+    orthogonal = sum(stored.numel for stored in published_index(V3).values() if stored.matrix)
+    found = rehearse(V3, layout, kind="deepspeed", dtype="bf16", optimizer="muon")
+    assert sum(share.optimiser for share in found.ranks) == 12 * parameters - 4 * orthogonal
 
 
 @pytest.mark.parametrize("config", [BASE, replace(BASE, num_hidden_layers=9, num_nextn_predict_layers=1)])
@@ -103,6 +111,21 @@ def test_counts_by_stage_are_those_of_the_shares(config: DeepseekV3Config, stage
         assert (share.dense, share.experts) == (held[share.stage].dense, held[share.stage].experts)
     total = sum(parameter.numel() for parameter in DeepseekV3(config).parameters())
     assert sum(one.dense + parts * one.experts for one in held) == total
+
+
+@pytest.mark.parametrize("config", [BASE, replace(BASE, num_nextn_predict_layers=1, q_lora_rank=24)])
+def test_the_matrices_are_those_that_muon_trains(config: DeepseekV3Config) -> None:
+    model = DeepseekV3(config)
+    trained = sum(parameter.numel() for parameter in matrix_shapes(model))
+    assert sum(stored.numel for stored in published_index(config).values() if stored.matrix) == trained
+    for layout in (Layout(ranks=1), Layout(ranks=4, expert_parallel=4)):
+        for share in shares(config, layout):
+            (held,) = held_by_stage(config, layout)
+            part = DeepseekV3(config, ExpertShare(rank=share.part, size=layout.expert_parallel))
+            shapes = matrix_shapes(part)
+            assert held.matrices + held.experts == sum(parameter.numel() for parameter in shapes)
+            assert held.matrices == share.matrices
+            assert held.matrix == max(rows * columns for rows, columns in shapes.values())
 
 
 def test_a_union_with_a_hole_or_a_double_is_refused() -> None:
@@ -120,15 +143,26 @@ def test_a_union_with_a_hole_or_a_double_is_refused() -> None:
         check_union([first, foreign], BASE)
 
 
-def test_layers_are_dealt_as_dualpipev_runs_them() -> None:
-    assert deal_layers(8, 1) == [list(range(8))]
-    assert deal_layers(8, 2) == [[0, 1, 6, 7], [2, 3, 4, 5]]
-    # 10 layers in 8 pieces: 1 1 1 2 2 1 1 1
-    assert deal_layers(10, 4) == [[0, 9], [1, 8], [2, 7], [3, 4, 5, 6]]
-    # V3 with its MTP module: 62 in 32 pieces; the ends, with embedding and head, are the short ones.
-    dealt = deal_layers(62, 16)
-    assert dealt[0] == [0, 61]
-    assert [len(layers) for layers in dealt[1:]] == [4] * 15
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize(("layers", "stages"), [(4, 2), (5, 2), (9, 4), (61, 16)])
+def test_a_stage_holds_what_the_trainer_builds_there(layers: int, stages: int, ahead: int) -> None:
+    """Name by name what a rank's model publishes, with the experts in two parts."""
+    config = replace(BASE, num_hidden_layers=layers, num_nextn_predict_layers=ahead)
+    layout = Layout(ranks=2 * stages, expert_parallel=2, pipeline_stages=stages)
+    for share in shares(config, layout, "bf16"):
+        with torch.device("meta"):
+            part, stage = ExpertShare(rank=share.part, size=2), Stage(rank=share.stage, size=stages)
+            model = DeepseekV3(config, part, stage)
+        assert share.held.keys() == model.published().keys()
+        assert share.dense + share.experts == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_stages_of_deepseek_v3() -> None:
+    """61 layers in 32 pieces; the first stage has both ends, the last layers and the module that predicts further."""
+    assert V3 is not None
+    dealt = stage_layers(V3, TRAINED)
+    assert dealt[0] == [0, 59, 60, 61]
+    assert {len(layers) for layers in dealt[1:]} == {2, 4}
     assert sorted(layer for layers in dealt for layer in layers) == list(range(62))
 
 

@@ -78,6 +78,24 @@ def test_the_peak_is_the_larger_of_two_moments() -> None:
     assert gpu.peak == 20 * 5000 + 4 * BUCKET + 15
 
 
+def test_muon_by_hand() -> None:
+    """Of 1000 dense parameters 600 are in matrices, and so are all of experts; these have one moment less."""
+    held = Held(dense=1000, experts=4000, largest=700, block=900, matrices=600, matrix=50)
+    values = {"dtype": "fp32", "reference": False, "optimizer": "muon"}
+    alone = trainer_bytes(held, Layout(ranks=1), kind="torch", on_cpu=True, **values)
+    assert alone.optimiser == 8 * 400 + 4 * 4600
+    assert alone.step == max(8 * 700, 4 * 700 + 4 * 4 * 50), "of AdamW, or what is one step ahead and Newton-Schulz"
+    dealt = trainer_bytes(held, Layout(ranks=8, expert_parallel=4), kind="deepspeed", on_cpu=True, **values)
+    matrices = 600 / 8 + 4000 / 2
+    assert dealt.optimiser == 12 * 400 / 8 + 8 * matrices
+    flat, ahead = 4 * (1000 / 8 + 2000), 4 * matrices + 4 * 4 * 50
+    assert dealt.step == max(flat, flat + ahead - dealt.gradients)
+    away = trainer_bytes(
+        held, Layout(ranks=1, zero_stage=2, offload="optimizer"), kind="deepspeed", on_cpu=False, **values
+    )
+    assert away.host == 12 * 400 + 8 * 4600 + 4 * 5000
+
+
 def test_a_dtype_that_nobody_has_is_a_mistake_of_ours() -> None:
     with pytest.raises(KeyError):
         states(dtype="fp4", ranks=1)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RayTaskError
 
-from rlkit.errors import DivergedError, UserError
+from rlkit.errors import DivergedError, PartDiedError, UserError
 from rlkit.interrupt import GO_ON
 from rlkit.parity import ParityError
-from rlkit.parts import PartDiedError, SyncError
+from rlkit.parts import SyncError
 from rlkit.run.lock import Lock
 from rlkit.run.progress import Run
 from rlkit.watch import Metrics

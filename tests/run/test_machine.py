@@ -102,6 +102,14 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_machine(cfg, weights=WEIGHTS, trained=WEIGHTS)
 
 
+def test_a_checkpoint_of_muon_has_a_moment_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cfg = replace(CONFIG, output_dir=tmp_path / "run")
+    needed = WEIGHTS * (4 + 12 + 4 + 4) - 4 * 600_000
+    disk(monkeypatch, **{str(tmp_path).strip("/").replace("/", "_"): needed})
+    refused(cfg, "are free on its disk")
+    check_machine(cfg, weights=WEIGHTS, trained=WEIGHTS, orthogonal=600_000)
+
+
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_long_name_for_temporary_files(variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cfg = replace(CONFIG, output_dir=tmp_path / "run")

@@ -15,6 +15,7 @@ from rlkit.build import build_trainer
 from rlkit.config import LoraConfig, TrainerConfig
 from rlkit.engine.local import TorchEngine
 from rlkit.model import DeepseekV3
+from rlkit.model.files.sent import ADAPTER
 from rlkit.model.hf import HfModel
 from rlkit.parity import check_parity
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper
@@ -64,6 +65,9 @@ def test_only_adapters_move_and_have_an_optimiser(checkpoint: Path, kind: str) -
     assert all(not torch.equal(tensor, adapter[name]) for name, tensor in trainer.adapter().items())
     numbers = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     assert numbers == sum(tensor.numel() for tensor in trainer.adapter().values())
+    sent = dict(trainer.weights(form=ADAPTER))
+    assert sent.keys() == trainer.adapter().keys()
+    assert all(torch.equal(tensor, trainer.adapter()[name]) for name, tensor in sent.items())
     stepper = trainer.stepper
     optimizer = stepper.zero.optimizer if isinstance(stepper, DeepSpeedStepper) else stepper.optimizer
     assert sum(state["exp_avg"].numel() for state in optimizer.state.values()) == numbers

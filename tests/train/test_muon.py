@@ -15,8 +15,9 @@ from rlkit.config import TrainerConfig
 from rlkit.model import DeepseekV3
 from rlkit.model.base import CausalLM
 from rlkit.model.hf import HfModel
+from rlkit.model.matrices import matrix_shapes, unknown_stacks
 from rlkit.train.steppers import muon
-from rlkit.train.steppers.muon import MuonAdamW, Piece, matrix_shapes, unknown_stacks
+from rlkit.train.steppers.muon import MuonAdamW, Piece
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
 from tests.hf_folders import make, save

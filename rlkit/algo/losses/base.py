@@ -12,7 +12,7 @@ from rlkit.types import Pack
 
 TAKEN = frozenset((
     *("stage", "step", "name", "elapsed_s", "weight_version", "tokens", "tok_s", "parity", "parity_mean", "problems"),
-    *("parity_p99", "parity_bf16", "parity_flips"),
+    *("parity_p99", "parity_trained", "parity_bf16", "parity_flips"),
     *("loss", "entropy", "mtp_loss", "grad_norm", "logprob_gap", "lr", "skipped"),
     *("balance_loss", "max_violation", "mean_violation", "load_entropy"),
     *("reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "drafts_accepted"),

@@ -14,6 +14,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from rlkit.engine.vllm.audit import live_prints
 from rlkit.engine.vllm.blocks import start_watching, stop_watching
 from rlkit.engine.vllm.options import ALWAYS, check_options, engine_arguments
 from rlkit.engine.vllm.process import begin_here, forget_shared_names
-from rlkit.engine.vllm.products import Tally, router_of, watch_products
+from rlkit.engine.vllm.products import Tally, router_of, watch_drafter, watch_products
 from rlkit.engine.vllm.reload import forget_packed_experts, heal, reload_drafter
 from rlkit.engine.vllm.start import (
     draft_arguments,
@@ -40,8 +41,9 @@ from rlkit.engine.vllm.start import (
     start_up,
     use_threads,
 )
-from rlkit.engine.vllm.workers import load_into_workers
+from rlkit.engine.vllm.workers import death, load_into_workers
 from rlkit.engine.whole import WholeLoads
+from rlkit.errors import PartDiedError
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.files.sent import Sent, checked_sent
 from rlkit.types import Group, Prompt, Rollout, Sampling, Weights
@@ -152,7 +154,7 @@ class VllmEngine:
             "logprobs": 0,
             "stop_token_ids": sorted(self._ends),
         }
-        with self._lock, use_threads(self._threads):
+        with self._at_work():
             self._drafts_before = self._drafts_ever()
             tokens = (prompt.tokens for prompt in prompts for _ in range(n))
             requests = [(t, self._params(seed=s, **drawn)) for t, s in zip(tokens, seeds, strict=True)]
@@ -189,7 +191,7 @@ class VllmEngine:
         An engine with `lora` replaces the adapter, given under the keys of peft's files. Raises SentError for a tensor
         that is not as expected; after any error the engine is unusable until a whole load.
         """
-        with self._lock, use_threads(self._threads), self._whole.loading(version):
+        with self._at_work(), self._whole.loading(version):
             if self._lora is not None:
                 self._engine.collective_rpc(replace_adapter, args=(list(weights), self._lora))
                 self._adapter = adapter_request()
@@ -236,7 +238,7 @@ class VllmEngine:
         """
         for i, sequence in enumerate(sequences):
             self._check(f"sequence {i}", sequence, 1)
-        with self._lock, use_threads(self._threads):
+        with self._at_work():
             params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
             outputs = dict(self._run([(sequence, params) for sequence in sequences]))
         return [list(outputs[i].prompt_logprobs.logprobs) for i in range(len(sequences))]
@@ -247,7 +249,7 @@ class VllmEngine:
         Keys `model.layers.{i}.self_attn`, `model.layers.{i}.mlp` in order, last `model.norm`; values [T, D] in fp32.
         """
         self._check("sequence", tokens, 1)
-        with self._lock, use_threads(self._threads):
+        with self._at_work():
             self._engine.collective_rpc(start_watching)
             try:
                 list(self._run([(tokens, self._params(max_tokens=1, temperature=0.0))]))
@@ -261,13 +263,16 @@ class VllmEngine:
         for i, sequence in enumerate(sequences):
             self._check(f"sequence {i}", sequence, 1)
         tallies: dict[str, Tally] = {}
-        with self._lock, use_threads(self._threads):
-            (stop,) = self._engine.apply_model(lambda model: watch_products(model, tallies, quantised=self._cuda))
+        with self._at_work():
+            stops = self._engine.apply_model(lambda model: watch_products(model, tallies, quantised=self._cuda))
+            if self._speculative:
+                stops += self._engine.collective_rpc(watch_drafter, args=(tallies, self._cuda))
             try:
                 params = self._params(max_tokens=1, temperature=0.0)
                 list(self._run([(sequence, params) for sequence in sequences]))
             finally:
-                stop()
+                for stop in stops:
+                    stop()
             return Examination(
                 prints=self._engine.collective_rpc(live_prints, args=(self._speculative,))[0],
                 unused=frozenset(
@@ -276,6 +281,7 @@ class VllmEngine:
                     if sent.optional or (self._depth(name) > 0 and not self._speculative)
                 ),
                 products={name: tally.product() for name, tally in tallies.items() if tally.outputs},
+                unseen=tuple(name for name, tally in tallies.items() if not tally.outputs),
                 chosen={router_of(name): torch.cat(tally.chosen) for name, tally in tallies.items() if tally.chosen},
                 quantises_activations=self._cuda,
             )
@@ -293,6 +299,20 @@ class VllmEngine:
             if self._owns_process_group:
                 import_module("vllm.distributed").cleanup_dist_env_and_memory()
             del self._engine
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Lets one call at a time use the engine, with its threads; PartDiedError if a worker has died meanwhile."""
+        with self._lock, use_threads(self._threads):
+            try:
+                yield
+            except Exception as error:
+                if not self._parallel:
+                    raise
+                workers = [worker.proc for worker in self._engine.model_executor.workers]
+                if (died := death(workers, error)) is not None:
+                    raise PartDiedError(died) from error
+                raise
 
     def _params(self, **sampling: Any) -> Any:
         output = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
@@ -314,10 +334,6 @@ class VllmEngine:
                 for output in self._engine.step():
                     self._finished += 1
                     yield int(output.request_id), output
-        except Exception as error:
-            if self._parallel and self._engine.model_executor.is_failed:
-                raise RuntimeError("a worker process of this engine has died, and the others were ended") from error
-            raise
         finally:
             # After an interrupt, no leftover may join (and change) the next call.
             if self._finished < len(requests) and not (self._parallel and self._engine.model_executor.is_failed):

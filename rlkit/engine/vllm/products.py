@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.engine.examination import Product
-from rlkit.engine.vllm.audit import EXPERTS, Held, expert_matrices, is_routed, matrix
+from rlkit.engine.vllm.audit import EXPERTS, MTP_BLOCK, Held, expert_matrices, is_routed, matrix
 from rlkit.quant.fp8 import dequantise_blocks
 from rlkit.quant.matmul import matmul, quantise_tiles
+
+FEW = 4
+"""vLLM's FP8 kernels on the CPU take up to so many rows another way, with scales in fp32; such outputs say nothing."""
 
 
 @dataclass(slots=True)
@@ -46,29 +49,42 @@ class Tally:
         return Product(equal=self.equal / self.outputs, error=error, experts=self.experts)
 
 
-def watch_products(model: nn.Module, tallies: dict[str, Tally], *, quantised: bool) -> Callable[[], None]:
+def watch_products(
+    model: nn.Module, tallies: dict[str, Tally], *, quantised: bool, within: str = ""
+) -> Callable[[], None]:
     """Compares every linear layer and all routed experts whenever they run; call what is returned to stop.
 
-    `quantised` says that the engine rounds activations to FP8, tile by tile. Compiled code passes hooks by, so vLLM
-    runs the plain forward meanwhile.
+    `quantised` says that the engine rounds activations to FP8, tile by tile; `within` names a part of the model that
+    alone is watched. Compiled code passes hooks by, so vLLM runs the plain forward meanwhile.
     """
     linear: Any = import_module("vllm.model_executor.layers.linear").LinearBase
     stops: list[Callable[[], None]] = []
-    for name, module in model.named_modules():
+    for inner_name, module in model.named_modules():
+        name = inner_name.replace(MTP_BLOCK, "")
+        if not inner_name.startswith(within):
+            continue
         if is_routed(module):
             stops.append(_watch_experts(module, tallies.setdefault(name, Tally(experts=True)), quantised))
-        elif isinstance(module, linear):
+        elif isinstance(module, (linear, nn.Linear)):
             stops.append(_watch_linear(module, tallies.setdefault(name, Tally()), quantised))
-    inner: Any = model.get_submodule("model")
-    compiled = not inner.do_not_compile
-    inner.do_not_compile = True
+    compiled: list[Any] = [module for module in model.modules() if not getattr(module, "do_not_compile", True)]
+    for module in compiled:
+        module.do_not_compile = True
 
     def stop() -> None:
-        inner.do_not_compile = not compiled
+        for module in compiled:
+            module.do_not_compile = False
         for ended in stops:
             ended()
 
     return stop
+
+
+def watch_drafter(worker: Any, tallies: dict[str, Tally], quantised: bool) -> Callable[[], None]:
+    """Does the same with the first MTP module, which alone drafts; it runs in vLLM's worker."""
+    model = worker.get_draft_model()
+    first = f"model.layers.{model.model.mtp_start_layer_idx}."
+    return watch_products(model, tallies, quantised=quantised, within=first)
 
 
 def router_of(experts: str) -> str:
@@ -80,7 +96,8 @@ def _watch_linear(module: Any, tally: Tally, quantised: bool) -> Callable[[], No
     def compare(_module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         y = output[0] if isinstance(output, tuple) else output
         x_TK = inputs[0].flatten(0, -2)
-        tally.add(y.flatten(0, -2), _product(x_TK, matrix(module), quantised))
+        if len(x_TK) > FEW:
+            tally.add(y.flatten(0, -2), _product(x_TK, matrix(module), quantised))
 
     return module.register_forward_hook(compare).remove
 
@@ -89,9 +106,11 @@ def _watch_experts(module: Any, tally: Tally, quantised: bool) -> Callable[[], N
     run = module.forward_modular
 
     def watched(x: Tensor, topk_weights: Tensor, topk_ids: Tensor, **rest: Any) -> Tensor:
-        expected_TN = _experts(x, topk_weights, topk_ids.long(), module, quantised)  # the kernel may overwrite x
+        # Before the kernel runs, which may overwrite x.
+        expected_TN = _experts(x, topk_weights, topk_ids.long(), module, quantised) if len(x) > FEW else None
         y_TN = run(x=x, topk_weights=topk_weights, topk_ids=topk_ids, **rest)
-        tally.add(y_TN, expected_TN)
+        if expected_TN is not None:
+            tally.add(y_TN, expected_TN)
         tally.chosen.append(topk_ids.cpu().long())
         return y_TN
 

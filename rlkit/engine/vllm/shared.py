@@ -16,8 +16,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-BUCKET_BYTES = 2**28
-"""A bucket holds at most so much, or one tensor; beside its share of the model, that is all an engine needs."""
 ALIGNED = 64
 """Tensors begin at multiples of a line of the processor's cache, and so of every dtype's size."""
 

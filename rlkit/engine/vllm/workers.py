@@ -13,14 +13,37 @@ beside its own share and the layer that is not yet whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from rlkit.engine.vllm.reload import forget_packed_experts, heal
-from rlkit.engine.vllm.shared import BUCKET_BYTES, SharedBucket, shared
-from rlkit.model.files.weights import in_buckets
+from rlkit.engine.vllm.shared import SharedBucket, shared
+from rlkit.model.files.weights import WORKER_PIECE_BYTES, in_buckets
 from rlkit.types import Weights
+
+DEATH_S = 2.0
+"""How long to look for a dead worker after an error: the others fail in the middle of a sum with it, and may say so
+before the system does."""
+
+
+def death(workers: Sequence[BaseProcess], error: Exception) -> str | None:
+    """Says which of the workers has died and how, where an error comes from that; None while all are alive."""
+    dead = connection.wait([worker.sentinel for worker in workers], DEATH_S if isinstance(error, RuntimeError) else 0)
+    ended = [worker for worker in workers if worker.sentinel in dead]
+    if not ended:
+        return None
+    # vLLM ends the others when one has died: they leave with 0, or at SIGTERM.
+    own = [worker for worker in ended if worker.exitcode not in (0, -signal.SIGTERM)]
+    first = (own or ended)[0]
+    how = f"exit code {first.exitcode}"
+    if first.exitcode is not None and first.exitcode < 0:
+        how = signal.Signals(-first.exitcode).name
+        how += ", as the system does it when memory runs out" if first.exitcode == -signal.SIGKILL else ""
+    return f"worker {workers.index(first) + 1} of {len(workers)}, process {first.pid}, has died ({how})"
 
 
 def load_into_workers(call: Callable[..., list[Any]], weights: Weights, *, cuda: bool) -> None:
@@ -29,7 +52,7 @@ def load_into_workers(call: Callable[..., list[Any]], weights: Weights, *, cuda:
     Raises RuntimeError if a weight is missing.
     """
     call(begin_load, args=(cuda,))
-    for bucket in in_buckets(weights, BUCKET_BYTES):
+    for bucket in in_buckets(weights, WORKER_PIECE_BYTES):
         with shared(bucket) as sent:
             call(load_bucket, args=(sent,))
     if missing := call(end_load)[0]:

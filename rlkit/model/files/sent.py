@@ -27,6 +27,9 @@ from rlkit.quant.fp8 import E4M3, FLOAT8, block_grid, dequantise_blocks
 
 AS_BF16 = " as bf16"
 FORMS = ("plain", *FLOAT8, *(f"{mode}{AS_BF16}" for mode in FLOAT8))
+ADAPTER = "adapter"
+"""What is asked for in the place of a form where the engine keeps the base's weights: LoRA's matrices alone, under the
+keys of peft's files."""
 HIGH = (torch.float32, torch.bfloat16)
 """The dtypes of what is not in FP8; an engine casts them to its own."""
 BIAS = "e_score_correction_bias"

@@ -9,6 +9,11 @@ from torch import Tensor
 
 from rlkit.model.files.names import Place
 
+PIECE_BYTES = 2**26
+"""Weights travel from a rank to an engine in pieces of at most this size (or one tensor)."""
+WORKER_PIECE_BYTES = 2**28
+"""An engine's process hands them on to its workers in pieces of at most this size (or one tensor)."""
+
 
 def published_weights(state: Mapping[str, Tensor], table: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
     """Yields every weight of `table` under its published name, as a view of our tensor in `state`."""

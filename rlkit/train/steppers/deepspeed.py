@@ -25,12 +25,12 @@ from torch import Tensor, distributed, nn
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
+from rlkit.model.matrices import matrix_shapes
 from rlkit.train.scorer import seen_by_trainer
 from rlkit.train.steppers import deepspeed_state
 from rlkit.train.steppers.base import parameter_groups, set_rates, spread_parameters
 from rlkit.train.steppers.deepspeed_experts import forget_groups, join_experts, mark_experts, name_expert_groups
 from rlkit.train.steppers.deepspeed_muon import new_muon, pieces_of
-from rlkit.train.steppers.muon import matrix_shapes
 
 __all__ = ["DeepSpeedStepper", "join_experts", "join_ranks"]
 

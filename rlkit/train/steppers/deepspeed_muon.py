@@ -10,7 +10,8 @@ from deepspeed.runtime.zero import utils
 from torch import Tensor, distributed, nn
 
 from rlkit.config import TrainerConfig
-from rlkit.train.steppers.muon import MuonAdamW, Piece, Shape, one_behind_the_other
+from rlkit.model.matrices import Shape
+from rlkit.train.steppers.muon import MuonAdamW, Piece, one_behind_the_other
 
 
 def new_muon(groups: list[dict[str, Any]], cfg: TrainerConfig) -> MuonAdamW:

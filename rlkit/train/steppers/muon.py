@@ -20,18 +20,13 @@ import torch
 from torch import Tensor, distributed, nn
 
 from rlkit.algo.muon import MOMENTUM, orthogonalised, step_scale
-from rlkit.model.base import CausalLM
-from rlkit.model.experts import Experts
-from rlkit.model.moe import Router
+from rlkit.model.matrices import Shape
 from rlkit.train.steppers.base import STEP
 
 BUFFER = "momentum_buffer"
 """The momentum of a matrix, in the state of a parameter."""
 SHARED_NUMBERS = 2**26
 """How many numbers of matrices that are cut are put together at a time, or one matrix."""
-ROUTERS = frozenset(("gate", "router"))
-"""What models of transformers call the module that scores experts."""
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,32 +141,6 @@ def _batches(matrices: Sequence[tuple[int, Shape]]) -> Iterator[list[tuple[int, 
         held += size
     if batch:
         yield batch
-
-
-def matrix_shapes(model: CausalLM) -> dict[nn.Parameter, Shape]:
-    """Returns what Muon trains and the shape of the matrices in it, which lie one behind the other.
-
-    These are the matrices of hidden layers as a checkpoint has them, each on its own: those of every expert too, gate
-    and up apart. Embeddings, the head, routers, norms and biases are AdamW's, as in the post and in Moonlight.
-    """
-    shapes: dict[nn.Parameter, Shape] = {}
-    spared = {model.head().weight}
-    for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, Experts):
-            width, hidden = module.gate_up_proj.shape[1] // 2, module.gate_up_proj.shape[2]
-            shapes |= {module.gate_up_proj: (width, hidden), module.down_proj: (hidden, width)}
-        elif isinstance(module, nn.Embedding | Router) or name.rpartition(".")[2] in ROUTERS:
-            spared |= set(own.values())
-        else:
-            shapes |= {p: (p.shape[0], p.shape[1]) for p in own.values() if p.ndim == 2 and min(p.shape) > 1}
-    return {p: shape for p, shape in shapes.items() if p.requires_grad and p not in spared}
-
-
-def unknown_stacks(model: CausalLM) -> list[str]:
-    """Returns the names of trained parameters that may be stacks of matrices, and of which nobody here knows how."""
-    known = matrix_shapes(model)
-    return [name for name, p in model.named_parameters() if p.requires_grad and p.ndim > 2 and p not in known]
 
 
 def one_behind_the_other(

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from rlkit.config import TrainerConfig
 from rlkit.model.base import CausalLM
+from rlkit.model.matrices import matrix_shapes
 from rlkit.train.scorer import seen_by_trainer
 from rlkit.train.steppers.base import WEIGHT, parameter_groups, set_rates
-from rlkit.train.steppers.muon import MuonAdamW, Piece, matrix_shapes, one_behind_the_other
+from rlkit.train.steppers.muon import MuonAdamW, Piece, one_behind_the_other
 
 
 class TorchStepper:

@@ -15,7 +15,8 @@ class Bin(NamedTuple):
     """Their mean confidence."""
     accuracy: float
     """The share that was right."""
-    count: int
+    size: int
+    """How many there are."""
 
 
 def calibration_curve(
@@ -32,7 +33,7 @@ def calibration_curve(
         Bin(
             confidence=sum(confidences[place] for place in inside) / len(inside),
             accuracy=sum(right[place] for place in inside) / len(inside),
-            count=len(inside),
+            size=len(inside),
         )
         for inside in members
         if inside
@@ -41,5 +42,5 @@ def calibration_curve(
 
 def expected_calibration_error(curve: Sequence[Bin]) -> float:
     """ECE = sum_b n_b / n |accuracy_b - confidence_b| (Guo et al., arXiv:1706.04599, equation 3)."""
-    total = sum(each.count for each in curve)
-    return sum(each.count / total * abs(each.accuracy - each.confidence) for each in curve)
+    total = sum(each.size for each in curve)
+    return sum(each.size / total * abs(each.accuracy - each.confidence) for each in curve)

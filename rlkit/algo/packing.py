@@ -83,7 +83,7 @@ def pack_pairs(
             tokens_T=torch.tensor([*chosen, *rejected]),
             lengths=(len(chosen), len(rejected)),
             weights_T=_at_ends((len(chosen), len(rejected)), 0.5),
-            ids=tuple(ids[i : i + 1] * 2),
+            ids=(*ids[i : i + 1], *ids[i : i + 1]),
         )
         for i, (chosen, rejected) in enumerate(pairs)
     ]

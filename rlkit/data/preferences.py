@@ -130,11 +130,12 @@ def _samples(
     rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, instruction: str, max_length: int
 ) -> list[tuple[int, ...]]:
     """Returns the tokens of prompt, completion and end token; UserError for a sample that is too long."""
-    samples = []
+    samples, end = [], tokenizer.eos_token_id
+    assert isinstance(end, int), "load_tokenizer refuses this"
     prompts = to_prompts(rows, tokenizer, instruction, max_length)
     encoded = encode(tokenizer, rows, [text.removesuffix(str(tokenizer.eos_token)) for text in texts])
     for row, prompt, tokens in zip(rows, prompts, encoded, strict=True):
-        sample = (*prompt.tokens, *tokens, int(tokenizer.eos_token_id))
+        sample = (*prompt.tokens, *tokens, end)
         if len(sample) > max_length:
             raise UserError(
                 f"row {row.id!r} has a sample of {len(sample)} tokens, more than reward_model.max_length={max_length}; "

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, Self, TypeVar
 
 from rewards import RewardError
 from rlkit.config import LearningRun, TrainingRun
@@ -75,7 +75,7 @@ class BaseProgress(Generic[P]):
             resume_after=(self.position.stage, self.position.step) if self.restored else None,
         )
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         raise_again()
         return self
 

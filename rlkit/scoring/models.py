@@ -58,8 +58,9 @@ class RewardModel:
         _, mark, answer = rollout.text.rpartition(THOUGHT_ENDS)
         if self._reads == "whole" or not mark:
             return rollout.tokens
-        end = (self._tokenizer.eos_token_id,) if rollout.finish_reason == "stop" else ()
-        return (*self._tokenizer(answer, add_special_tokens=False)["input_ids"], *end)
+        tokens: list[int] = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
+        end = self._tokenizer.eos_token_id
+        return (*tokens, end) if rollout.finish_reason == "stop" and isinstance(end, int) else tuple(tokens)
 
 
 def _parts(samples: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +20,14 @@ class ScorerTrainer(ModelTrainer):
         self, pack: Pack, temperature: float, loss: Loss, mtp: MtpTerm
     ) -> tuple[Tensor, dict[str, Tensor], float]:
         """Runs one pack; returns its part of the loss, what is measured of it, and 0, as no engine has sampled it."""
-        [scores_N] = self.stepper.module(pack, temperature)
-        terms = loss(scores_N, pack)
+        terms = loss(self._scores(pack), pack)
         return terms.loss, {"loss": terms.loss, **terms.sums}, 0.0
 
     @torch.no_grad()
     def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Returns the score of each sequence; all are in one pack."""
-        [scores_N] = self.stepper.module(self.asked(sequences), 1.0)
-        return scores_N.tolist()
+        return self._scores(self.asked(sequences)).tolist()
+
+    def _scores(self, pack: Pack) -> Tensor:
+        output: Any = self.stepper.module(pack, 1.0)  # of a `Scorer`, not of a `Policy`
+        return output.scores_N

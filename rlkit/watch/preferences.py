@@ -118,7 +118,7 @@ def preference_section(judged: Sequence[Judgements]) -> str:
     curves = [Series(name="measured", points=points), Series(name="perfect", points=even)]
     note = f"{last.name}: of pairs that the model is so sure of, how many it has right; ECE {last.numbers()['ece']:.3f}"
     plot = line_plot(curves, percent=True, x_name="confidence, %")
-    counts = ", ".join(f"{each.count} at {each.confidence:.0%}" for each in last.curve())
+    counts = ", ".join(f"{each.size} at {each.confidence:.0%}" for each in last.curve())
     figures = figure("Calibration", "share that is right", note, plot + f'<p class="quiet">{escape(counts)}</p>')
     return f'<h2>Held-out preferences</h2>{_table(judged)}<div class="figures">{figures}</div>'
 

@@ -108,7 +108,7 @@ def test_calibration_by_hand() -> None:
     """Two predictions at about 55 %, one of them right; two at 95 %, both right; one at 100 %, wrong."""
     confidences, right = [0.54, 0.56, 0.95, 0.96, 1.0], [1.0, 0.0, 1.0, 1.0, 0.0]
     curve = calibration_curve(confidences, right, bins=5)
-    assert [(each.count, each.accuracy) for each in curve] == [(2, 0.5), (3, pytest.approx(2 / 3))]
+    assert [(each.size, each.accuracy) for each in curve] == [(2, 0.5), (3, pytest.approx(2 / 3))]
     by_hand = 2 / 5 * abs(0.5 - 0.55) + 3 / 5 * abs(2 / 3 - 2.91 / 3)
     assert expected_calibration_error(curve) == pytest.approx(by_hand)
 

@@ -40,7 +40,7 @@ def draw(
     exam: Exam, record: Record, keys: Sequence[Key], sampler: Engine, judge: RewardFn, life: int
 ) -> dict[Verdicts, Completion]:
     """Draws what is missing, writes it down and has it judged; returns what is still being judged at the end."""
-    posed = {prompt.id: prompt for prompt in exam.prompts}
+    posed, mark = {prompt.id: prompt for prompt in exam.prompts}, reward_mark(exam.suite.reward)
     asked = {f"{id}#{number}": (id, number) for id, number in keys}
     prompts = [replace(posed[id], id=name) for name, (id, _) in asked.items()]
     waiting: dict[Verdicts, Completion] = {}
@@ -61,15 +61,16 @@ def draw(
         record.add_completions([completion])
         waiting[judge(as_group(completion, exam.suite))] = completion
         done = [verdicts for verdicts in waiting if verdicts.done()]
-        record.add_verdicts([as_verdict(waiting.pop(verdicts), verdicts, exam.suite) for verdicts in done])
+        record.add_verdicts([as_verdict(waiting.pop(verdicts), verdicts, mark) for verdicts in done])
     return waiting
 
 
 def await_verdicts(waiting: dict[Verdicts, Completion], suite: Suite, record: Record, console: Console) -> None:
     """Writes verdicts down as they come."""
+    mark = reward_mark(suite.reward)
     with console.bar("judging", len(waiting), "completions") as bar:
         for verdicts in as_completed(waiting):
-            record.add_verdicts([as_verdict(waiting[verdicts], verdicts, suite)])
+            record.add_verdicts([as_verdict(waiting[verdicts], verdicts, mark)])
             bar.advance()
 
 
@@ -87,13 +88,13 @@ def as_group(line: Completion, suite: Suite) -> Group:
     return Group(prompt=prompt, rollouts=(rollout,))
 
 
-def as_verdict(line: Completion, verdicts: Verdicts, suite: Suite) -> Verdict:
-    """Makes a line of the one score of a completion; raises what the reward raised."""
+def as_verdict(line: Completion, verdicts: Verdicts, mark: str) -> Verdict:
+    """Makes a line of the one score of a completion, by the reward of this mark; raises what the reward raised."""
     [score] = verdicts.result()
     return Verdict(
         row=line.row,
         sample=line.sample,
-        reward=reward_mark(suite.reward),
+        reward=mark,
         value=score.value,
         correct=score.correct,
         reason=score.reason,

@@ -167,7 +167,18 @@ def _best(first: str, contests: Sequence[Contest]) -> dict[str, dict[str, Any]]:
     return best
 
 
-HEAD = ("suite", "evaluation", "problems", "pass@1", "difference", "better", "worse", "p", "p, Holm", "test")
+HEAD: tuple[str, ...] = (
+    "suite",
+    "evaluation",
+    "problems",
+    "pass@1",
+    "difference",
+    "better",
+    "worse",
+    "p",
+    "p, Holm",
+    "test",
+)
 
 
 def _rows(first: str, contests: Sequence[Contest]) -> list[list[str]]:

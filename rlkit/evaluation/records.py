@@ -16,6 +16,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
@@ -181,7 +182,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}); mend it, or use another output_dir") from error
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Returns the versions of what decides a completion or a verdict, as far as it is installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:

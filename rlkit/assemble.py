@@ -14,7 +14,9 @@ from torch import distributed
 
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
-from rlkit.config import RewardConfig, RunConfig, TrainingRun
+from rlkit.config import DistillRun, RewardConfig, RunConfig, TrainingRun
+from rlkit.distill.server import ServerTeacher
+from rlkit.distill.teacher import EngineTeacher, Teacher
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.sent import form_for
@@ -88,6 +90,17 @@ def reward(cfg: RewardConfig) -> Iterator[RewardFn]:
     """Starts what judges, in plain processes beside this one."""
     with reaped(), build_reward(cfg) as judge:
         yield judge
+
+
+@contextmanager
+def teacher(cfg: DistillRun, checkpoint: Path | None) -> Iterator[Teacher]:
+    """Starts who answers the questions of a dataset: our engines on a checkpoint, or the way to a server."""
+    sampling = cfg.sampling.seeded(cfg.seed)
+    if checkpoint is None:
+        yield ServerTeacher(cfg.teacher, sampling)
+        return
+    with engine(cfg, checkpoint.absolute()) as sampler:
+        yield EngineTeacher(sampler, cfg.samples, sampling)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ dataclasses say which keys there are and what each may be.
 
 from __future__ import annotations
 
+from rlkit.config.distill import CleaningConfig, DistillRun, SelectionConfig, TeacherConfig
 from rlkit.config.engine import EngineConfig
 from rlkit.config.groups import (
     CheckpointConfig,
@@ -23,8 +24,10 @@ from rlkit.config.trainer import LoraConfig, TrainerConfig
 __all__ = [
     "AlgoConfig",
     "CheckpointConfig",
+    "CleaningConfig",
     "ClusterConfig",
     "DataConfig",
+    "DistillRun",
     "EngineConfig",
     "EvaluationConfig",
     "ExtendContextRun",
@@ -36,9 +39,11 @@ __all__ = [
     "RewardConfig",
     "RunConfig",
     "SamplingConfig",
+    "SelectionConfig",
     "SftConfig",
     "SftRun",
     "SftThenGrpoRun",
+    "TeacherConfig",
     "TrainerConfig",
     "TrainingRun",
 ]

@@ -40,8 +40,6 @@ class RunConfig:
     reward: RewardConfig
     engine: EngineConfig
     cluster: ClusterConfig
-    evaluation: EvaluationConfig
-    logging: LoggingConfig
 
     def __post_init__(self) -> None:
         """Refuses groups that do not go together."""
@@ -54,13 +52,13 @@ class RunConfig:
             )
         if self.cluster.kind == "local" and self.engine.kind == "vllm":
             raise UserError("engine=vllm needs a process of its own; use cluster=ray, or engine=torch")
-        self._check_room("evaluation", self.evaluation.sampling)
 
     def _check_room(self, group: str, sampling: SamplingConfig) -> None:
         """Refuses completions that would fill the whole context."""
         if sampling.max_new_tokens >= self.engine.max_model_len:
+            key = f"{group}.sampling" if group else "sampling"
             raise UserError(
-                f"{group}.sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
+                f"{key}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
                 f"engine.max_model_len={self.engine.max_model_len}; lower the first or raise the second"
             )
 
@@ -77,7 +75,7 @@ class RunConfig:
     @property
     def longest_completion(self) -> int:
         """Returns the most tokens that any stage samples after a prompt."""
-        return self.evaluation.sampling.max_new_tokens
+        raise NotImplementedError
 
     @property
     def think_share(self) -> float | None:
@@ -96,13 +94,17 @@ class RunConfig:
 class TrainingRun(RunConfig):
     """What every recipe needs that also learns."""
 
+    evaluation: EvaluationConfig
+    logging: LoggingConfig
     trainer: TrainerConfig
     parity: ParityConfig
     checkpoint: CheckpointConfig
 
     def __post_init__(self) -> None:
-        """Checks what all recipes need, then that there is a process for every rank."""
+        """Checks what all recipes need, then that there is something to evaluate on and a process for every rank."""
         super().__post_init__()
+        whole("data.eval_size", self.data.eval_size, least=1)
+        self._check_room("evaluation", self.evaluation.sampling)
         if self.cluster.kind == "local" and self.trainer.num_ranks > 1:
             raise UserError(
                 f"cluster=local is one process, but trainer.num_ranks={self.trainer.num_ranks}; set it to 1 or use "
@@ -135,6 +137,11 @@ class TrainingRun(RunConfig):
     def demand(self) -> Demand:
         """Returns how many processes compute, each of which wants a CPU and a GPU."""
         return replace(super().demand, ranks=self.trainer.num_ranks)
+
+    @property
+    def longest_completion(self) -> int:
+        """Returns the most tokens that any stage samples after a prompt."""
+        return self.evaluation.sampling.max_new_tokens
 
     @property
     def needs_reference(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rlkit.config import TrainingRun
+from rlkit.config import RunConfig, TrainingRun
 from rlkit.engine.vllm.fp8 import fp8_problem
 from rlkit.engine.vllm.options import check_options
 from rlkit.errors import UserError
@@ -25,20 +25,13 @@ SHAPE = "model.architecture."
 
 def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     """Raises UserError, naming key, value and fix, where the engine or the trainer cannot work with the model."""
-    if cfg.engine.kind == "vllm":
-        _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
+    check_engine_fit(cfg, architecture)
     if cfg.served_adapter is not None:
         _refuse(architecture.vllm_adapter_problem(), "trainer.lora.served=adapter: ")
-    _check_workers(cfg, architecture)
-    _check_drafts(cfg, architecture)
-    _check_length(cfg, architecture)
     _check_balance(cfg, architecture)
     _check_layout(cfg, architecture)
     if cfg.trainer.dtype in FLOAT8:
         _refuse(architecture.float8_problem(), f"trainer.dtype={cfg.trainer.dtype}: ")
-    if cfg.engine.dtype == "fp8":
-        _refuse(fp8_problem(), "engine.dtype=fp8: ")
-        _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
     if cfg.trainer.optimizer == "muon" and (stacks := unknown_stacks(architecture.empty_model())):
         raise UserError(
             f"trainer.optimizer=muon: {_where(cfg)} has stacks of matrices in an order that rlkit does not know "
@@ -48,7 +41,19 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
         choose_targets(architecture.empty_model(), cfg.trainer.lora.targets)
 
 
-def check_shape(cfg: TrainingRun, overrides: Sequence[str]) -> None:
+def check_engine_fit(cfg: RunConfig, architecture: Architecture) -> None:
+    """Raises UserError, naming key, value and fix, where the engine cannot work with the model."""
+    if cfg.engine.kind == "vllm":
+        _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
+    _check_workers(cfg, architecture)
+    _check_drafts(cfg, architecture)
+    _check_length(cfg, architecture)
+    if cfg.engine.dtype == "fp8":
+        _refuse(fp8_problem(), "engine.dtype=fp8: ")
+        _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
+
+
+def check_shape(cfg: RunConfig, overrides: Sequence[str]) -> None:
     """Raises UserError where the command line asks for another shape than that of the checkpoint in `model.path`.
 
     The checkpoint decides: a key below `model.architecture` describes a new model.
@@ -73,7 +78,7 @@ def _refuse(problem: str | None, key: str = "") -> None:
         raise UserError(f"{key}{problem}")
 
 
-def _check_workers(cfg: TrainingRun, architecture: Architecture) -> None:
+def _check_workers(cfg: RunConfig, architecture: Architecture) -> None:
     """Refuses a number of workers that does not divide the model, and arguments that vLLM does not know or rlkit sets.
 
     Both before vLLM is imported, which takes seconds.
@@ -91,7 +96,7 @@ def _check_workers(cfg: TrainingRun, architecture: Architecture) -> None:
         )
 
 
-def _check_drafts(cfg: TrainingRun, architecture: Architecture) -> None:
+def _check_drafts(cfg: RunConfig, architecture: Architecture) -> None:
     drafted = cfg.engine.speculative_tokens
     if not drafted:
         return
@@ -105,7 +110,7 @@ def _check_drafts(cfg: TrainingRun, architecture: Architecture) -> None:
         _refuse(architecture.vllm_draft_problem(drafted), f"engine.speculative_tokens={drafted}: ")
 
 
-def _check_length(cfg: TrainingRun, architecture: Architecture) -> None:
+def _check_length(cfg: RunConfig, architecture: Architecture) -> None:
     """Refuses samples that are longer than the model can place, or than it places alike in every batch."""
     length, reach, exact = cfg.engine.max_model_len, architecture.max_position_embeddings, architecture.exact_positions
     if length > reach:

@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 
 import torch
 
-from rlkit.config import TrainingRun
+from rlkit.config import RunConfig, TrainingRun
 from rlkit.config.placement import gpu_share
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
@@ -40,8 +40,18 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
 
     `weights` and `trained` are numbers of parameters: of the whole model, and of those with an optimiser.
     """
-    _check_folder("output_dir", cfg.output_dir, "set another output_dir")
+    check_folder("output_dir", cfg.output_dir, "set another output_dir")
     _check_disk(cfg, weights, trained)
+    if cfg.logging.wandb_project and find_spec("wandb") is None:
+        raise UserError(
+            f"logging.wandb_project={cfg.logging.wandb_project!r}: the package wandb is not installed; install it, or "
+            "leave the key empty"
+        )
+    check_places(cfg, weights=weights)
+
+
+def check_places(cfg: RunConfig, *, weights: int) -> None:
+    """Raises UserError where this machine's GPUs, memory and folders will not do for engines and Ray."""
     if cfg.engine.kind == "vllm" and cfg.engine.memory > 1 and torch.cuda.is_available():
         raise UserError(
             f"engine.memory={cfg.engine.memory:g}: on a GPU it is the share of the device's memory that vLLM takes; "
@@ -49,12 +59,6 @@ def check_machine(cfg: TrainingRun, *, weights: int, trained: int) -> None:
         )
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         gpu_share(torch.cuda.device_count(), cfg.demand, share=cfg.cluster.share_gpus)
-    if cfg.logging.wandb_project and find_spec("wandb") is None:
-        raise UserError(
-            f"logging.wandb_project={cfg.logging.wandb_project!r}: the package wandb is not installed; install it, or "
-            "leave the key empty"
-        )
-    if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         _check_ray_folders()
         files = sum(file.stat().st_size for file in Path(cfg.model.path).glob("*.safetensors")) if cfg.model.path else 0
         _check_shared_memory(cfg.cluster.object_store_bytes(files or 4 * weights))
@@ -90,7 +94,7 @@ def _refuse_bytes(cfg: TrainingRun, what: str, needed: int, where: str, there: i
         )
 
 
-def _check_folder(name: str, folder: Path, fix: str) -> None:
+def check_folder(name: str, folder: Path, fix: str) -> None:
     """Makes the folder with all above it, writes a file that has no name, and takes away what it made."""
     made: list[Path] = []
     try:
@@ -136,7 +140,7 @@ def _check_ray_folders() -> None:
             f"{name}={place} is too long a name: Ray's sockets lie below it, and theirs would have {longest} bytes "
             f"where Linux takes {SOCKET_BYTES}; start the run with a shorter one, as {name}=/tmp, or use cluster=local"
         )
-    _check_folder(name, Path(place) / "ray", f"start the run with another one, as {name}=/tmp, or use cluster=local")
+    check_folder(name, Path(place) / "ray", f"start the run with another one, as {name}=/tmp, or use cluster=local")
     free = _free(Path(place))
     if free < RAY_BYTES:
         raise UserError(
@@ -146,7 +150,7 @@ def _check_ray_folders() -> None:
     token = Path.home() / ".ray" / "auth_token"
     if not token.exists() and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         fix = "Ray keeps a token there; start the run with another home folder, as HOME=/tmp/home, or use cluster=local"
-        _check_folder("HOME", token.parent, fix)
+        check_folder("HOME", token.parent, fix)
 
 
 def _check_shared_memory(needed: int) -> None:

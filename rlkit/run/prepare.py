@@ -63,7 +63,7 @@ def prepare(cfg: TrainingRun) -> Task:
         architecture = read_architecture(checkpoint, cfg.model.kind)
         architecture.check_files()
         tokenizer = load_tokenizer(checkpoint)
-        _check_vocabulary(checkpoint, tokenizer, architecture)
+        check_vocabulary(checkpoint, tokenizer, architecture)
     else:
         assert cfg.model.architecture is not None, "ModelConfig refuses this"
         texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
@@ -121,7 +121,7 @@ def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
     return folder
 
 
-def _check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
+def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> None:
     """Refuses a tokenizer with ids that the model lacks, or whose end token does not end the model's completions."""
     if len(tokenizer) > architecture.vocab_size:
         raise UserError(

@@ -121,7 +121,12 @@ def _quarter(b: int) -> str:
 
 
 def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {name: settings[name] for name in (*SHOWN, "selection")}
+    """Returns the settings that decide what is in the dataset; a teacher's folder says its shape itself."""
+    over_a_server = bool(settings["teacher"]["url"])
+    names = [name for name in SHOWN if not (over_a_server and name in ("model", "engine", "rows_per_call"))]
+    shown = {name: settings[name] for name in (*names, "selection")}
+    if not over_a_server:
+        shown["model"] = {name: value for name, value in settings["model"].items() if name != "architecture"}
     for key in ELSEWHERE:
         group, _, name = key.partition(".")
         shown[group] = {other: value for other, value in shown[group].items() if other != name}

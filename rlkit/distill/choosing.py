@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rlkit.config import CleaningConfig, SelectionConfig
-from rlkit.distill.decontamination import TestQuestions
+from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.journal import Journal
 from rlkit.distill.selection import (
     BINS,
@@ -22,6 +22,7 @@ from rlkit.distill.selection import (
     pass_rate,
     readability,
 )
+from rlkit.distill.words import words_of
 from rlkit.engine.base import rollout_seed
 
 
@@ -48,7 +49,7 @@ class Chosen:
 
 
 def choose_answers(
-    journal: Journal, tests: TestQuestions, cleaning: CleaningConfig, cfg: SelectionConfig, seed: int
+    journal: Journal, tests: ExamQuestions, cleaning: CleaningConfig, cfg: SelectionConfig, seed: int
 ) -> Chosen:
     """Filters the answers to each question, takes the best of them, then balances the questions by pass rate.
 
@@ -99,7 +100,7 @@ def _clean(
     journal: Journal,
     row: int,
     answers: Sequence[Answer],
-    tests: TestQuestions,
+    tests: ExamQuestions,
     cfg: SelectionConfig,
     left_out: Counter[str],
 ) -> Iterator[tuple[Answer, str]]:
@@ -110,7 +111,7 @@ def _clean(
         text = journal.text(row, answer.sample)
         if cfg.language and language_share(text, cfg.language) < cfg.min_language_share:
             left_out["other language"] += 1
-        elif tests.found_in(text) is not None:
+        elif tests.found_in(words_of(text)) is not None:
             left_out["holds a test question"] += 1
         else:
             yield answer, text

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,9 @@ _CHUNK = 4096
 """Shingles that are hashed at a time: 4 MiB of 128 hashes each."""
 
 
-def same_words(text: str) -> int:
+def same_words(words: Sequence[str]) -> int:
     """Returns 64 bits that are the same for texts that differ in case, white space and sentence marks only."""
-    return xxh3_64_intdigest(" ".join(words_of(text)))
+    return xxh3_64_intdigest(" ".join(words).encode())
 
 
 def shingles(words: Sequence[str]) -> Hashes:
@@ -54,6 +55,7 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     return shared / union if union else 1.0
 
 
+@cache
 def rows_of_a_band(threshold: float) -> int:
     """Returns the most hashes r of a band with which near texts are found with probability `RECALL`."""
     fitting = [r for r in range(1, 17) if 1 - (1 - threshold**r) ** (NUM_HASHES // r) >= RECALL]
@@ -69,16 +71,15 @@ def signature(shingle: Hashes) -> NDArray[np.uint32]:
     return least
 
 
-def band_keys(text: str, threshold: float) -> NDArray[np.uint32]:
+def band_keys(words: Sequence[str], threshold: float) -> NDArray[np.uint32]:
     """Returns a key for each band: two texts that share one, at the same place, may be near."""
     r = rows_of_a_band(threshold)
-    words = words_of(text)
     num_bands = NUM_HASHES // r
     if 2 * num_letters_words(words) < len(words) or len(words) <= SHINGLE:
         return np.full(num_bands, ALONE, np.uint32)
     least = signature(shingles(words))[: num_bands * r].reshape(num_bands, r)
     # The numbers are part of the key: templates with other numbers, of which data may be full, never meet.
-    start = np.uint64(xxh3_64_intdigest(" ".join(figures(words))))
+    start = np.uint64(xxh3_64_intdigest(" ".join(figures(words)).encode()))
     keys = np.full(num_bands, start, np.uint64)
     for place in range(r):
         keys = (keys ^ least[:, place]) * _FACTORS[0]
@@ -93,14 +94,15 @@ class NearQuestions:
     _rows: list[int] = field(default_factory=list)
     _keys: list[NDArray[np.uint32]] = field(default_factory=list)
 
-    def add(self, row: int, text: str) -> None:
+    def add(self, row: int, words: Sequence[str]) -> None:
         """Takes a question under its number; numbers rise."""
-        self._rows.append(row)
-        self._keys.append(band_keys(text, self.threshold))
+        if self.threshold < 1:
+            self._rows.append(row)
+            self._keys.append(band_keys(words, self.threshold))
 
     def found(self, text_of: Callable[[int], str]) -> dict[int, int]:
         """Returns each question that is near an earlier one, which stays, with that one; `text_of` reads a question."""
-        if self.threshold >= 1 or len(self._rows) < 2:
+        if not self._rows:
             return {}
         buckets_NB = _shared_buckets(np.stack(self._keys))
         near: dict[int, int] = {}

@@ -16,9 +16,10 @@ from rlkit.data.cells import plain
 from rlkit.data.prompts import to_prompts
 from rlkit.data.rows import Row
 from rlkit.data.streams import stream_questions
-from rlkit.distill.decontamination import TestQuestions
+from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.duplicates import NearQuestions, same_words
 from rlkit.distill.journal import Journal, Question
+from rlkit.distill.words import words_of
 from rlkit.errors import UserError
 from rlkit.types import Prompt
 
@@ -43,20 +44,20 @@ class Asked:
     prompt: Prompt
 
 
-def test_questions(cfg: DistillRun) -> TestQuestions:
+def exam_questions(cfg: DistillRun) -> ExamQuestions:
     """Reads the questions of `cleaning.tests`, and of `data.eval_source` where there is one."""
     column = cfg.cleaning.tests_column or cfg.data.prompt_column
     named = [(source, column, "cleaning.tests") for source in cfg.cleaning.tests]
     if cfg.data.eval_source:
         named.append((cfg.data.eval_source, cfg.data.prompt_column, "data.eval_source"))
     found = (pair for source, name, key in named for pair in stream_questions(source, cfg.data, name, key))
-    return TestQuestions(found, cfg.cleaning.overlap)
+    return ExamQuestions(found, cfg.cleaning.overlap)
 
 
 def read_questions(
     journal: Journal,
     rows: Iterable[Row],
-    tests: TestQuestions,
+    tests: ExamQuestions,
     cfg: DistillRun,
     check: Callable[[Sequence[Question]], None],
 ) -> None:
@@ -75,14 +76,15 @@ def read_questions(
         left_out = []
         asked = []
         for question in questions:
-            same = first.setdefault(same_words(question.question), question.row)
+            words = words_of(question.question)
+            same = first.setdefault(same_words(words), question.row)
             if same != question.row:
                 left_out.append((question.row, REPEATED, str(same)))
-            elif (test := tests.found_in(question.question)) is not None:
+            elif (test := tests.found_in(words)) is not None:
                 left_out.append((question.row, TEST, test))
             else:
                 asked.append(question)
-                near.add(question.row, question.question)
+                near.add(question.row, words)
         check(asked)
         journal.add(questions)
         journal.leave_out(left_out)

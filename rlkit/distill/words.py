@@ -62,6 +62,16 @@ def ngrams(hashes: Hashes, n: int) -> Hashes:
     return found
 
 
+def all_ngrams(hashes: Hashes, most: int) -> list[Hashes]:
+    """Returns the hashes of all runs of 0, 1, ... `most` words, as `ngrams` has them; each takes one step more."""
+    found = [hashes[:0]]
+    for n in range(1, most + 1):
+        count = max(0, len(hashes) - n + 1)
+        before = found[-1][:count] if n > 1 else np.zeros(count, np.uint64)
+        found.append(before * _PRIME + hashes[n - 1 : n - 1 + count])
+    return found
+
+
 @lru_cache(maxsize=2**16)
 def _hash(word: str) -> int:
-    return xxh3_64_intdigest(word)
+    return xxh3_64_intdigest(word.encode())

@@ -12,7 +12,7 @@ from rewards.base import thought_is_open
 from rlkit.config import DistillRun
 from rlkit.distill.card import card
 from rlkit.distill.choosing import Chosen, choose_answers
-from rlkit.distill.decontamination import TestQuestions
+from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.journal import Journal
 from rlkit.distill.questions import AskedAs
 from rlkit.distill.shards import row_of, write_shards
@@ -22,7 +22,7 @@ CARD = "README.md"
 
 def write_dataset(
     journal: Journal,
-    tests: TestQuestions,
+    tests: ExamQuestions,
     asked_as: AskedAs,
     cfg: DistillRun,
     folder: Path,

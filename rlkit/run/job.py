@@ -21,9 +21,9 @@ from rlkit.config.compose import clear_errors, load_config, parse_command, to_ya
 from rlkit.data.streams import stream_rows
 from rlkit.data.tokenizer import load_tokenizer
 from rlkit.distill.card import filters
-from rlkit.distill.decontamination import TestQuestions
+from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.journal import Counts, Journal
-from rlkit.distill.questions import AskedAs, asked_of_a_server, asked_of_an_engine, read_questions, test_questions
+from rlkit.distill.questions import AskedAs, asked_of_a_server, asked_of_an_engine, exam_questions, read_questions
 from rlkit.distill.server import check_server
 from rlkit.distill.teacher import TeacherError
 from rlkit.distill.writing import write_dataset
@@ -52,7 +52,7 @@ class Prepared:
     """What a job works with, read and checked."""
 
     asked_as: AskedAs
-    tests: TestQuestions
+    tests: ExamQuestions
     checkpoint: Path | None
     """Where the teacher is; None for a server."""
     judge: rewards.RewardFunction
@@ -120,7 +120,7 @@ def prepare_job(cfg: DistillRun) -> Prepared:
         size = architecture.size()
         check_places(cfg, weights=size.parameters + size.mtp_parameters)
         asked_as = asked_of_an_engine(cfg, tokenizer)
-    return Prepared(asked_as=asked_as, tests=test_questions(cfg), checkpoint=checkpoint, judge=judge)
+    return Prepared(asked_as=asked_as, tests=exam_questions(cfg), checkpoint=checkpoint, judge=judge)
 
 
 class Job:

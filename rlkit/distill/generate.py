@@ -7,7 +7,7 @@ the journal, and the files at the end are those of a job that nobody ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 
 from rlkit.config import DistillRun
 from rlkit.distill.journal import Counts, Journal
@@ -52,14 +52,15 @@ def _answer(call: Iterator[Asked], teacher: Teacher, journal: Journal, verificat
             waiting[one.question.row] = (one, set(one.question.missing))
             yield one
 
-    for answered in teacher.answers(noted()):
-        journal.record(answered)
-        one, missing = waiting[answered.row]
-        missing.discard(answered.sample)
-        if not missing:
-            del waiting[answered.row]
-            verification.submit(answered.row, one.prompt)
-            yield journal.counts()
+    with closing(teacher.answers(noted())) as answers:  # whatever ends this, it ends requests on their way
+        for answered in answers:
+            journal.record(answered)
+            one, missing = waiting[answered.row]
+            missing.discard(answered.sample)
+            if not missing:
+                del waiting[answered.row]
+                verification.submit(answered.row, one.prompt)
+                yield journal.counts()
 
 
 def _calls(journal: Journal, teacher: Teacher, asked_as: AskedAs, cfg: DistillRun) -> Iterator[Iterator[Asked]]:

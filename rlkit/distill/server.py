@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class ServerTeacher:
         """Asks nothing yet."""
         self._cfg, self._sampling = cfg, sampling
 
-    def answers(self, asked: Iterable[Asked]) -> Iterator[Answered]:
+    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
         """Yields answers as they come.
 
         Raises TeacherError for a server that takes neither key nor model, for one of which nothing comes back any more,
@@ -65,17 +66,18 @@ class ServerTeacher:
         """
         wanted = ((one, sample) for one in asked for sample in one.question.missing)
         most, in_a_row, failed, why = GIVE_UP * self._cfg.concurrency, 0, 0, ""
-        for found in self._all(wanted):
-            if isinstance(found, Answered):
-                in_a_row = 0
-                yield found
-                continue
-            in_a_row, failed, why = in_a_row + 1, failed + 1, found.why
-            if in_a_row >= most:
-                raise TeacherError(
-                    f"{self._failing(in_a_row, why)}, one after the other; see that the server runs. The same command "
-                    "then goes on"
-                )
+        with closing(self._all(wanted)) as all_found:
+            for found in all_found:
+                if isinstance(found, Answered):
+                    in_a_row = 0
+                    yield found
+                    continue
+                in_a_row, failed, why = in_a_row + 1, failed + 1, found.why
+                if in_a_row >= most:
+                    raise TeacherError(
+                        f"{self._failing(in_a_row, why)}, one after the other; see that the server runs. The same "
+                        "command then goes on"
+                    )
         if failed:
             raise TeacherError(
                 f"{self._failing(failed, why)}; all other answers are kept, and the same command asks for these again"
@@ -85,7 +87,7 @@ class ServerTeacher:
         times = self._cfg.retries + 1
         return f"teacher.url={self._cfg.url}: {count} requests failed, each of them {times} times (the last: {why})"
 
-    def _all(self, wanted: Iterator[tuple[Asked, int]]) -> Iterator[Answered | _Failed]:
+    def _all(self, wanted: Iterator[tuple[Asked, int]]) -> Generator[Answered | _Failed]:
         """Keeps as many requests on their way as are allowed; what is on its way at the end of the block is dropped."""
         loop = asyncio.new_event_loop()
         client = _client(self._cfg)

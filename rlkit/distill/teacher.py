@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Protocol
 
 from rlkit.distill.journal import Answered
@@ -25,7 +25,7 @@ class Teacher(Protocol):
     token in some millions differs. So the answers to one call are kept all or none, and a run that was killed asks the
     whole call again. A server promises no such thing; what it has answered is kept at once."""
 
-    def answers(self, asked: Iterable[Asked]) -> Iterator[Answered]:
+    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
         """Yields answers as they come, in any order; raises TeacherError when it gives up."""
         ...
 
@@ -39,7 +39,7 @@ class EngineTeacher:
         """Draws `samples` answers to every question, whatever is missing."""
         self._engine, self._samples, self._sampling = engine, samples, sampling
 
-    def answers(self, asked: Iterable[Asked]) -> Iterator[Answered]:
+    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
         """Yields the answers to each question as it is finished."""
         rows = {one.prompt.id: one for one in asked}
         prompts = [one.prompt for one in rows.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class FakeTeacher:
     noise: Callable[[], str] = str
     """What stands in an answer besides; a server may never say the same twice."""
 
-    def answers(self, asked: Iterable[Asked]) -> Iterator[Answered]:
+    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
         wanted = [(one.question.row, sample) for one in asked for sample in one.question.missing]
         random.Random(len(wanted)).shuffle(wanted)
         for row, sample in wanted:

@@ -64,8 +64,12 @@ class CleaningConfig:
 
     def __post_init__(self) -> None:
         """Refuses shares that leave everything out."""
-        number("cleaning.near", self.near, least=0.3, most=1, fix="0.8 is usual, 1 leaves out only equal questions")
-        number("cleaning.overlap", self.overlap, least=0.3, most=1, fix="0.7 is usual, 1 finds only unchanged text")
+        number(
+            "cleaning.near", self.near, least=0.3, most=1, fix="0.7 is the default, 1 leaves out only equal questions"
+        )
+        number(
+            "cleaning.overlap", self.overlap, least=0.3, most=1, fix="0.5 is the default, 1 finds only unchanged text"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

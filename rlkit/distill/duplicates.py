@@ -88,7 +88,7 @@ def band_keys(words: Sequence[str], threshold: float) -> NDArray[np.uint32]:
 
 @dataclass(slots=True)
 class NearQuestions:
-    """Finds near questions among many, in 4 bytes a band and question: 84 at a threshold of 0.8."""
+    """Finds near questions among many, in 4 bytes a band and question: 128 at a threshold of 0.7."""
 
     threshold: float
     _rows: list[int] = field(default_factory=list)

@@ -103,10 +103,7 @@ class ServerTeacher:
                 for task in sorted(done, key=lambda task: task.exception() is not None):
                     yield task.result()
         finally:
-            for task in running:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
-            loop.run_until_complete(client.close())
+            loop.run_until_complete(_end(client, running))
             loop.close()
 
     async def _ask(self, client: AsyncOpenAI, asked: Asked, sample: int) -> Answered | _Failed:
@@ -179,6 +176,14 @@ def _client(cfg: TeacherConfig) -> AsyncOpenAI:
     from openai import AsyncOpenAI
 
     return AsyncOpenAI(base_url=cfg.url, api_key=_key(), timeout=cfg.timeout, max_retries=cfg.retries)
+
+
+async def _end(client: AsyncOpenAI, running: Iterable[asyncio.Task[Answered | _Failed]]) -> None:
+    """Drops what is on its way and closes the connections."""
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await client.close()
 
 
 def _key() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rewards.language import SCRIPTS
 from rlkit.checks import number, one_of, whole
 from rlkit.config.groups import MAX_TIMEOUT_S
 from rlkit.config.runs import RunConfig
@@ -100,6 +101,9 @@ class SelectionConfig:
         number("selection.min_language_share", self.min_language_share, least=0, most=1, fix="0.9 is usual")
         number("selection.max_bin_share", self.max_bin_share, least=0.25, most=1, fix="1 does not balance")
         whole("selection.shard_rows", self.shard_rows, least=1)
+        if self.language:
+            languages = sorted({name for names in SCRIPTS.values() for name in names.split()})
+            one_of("selection.language", self.language, languages)
         if self.max_tokens and self.max_tokens < self.min_tokens:
             raise UserError(
                 f"selection.max_tokens={self.max_tokens} is below selection.min_tokens={self.min_tokens}, so that no "

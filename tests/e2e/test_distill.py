@@ -1,4 +1,4 @@
-"""The job as a user starts it: kills, changed settings, a look, bad input; on Ray with vLLM, then SFT on what it made."""
+"""The job as a user starts it: kills, changed settings, a look, bad input; Ray with vLLM; then SFT on what it made."""
 
 from __future__ import annotations
 

@@ -15,15 +15,18 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from time import monotonic, sleep
 
 from benchmarks.timing import machine
+from recipes import distill_generate
 
 SETTINGS = [
     *("cluster=local", "engine=torch", "engine.max_model_len=64", "sampling.max_new_tokens=24", "rows_per_call=16"),
@@ -35,14 +38,53 @@ A_SERIES = 5
 FILE = "journal.sqlite"
 
 
-def start(folder: Path, settings: Sequence[str]) -> subprocess.Popen[str]:
+@dataclass
+class Job:
+    """A process that runs the recipe.
+
+    It is forked from this one, which has imported everything and done nothing: a start costs a second and not ten, and
+    the moments of the kills fall into work.
+    """
+
+    pid: int
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, below 0 for a signal; None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def wait(self) -> int:
+        """Waits for its end and returns the exit code."""
+        while (code := self.poll()) is None:
+            sleep(0.01)
+        return code
+
+
+def start(folder: Path, settings: Sequence[str]) -> Job:
     """Starts the job, or goes on with it."""
-    command = [sys.executable, "-m", "recipes.distill_generate", *settings, f"output_dir={folder}"]
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+    sys.stdout.flush()
+    if pid := os.fork():
+        return Job(pid)
+    log = os.open(folder.parent / f"{folder.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    code = 1
+    try:
+        distill_generate.main([*settings, f"output_dir={folder}"])
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
-def until_it_works(folder: Path, job: subprocess.Popen[str]) -> float:
+def until_it_works(folder: Path, job: Job) -> float:
     """Waits until this start of the job has its folder, or has ended; returns the moment."""
     begun = monotonic()
     while job.poll() is None and not _holds(folder, job.pid) and monotonic() < begun + 600:
@@ -55,7 +97,7 @@ def _holds(folder: Path, pid: int) -> bool:
     return (folder / FILE).exists() and lock.read_text().startswith(f"process {pid} ")
 
 
-def kill(folder: Path, job: subprocess.Popen[str], after: float) -> str:
+def kill(folder: Path, job: Job, after: float) -> str:
     """Waits so long after it began to work, then kills; says where it was."""
     end = until_it_works(folder, job) + after
     while monotonic() < end and job.poll() is None:
@@ -99,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("settings", nargs="*", help="key=value of recipe distill_generate")
     given = parser.parse_args(arguments)
     draw, before = random.Random(given.seed), machine()
+    for name in ("reasoning_gym", "transformers.tokenization_utils_tokenizers", "rlkit.engine.local"):
+        import_module(name)  # what a job imports when it comes to it
     with tempfile.TemporaryDirectory() as place:
         folder, settings = Path(place), [*SETTINGS, *given.settings]
         seconds = finish(folder / "whole", settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,8 +41,14 @@ def completion(text: str | None, **message: str) -> dict[str, Any]:
 
 def right(request: dict[str, Any]) -> dict[str, Any]:
     """Answers "Compute i + i ..."; the seed says which of the answers it is."""
-    row = int(request["messages"][0]["content"].split()[1])
-    return completion(answer_of(row, request["seed"] % 2))
+    return completion(answer_of(row_of(request), request["seed"] % 2))
+
+
+def row_of(request: dict[str, Any]) -> int:
+    """The first number of the question."""
+    found = re.search(r"[0-9]+", request["messages"][0]["content"])
+    assert found is not None
+    return int(found[0])
 
 
 @contextmanager
@@ -171,7 +178,7 @@ def test_a_closed_door_says_so_and_keeps_what_was_answered(tmp_path: Path) -> No
 
 def test_what_a_server_will_not_answer_is_noted_and_never_asked_again(tmp_path: Path) -> None:
     def reply(request: dict[str, Any], times: int) -> Reply:
-        row = int(request["messages"][0]["content"].split()[1])
+        row = row_of(request)
         filtered = completion("", finish_reason="content_filter")
         return (400, "too long") if row == 3 else (200, filtered) if row == 4 else (200, right(request))
 

@@ -97,16 +97,15 @@ def _holds(folder: Path, pid: int) -> bool:
     return (folder / FILE).exists() and lock.read_text().startswith(f"process {pid} ")
 
 
-def kill(folder: Path, job: Job, after: float) -> str:
-    """Waits so long after it began to work, then kills; says where it was."""
+def kill(folder: Path, job: Job, after: float) -> bool:
+    """Waits so long after it began to work, then kills it; False if it had come to its end before."""
     end = until_it_works(folder, job) + after
     while monotonic() < end and job.poll() is None:
         sleep(0.01)
     if job.poll() is not None:
-        return f"nobody: the job had ended with {job.returncode}"
+        return False
     os.kill(job.pid, signal.SIGKILL)
-    job.wait()
-    return f"{answers(folder)} answers are there"
+    return job.wait() == -signal.SIGKILL
 
 
 def answers(folder: Path) -> int:
@@ -150,14 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"the whole job: {seconds:.1f} s of work, {answers(folder / 'whole')} answers, {size:,} bytes", flush=True
         )
-        done, wrong = 0, 0
+        done, wrong, series = 0, 0, 0
         while done < given.kills:
-            job = folder / f"killed-{done}"
+            job, series = folder / f"killed-{series}", series + 1
             for _ in range(min(A_SERIES, given.kills - done)):
                 after = draw.uniform(0, seconds)
-                where = kill(job, start(job, settings), after)
+                if not kill(job, start(job, settings), after):
+                    break
                 done += 1
-                print(f"kill {done}: after {after:.1f} s, {where}", flush=True)
+                print(f"kill {done}: after {after:.1f} s of work, {answers(job)} answers are there", flush=True)
             finish(job, settings)
             differing = differences(folder / "whole", job)
             wrong += bool(differing)

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rewards.language import thought_of
 from rlkit.distill.journal import Question, Told
 
 GROUP_ROWS = 1000
@@ -48,7 +47,7 @@ def row_of(question: Question, told: Told, rate: float, *, teacher: str, prefix:
         "id": question.id,
         "question": question.question,
         "answer": question.answer,
-        "solution": thought_of(answered.text),
+        "solution": thought_in(answered.text),
         "response": answered.text,
         "response_ids": answered.tokens,
         "messages": [
@@ -65,6 +64,18 @@ def row_of(question: Question, told: Told, rate: float, *, teacher: str, prefix:
         "seed": answered.seed,
         "source_row": json.dumps(question.meta, ensure_ascii=False),
     }
+
+
+def thought_in(response: str) -> str:
+    """Returns what stands between the first `<think>` and the last `</think>`, blanks and all; without the last, all.
+
+    SFT puts it back between the marks, and shows the very text of the teacher.
+    """
+    before, closed, _ = response.rpartition("</think>")
+    if not closed:
+        return response
+    _, opened, inside = before.partition("<think>")
+    return inside if opened else before
 
 
 def write_shards(folder: Path, rows: Iterable[dict[str, Any]], num_rows: int, shard_rows: int) -> None:

@@ -26,7 +26,7 @@ from rlkit.distill.choosing import Chosen, balanced, choose_answers
 from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.journal import Answered, Journal, Told
 from rlkit.distill.questions import AskedAs
-from rlkit.distill.shards import COLUMNS, row_of, write_shards
+from rlkit.distill.shards import COLUMNS, row_of, thought_in, write_shards
 from rlkit.distill.writing import write_dataset
 from rlkit.types import Prompt, Score
 from tests.distill.parts import FakeReward, FakeTeacher, config, journal_of, prompts_of, rows
@@ -97,7 +97,7 @@ def test_the_same_answers_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_card_counts_every_filter_and_names_settings_and_versions(tmp_path: Path) -> None:
-    folder, journal, chosen, _ = made(tmp_path, "selection.max_tokens=65", "selection.language=en")
+    folder, journal, chosen, _ = made(tmp_path, "selection.max_tokens=45", "selection.language=en")
     with closing(journal):
         counted = dict(filters(journal, chosen))
     text = (folder / "README.md").read_text()
@@ -112,7 +112,7 @@ def test_the_card_counts_every_filter_and_names_settings_and_versions(tmp_path: 
     front = yaml.safe_load(text.split("---")[1])
     assert front["size_categories"] == ["n<1K"] and front["language"] == ["en"]
     shown = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
-    assert shown["sampling"]["temperature"] == 0.6 and shown["selection"]["max_tokens"] == 65
+    assert shown["sampling"]["temperature"] == 0.6 and shown["selection"]["max_tokens"] == 45
     assert "model" not in shown and "engine" not in shown, "a server has neither"
     assert "concurrency" not in shown["teacher"] and str(tmp_path) not in text
     assert "- `data.source q.jsonl`: sha256:12" in text and "rlkit-posttrain 0" in text
@@ -201,6 +201,20 @@ def test_balance_cuts_the_quarter_that_has_most() -> None:
     assert list(cut.rows) == sorted(cut.rows)
     assert balanced(chosen, 0.5, seed=0).rows == cut.rows != balanced(chosen, 0.5, seed=1).rows
     assert balanced(chosen, 1.0, seed=0).problems_by_bin == [0, 20, 0, 100]
+
+
+@pytest.mark.parametrize(
+    ("response", "thought"),
+    [
+        ("<think>\n3+4 \n</think>\n7", "\n3+4 \n"),
+        ("3+4</think>7", "3+4"),  # the prompt has opened it
+        ("<think>a</think>b</think>c", "a</think>b"),
+        ("<think>never closed", "<think>never closed"),
+        ("", ""),
+    ],
+)
+def test_the_thought_in_a_response(response: str, thought: str) -> None:
+    assert thought_in(response) == thought
 
 
 def test_a_thought_without_marks_is_the_whole_response(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from torch import distributed
 
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
-from rlkit.config import EngineRun, LearningRun, RewardConfig, RunConfig, TrainingRun
+from rlkit.config import DistillRun, EngineRun, LearningRun, RewardConfig, RunConfig, TrainingRun
+from rlkit.distill.server import ServerTeacher
+from rlkit.distill.teacher import EngineTeacher, Teacher
 from rlkit.engine.base import Engine
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.folder import Checkpoint
@@ -131,6 +133,17 @@ def scored(cfg: RunConfig, checkpoint: Path, judge: Scorer) -> Iterator[RewardFn
             models = stack.enter_context(reward_models_on_ray(cfg))
         with closing(ModelScorer(models, judge)) as scorer:
             yield scorer
+
+
+@contextmanager
+def teacher(cfg: DistillRun, checkpoint: Path | None) -> Iterator[Teacher]:
+    """Starts who answers the questions of a dataset: our engines on a checkpoint, or the way to a server."""
+    sampling = cfg.sampling.seeded(cfg.seed)
+    if checkpoint is None:
+        yield ServerTeacher(cfg.teacher, sampling)
+        return
+    with engine(cfg, checkpoint.absolute()) as sampler:
+        yield EngineTeacher(sampler, cfg.samples, sampling)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ dataclasses say which keys there are and what each may be.
 
 from __future__ import annotations
 
+from rlkit.config.distill import CleaningConfig, DistillRun, SelectionConfig, TeacherConfig
 from rlkit.config.engine import EngineConfig
 from rlkit.config.evaluation import EvalRun, SamplingChoice, SuiteConfig
 from rlkit.config.groups import (
@@ -37,8 +38,10 @@ __all__ = [
     "AlgoConfig",
     "BaseRun",
     "CheckpointConfig",
+    "CleaningConfig",
     "ClusterConfig",
     "DataConfig",
+    "DistillRun",
     "EngineConfig",
     "EngineRun",
     "EvalRun",
@@ -57,10 +60,12 @@ __all__ = [
     "RunConfig",
     "SamplingChoice",
     "SamplingConfig",
+    "SelectionConfig",
     "SftConfig",
     "SftRun",
     "SftThenGrpoRun",
     "SuiteConfig",
+    "TeacherConfig",
     "TrainerConfig",
     "TrainingRun",
 ]

@@ -71,10 +71,10 @@ class DataConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuses sizes that leave nothing to train or test on, and an instruction that no tokenizer takes."""
+        """Refuses sizes that leave nothing to train on, and an instruction that no tokenizer takes."""
         if self.train_size != -1:
             whole("data.train_size", self.train_size, least=1, fix="-1 takes all rows")
-        whole("data.eval_size", self.eval_size, least=1)
+        whole("data.eval_size", self.eval_size)
         seed("data.seed", self.seed)
         try:
             self.instruction.encode()

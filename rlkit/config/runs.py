@@ -164,6 +164,7 @@ class TrainingRun(RunConfig, LearningRun):
     def __post_init__(self) -> None:
         """Checks what samples and what learns, then that the two go together and that there is room to evaluate."""
         super().__post_init__()
+        whole("data.eval_size", self.data.eval_size, least=1)
         self._check_room("evaluation", self.evaluation.sampling)
         if self.engine.dtype == "fp8" and self.trainer.dtype not in FLOAT8:
             raise UserError(
@@ -187,6 +188,11 @@ class TrainingRun(RunConfig, LearningRun):
         """Returns the adapter that engines keep beside the weights; None where they get weights alone."""
         lora = self.trainer.lora
         return lora if lora is not None and lora.served == "adapter" else None
+
+    @property
+    def longest_completion(self) -> int:
+        """Returns the most tokens that any stage samples after a prompt."""
+        return self.evaluation.sampling.max_new_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def cell_text(value: object) -> str:
         parts: Any = value
         return "".join(cell_text(part["text"]) for part in parts)
     if isinstance(value, Mapping | list | tuple):
-        return json.dumps(_plain(value), ensure_ascii=False)
+        return json.dumps(plain(value), ensure_ascii=False)
     raise TypeError("no value" if is_missing(value) else f"a {type(value).__name__}, which has no one text")
 
 
@@ -89,14 +89,14 @@ def _are_parts(value: object) -> bool:
     return all(isinstance(part, Mapping) and part.get("type") == "text" and "text" in part for part in value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns the same value in the types that JSON has; a cell that is missing inside another one is null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, np.generic) and not isinstance(value, np.datetime64):
-        return _plain(value.item())
+        return plain(value.item())
     if is_missing(value):
         return None
     return value if isinstance(value, bool | int) or _is_finite(value) else cell_text(value)

@@ -52,15 +52,15 @@ def read_rows(cfg: DataConfig, *, repeats: bool = False) -> Split:
     Raises UserError naming the key, the value and the fix.
     """
     source = open_source(cfg.source, cfg, "data.source")
-    train = _stream(source, _train_split(source, cfg.source, "data.source"), cfg, "data.source")
+    train = _stream(source, train_split(source, cfg.source, "data.source"), cfg, "data.source")
     if source.endless and cfg.train_size < 0:
         raise UserError(f"data.train_size={cfg.train_size}: reasoning_gym has no end; give a number of rows")
     if cfg.eval_source and cfg.eval_source != cfg.source:
         other = open_source(cfg.eval_source, cfg, "data.eval_source")
-        split = _test_split(other) or _train_split(other, cfg.eval_source, "data.eval_source")
+        split = held_out_split(other) or train_split(other, cfg.eval_source, "data.eval_source")
         held_out = _stream(other, split, cfg, "data.eval_source")
-    elif test_split := _test_split(source):
-        held_out = _stream(source, test_split, cfg, "data.source")
+    elif own_test := held_out_split(source):
+        held_out = _stream(source, own_test, cfg, "data.source")
     else:
         held_out = train
     seen: set[str] = set()
@@ -93,7 +93,8 @@ def _take(rows: Iterator[Row], size: int, seen: set[str], key: str, repeats: boo
     return tuple(taken), repeated
 
 
-def _train_split(source: Source, name: str, key: str) -> str:
+def train_split(source: Source, name: str, key: str) -> str:
+    """Returns the name of the split to train on; raises UserError where there are several and none is "train"."""
     if "train" in source.splits:
         return "train"
     if len(source.splits) == 1:
@@ -101,7 +102,8 @@ def _train_split(source: Source, name: str, key: str) -> str:
     raise UserError(f"{key}={name!r} has no split 'train', only {', '.join(source.splits)}; use another dataset")
 
 
-def _test_split(source: Source) -> str | None:
+def held_out_split(source: Source) -> str | None:
+    """Returns the name of the split to test on; None where the source has none."""
     return next((split for split in ("test", "validation") if split in source.splits), None)
 
 

@@ -56,14 +56,29 @@ def open_source(source: str, cfg: DataConfig, key: str) -> Source:
         return Source(splits=splits, question="problem", answer="answer", solution="solution")
     if source.removesuffix(".gz").endswith(FILE_ENDINGS):
         splits = {"train": _name_rows(Path(source).name.split(".")[0], "train", _read_file(Path(source), key))}
+    elif files := files_of(source):
+        rows = (row for file in files for row in _read_file(file, key))
+        splits = {"train": _name_rows(Path(source).name, "train", rows)}
     elif "/" in source:
         splits = _read_hub(source, key)
     else:
         raise UserError(
             f"{key}={source!r}: not a data source; use one of {', '.join(NAMED)}, a file ending in "
-            f"{', '.join(FILE_ENDINGS)} (or these with .gz), or a hub id such as 'openai/gsm8k:main'"
+            f"{', '.join(FILE_ENDINGS)} (or these with .gz), a folder of .parquet files, or a hub id such as "
+            "'openai/gsm8k:main'"
         )
     return Source(splits=splits, question=cfg.prompt_column, answer=cfg.answer_column, solution=cfg.solution_column)
+
+
+def files_of(source: str) -> list[Path]:
+    """Returns the files that a source is read from: itself, or the parquet files of a folder; [] for what is no path.
+
+    A folder without parquet files of its own is left to the hub's library, which knows more layouts.
+    """
+    path = Path(source)
+    if source.removesuffix(".gz").endswith(FILE_ENDINGS):
+        return [path] if path.is_file() else []
+    return sorted(path.glob("*.parquet")) if path.is_dir() else []
 
 
 def _name_rows(name: str, split: str, rows: Iterable[dict[str, Any]]) -> list[Record]:
@@ -135,12 +150,19 @@ def _parse_parquet(content: bytes) -> list[dict[str, Any]]:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
-    rows = table.to_pylist()
-    # Python's floats show what a float32 cannot hold: its 0.1 would be the gold 0.10000000149011612.
-    narrow = [field.name for field in table.schema if pyarrow.types.is_float32(field.type)]
+    return list(narrow_floats(table.to_pylist(), table.schema))
+
+
+def narrow_floats(rows: Iterable[dict[str, Any]], schema: Any) -> Iterator[dict[str, Any]]:
+    """Writes the float32 cells of parquet rows with the digits that they have; `schema` is pyarrow's.
+
+    Python's floats show what a float32 cannot hold: its 0.1 would be the gold 0.10000000149011612.
+    """
+    import pyarrow
+
+    narrow = [field.name for field in schema if pyarrow.types.is_float32(field.type)]
     for row in rows:
-        row |= {name: float(str(np.float32(row[name]))) for name in narrow if row[name] is not None}
-    return rows
+        yield row | {name: float(str(np.float32(row[name]))) for name in narrow if row[name] is not None}
 
 
 def _read_hub(source: str, key: str) -> dict[str, Iterable[Record]]:

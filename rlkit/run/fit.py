@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rlkit.config import EngineRun, LearningRun, TrainingRun
+from rlkit.config import BaseRun, EngineRun, LearningRun, TrainingRun
 from rlkit.engine.vllm.fp8 import fp8_problem
 from rlkit.engine.vllm.options import check_options
 from rlkit.errors import UserError
@@ -58,7 +58,7 @@ def check_engine_fit(cfg: EngineRun, architecture: Architecture) -> None:
         _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
 
 
-def check_shape(cfg: LearningRun, overrides: Sequence[str]) -> None:
+def check_shape(cfg: BaseRun, overrides: Sequence[str]) -> None:
     """Raises UserError where the command line asks for another shape than that of the checkpoint in `model.path`.
 
     The checkpoint decides: a key below `model.architecture` describes a new model.

@@ -20,8 +20,9 @@ import yaml
 
 from rewards.model_score import PREFIX
 from rewards.own_files import own_modules
-from rlkit.config import LearningRun, RunConfig
+from rlkit.config import RowsRun, RunConfig
 from rlkit.config.compose import flat_keys, to_yaml
+from rlkit.data.sources import files_of
 from rlkit.errors import UserError
 from rlkit.watch.metrics import write_atomic
 
@@ -31,7 +32,7 @@ MAY_CHANGE = (
     *("resume", "dry_run", "output_dir", "cluster.address", "cluster.share_gpus", "logging.", "checkpoint."),
     *("evaluation.every", "reward.timeout", "reward.workers"),
     *("trainer.num_ranks", "trainer.expert_parallel", "trainer.pipeline", "trainer.zero_stage", "trainer.offload"),
-    "trainer.recompute",
+    *("trainer.recompute", "selection.", "teacher.concurrency", "teacher.timeout", "teacher.retries"),
 )
 """Keys that may differ when a run goes on; any other would make it another run.
 
@@ -45,7 +46,7 @@ WHOLE_BYTES = 2**26
 PIECES, PIECE_BYTES = 64, 2**16
 
 
-def check_same(cfg: LearningRun) -> None:
+def check_same(cfg: RowsRun) -> None:
     """Raises UserError if the folder holds a run that began with other settings or other files."""
     saved = cfg.output_dir / CONFIG_FILE
     if not saved.exists():
@@ -61,14 +62,20 @@ def check_same(cfg: LearningRun) -> None:
         _check_files(cfg, _read(inputs, json.loads))
 
 
-def write_inputs(cfg: LearningRun) -> None:
+def settings_of(cfg: RowsRun) -> dict[str, Any]:
+    """Returns the settings that may not change when a run goes on, under their flat keys."""
+    settings = flat_keys(yaml.safe_load(to_yaml(cfg)))
+    return {key: value for key, value in settings if not key.startswith(MAY_CHANGE)}
+
+
+def write_inputs(cfg: RowsRun) -> None:
     """Writes down what the run begins with; the files' fingerprints only once, at its first start."""
     write_atomic(cfg.output_dir / CONFIG_FILE, to_yaml(cfg))
     if not (cfg.output_dir / INPUTS_FILE).exists():
         write_atomic(cfg.output_dir / INPUTS_FILE, json.dumps(fingerprints(cfg), indent=1) + "\n")
 
 
-def fingerprints(cfg: LearningRun) -> dict[str, str]:
+def fingerprints(cfg: RowsRun) -> dict[str, str]:
     """Returns the fingerprint of every file that a run reads by path, under the key that names it, and its own name."""
     found = {f"{key} {file.name}": digest(file) for key, file in _named_files(cfg)}
     asked = cfg.reward.models if isinstance(cfg, RunConfig) else []
@@ -93,13 +100,15 @@ def digest(file: Path, *, sampled: bool = False) -> str:
     return f"sampled:{running.hexdigest()}"
 
 
-def _named_files(cfg: LearningRun) -> Iterator[tuple[str, Path]]:
+def _named_files(cfg: RowsRun) -> Iterator[tuple[str, Path]]:
     """Yields the key and the file of everything but the model; names that are no files are passed over."""
     for key, source in (("data.source", cfg.data.source), ("data.eval_source", cfg.data.eval_source)):
-        if source and Path(source).is_file():
-            yield key, Path(source)
+        for file in files_of(source) if source else ():
+            yield key, file
     values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     for key, value in values.items():
+        if key == "cleaning.tests":
+            yield from ((key, file) for text in _texts(value) for file in files_of(text))
         if key in ("reward.fn", "algo.loss_fn") or key.startswith("reward.kwargs"):
             for text in _texts(value):
                 if key.startswith("reward.kwargs") and os.path.isfile(text):  # a list of words, a table of golds
@@ -136,7 +145,7 @@ def _code(text: str) -> Path | None:
     return Path(module.__file__ or "").resolve() if module is not None and module in own_modules() else None
 
 
-def _check_settings(cfg: LearningRun, before: Mapping[str, Any]) -> None:
+def _check_settings(cfg: RowsRun, before: Mapping[str, Any]) -> None:
     old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
@@ -149,7 +158,7 @@ def _check_settings(cfg: LearningRun, before: Mapping[str, Any]) -> None:
         )
 
 
-def _check_files(cfg: LearningRun, before: Mapping[str, str]) -> None:
+def _check_files(cfg: RowsRun, before: Mapping[str, str]) -> None:
     now = fingerprints(cfg)
     other = [name for name in before if name in now and now[name] != before[name]]
     gone, new = (before.keys() - now.keys(), now.keys() - before.keys())

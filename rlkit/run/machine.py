@@ -67,7 +67,7 @@ def check_place(cfg: BaseRun, *, weights: int) -> None:
 
     `weights` is the number of the model's parameters.
     """
-    _check_folder("output_dir", cfg.output_dir, "set another output_dir")
+    check_folder("output_dir", cfg.output_dir, "set another output_dir")
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         gpu_share(torch.cuda.device_count(), cfg.demand, share=cfg.cluster.share_gpus)
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
@@ -111,7 +111,7 @@ def _refuse_bytes(cfg: LearningRun, what: str, needed: int, where: str, there: i
         )
 
 
-def _check_folder(name: str, folder: Path, fix: str) -> None:
+def check_folder(name: str, folder: Path, fix: str) -> None:
     """Makes the folder with all above it, writes a file that has no name, and takes away what it made."""
     made: list[Path] = []
     try:
@@ -160,7 +160,7 @@ def _check_ray_folders() -> None:
             f"{name}={place} is too long a name: Ray's sockets lie below it, and theirs would have {longest} bytes "
             f"where Linux takes {SOCKET_BYTES}; start the run with a shorter one, as {name}=/tmp, or use cluster=local"
         )
-    _check_folder(name, Path(place) / "ray", f"start the run with another one, as {name}=/tmp, or use cluster=local")
+    check_folder(name, Path(place) / "ray", f"start the run with another one, as {name}=/tmp, or use cluster=local")
     free = _free(Path(place))
     if free < RAY_BYTES:
         raise UserError(
@@ -170,7 +170,7 @@ def _check_ray_folders() -> None:
     token = Path.home() / ".ray" / "auth_token"
     if not token.exists() and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         fix = "Ray keeps a token there; start the run with another home folder, as HOME=/tmp/home, or use cluster=local"
-        _check_folder("HOME", token.parent, fix)
+        check_folder("HOME", token.parent, fix)
 
 
 def _check_shared_memory(needed: int) -> None:

@@ -165,7 +165,8 @@ class VllmEngine:
                     row, place = divmod(i, n)
                     found[row][place] = self._rollout(output.outputs[0], seeds[i])
                     if len(found[row]) == n:
-                        yield Group(prompt=prompts[row], rollouts=tuple(found[row][place] for place in range(n)))
+                        finished = found.pop(row)  # what is handed over is not kept: a call may have millions of tokens
+                        yield Group(prompt=prompts[row], rollouts=tuple(finished[place] for place in range(n)))
 
     def finished(self) -> int:
         """Counts the rollouts finished in the running (else the last) call of `generate`; safe from another thread."""

@@ -15,16 +15,18 @@ from torch import distributed
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
 from rlkit.config import RewardConfig, RunConfig, TrainingRun
+from rlkit.data.tokenizer import load_tokenizer
 from rlkit.engine.base import Engine
+from rlkit.engine.turns import TakingTurns
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.sent import form_for
 from rlkit.parity import Agreement, fp8_gate, gate
 from rlkit.parts import Parts
 from rlkit.quant.fp8 import FLOAT8
-from rlkit.rollout.judging import RewardFn
 from rlkit.run.progress import Run
 from rlkit.run.served import served_checkpoint
-from rlkit.scoring.pool import build_reward
+from rlkit.scoring.policy import PolicyJudge, asks_policy
+from rlkit.scoring.pool import Scorer, build_reward
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import UNIT
 from rlkit.train.skipped import SKIPPED, WatchedTrainer
@@ -84,7 +86,7 @@ def _bare_trainer(cfg: TrainingRun, checkpoint: Path) -> Iterator[Trainer]:
 
 
 @contextmanager
-def reward(cfg: RewardConfig) -> Iterator[RewardFn]:
+def reward(cfg: RewardConfig) -> Iterator[Scorer]:
     """Starts what judges, in plain processes beside this one."""
     with reaped(), build_reward(cfg) as judge:
         yield judge
@@ -107,6 +109,9 @@ def parts(
         engine(cfg, checkpoint, progress) as sampler,
         trainer(cfg, checkpoint, say) as learner,
     ):
+        if asks_policy(cfg.reward):
+            sampler = TakingTurns(sampler)
+            judge.ask(PolicyJudge(sampler, load_tokenizer(checkpoint), cfg.engine.max_model_len))
         yield Parts(
             engine=sampler,
             trainer=learner,

@@ -36,6 +36,8 @@ MAY_CHANGE = (
 
 How the trainer's ranks share the model out changes the last digits of a sum, and with trainer.dtype=fp8 which tokens
 are rounded together; nothing else."""
+JUDGE_CACHE = "reward.kwargs.cache"
+"""Where reward=judge keeps answers: a file that grows while it is used, and that says nothing of what is learned."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that are read from a model's folder."""
 WHOLE_BYTES = 2**26
@@ -94,6 +96,8 @@ def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
         if source and Path(source).is_file():
             yield key, Path(source)
     values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
+    if cfg.reward.fn == "judge":
+        values.pop(JUDGE_CACHE, None)
     for key, value in values.items():
         if key in ("reward.fn", "algo.loss_fn") or key.startswith("reward.kwargs"):
             for text in _texts(value):
@@ -134,7 +138,8 @@ def _code(text: str) -> Path | None:
 def _check_settings(cfg: TrainingRun, before: Mapping[str, Any]) -> None:
     old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
+    may_change = (*MAY_CHANGE, JUDGE_CACHE) if cfg.reward.fn == "judge" else MAY_CHANGE
+    changed = [key for key in changed if not key.startswith(may_change)]
     if changed:
         key = changed[0]
         raise UserError(

@@ -80,6 +80,7 @@ class Judge:
             _refuse_for_policy(model=model, key_env=key_env, extra=extra)  # and a cache knows no weights
             self.source: Source = Policy(temperature=temperature, max_tokens=max_tokens)
             self.longest_s = 0.0  # it answers when it has sampled, however long that takes
+            self.tries = tries if temperature else 1  # greedy, it says the same again
             return
         self.longest_s = float(patience)
         if not model:
@@ -170,9 +171,7 @@ class Judge:
                 record.read(question, answer, self.form)
                 record.again[question] = attempt
             if self.cache is not None:
-                self.cache.keep(
-                    {q: a.text for q, a in answers.items() if q in record.readings and isinstance(a, Answer)}
-                )
+                self.cache.keep(record.readable(answers))
         return record
 
     def _reward(self, standing: Standing, record: _Record) -> Reward:
@@ -214,6 +213,11 @@ class _Record:
             return
         tail = answer.text[-SHOWN:]
         self.reasons[question] = f"no_verdict: {'cut off, ' if not answer.whole else ''}the judge ends with {tail!r}"
+
+    def readable(self, answers: Mapping[Question, Answer | Failure]) -> dict[Question, str]:
+        """Returns the texts of those answers that have a verdict."""
+        read = [(q, answer) for q, answer in answers.items() if q in self.readings]
+        return {question: answer.text for question, answer in read if isinstance(answer, Answer)}
 
     def may_ask(self, question: Question) -> bool:
         """Says whether asking (again) may bring a verdict: a server that failed has had its tries."""

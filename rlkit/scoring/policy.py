@@ -1,13 +1,13 @@
 """The policy as its own judge: questions of a reward process, answered by the run's engine between two samplings.
 
-A reward process cannot reach the engine. Its questions come to the driver, which puts them into the chat template, waits
-until the loop has sampled all groups of the step, and lets the engine answer with the weights that sampled them.
+A reward process cannot reach the engine. Its questions come to the driver, which puts them into the chat template,
+waits until the loop has sampled all groups of the step, and lets the engine answer with the weights that sampled them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rewards.judge.policy import DEFAULT_MAX_TOKENS, POLICY, Asked
 from rlkit.config import RewardConfig
 from rlkit.data.prompts import to_prompts
 from rlkit.data.rows import Row
-from rlkit.engine.turns import OverError, TakingTurns
+from rlkit.engine.turns import TakingTurns
 from rlkit.errors import UserError
 from rlkit.types import Prompt, Sampling
 
@@ -89,9 +89,7 @@ class PolicyJudge:
         except UserError as error:
             return Failure(reason=f"infra: {error}")
         if len(prompt.tokens) > room:
-            return Failure(
-                reason=f"infra: a question of {len(prompt.tokens)} tokens, and room for {room} (max_model_len)"
-            )
+            return Failure(reason=f"infra: {len(prompt.tokens)} tokens asked, engine.max_model_len has room for {room}")
         return prompt
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rewards.extract import thought_end
 
 _MARK = re.compile(r"\[\[([^\[\]\n]{1,40})\]\]")
-_NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{1,9})?")
+_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 PAIRS = {"A": 1.0, "B": 0.0, "C": 0.5}
 YES_NO = {"YES": 1.0, "NO": 0.0}
 

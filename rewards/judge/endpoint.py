@@ -19,6 +19,8 @@ from rewards.judge.answer import Answer, Failure
 from rewards.judge.ballots import Question
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx  # takes longer to import than the rest of the package
 
 PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
@@ -78,13 +80,14 @@ class Endpoint:
         self._key = _read_key(key_env)
         self._body = {"model": model, **body}
         self._concurrency, self._tries, self._timeout = concurrency, tries, timeout
+        self._certificates: ssl.SSLContext | None = None
 
     async def answers(self, asked: Sequence[Question], deadline: float) -> list[Answer | Failure]:
         """Asks all questions, `concurrency` at a time; those without an answer at the deadline have failed."""
         import httpx
 
         gate = asyncio.Semaphore(self._concurrency)
-        async with httpx.AsyncClient(headers=self._headers(), timeout=None) as client:
+        async with httpx.AsyncClient(headers=self._headers(), timeout=None, verify=self._trusted()) as client:
             tasks = [asyncio.create_task(self._ask(client, gate, question, deadline)) for question in asked]
             if not tasks:
                 return []
@@ -101,7 +104,9 @@ class Endpoint:
 
         place = f"judge: endpoint={self.url}"
         try:
-            response = httpx.get(f"{self.url}/models", headers=self._headers(), timeout=self._timeout)
+            response = httpx.get(
+                f"{self.url}/models", headers=self._headers(), timeout=self._timeout, verify=self._trusted()
+            )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RewardError(
                 f"{place}: nobody answers there ({self._words(error)}); start the server, or correct the address"
@@ -120,6 +125,17 @@ class Endpoint:
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def _trusted(self) -> ssl.SSLContext:
+        """Returns whose certificates are believed, read once: reading them takes longer than a question."""
+        import ssl
+
+        import httpx
+
+        if self._certificates is None:
+            https = self.url.startswith("https:")
+            self._certificates = httpx.create_ssl_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return self._certificates
 
     async def _ask(
         self, client: httpx.AsyncClient, gate: asyncio.Semaphore, question: Question, deadline: float

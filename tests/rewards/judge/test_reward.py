@@ -55,13 +55,13 @@ def values(script: Callable[..., Reply], samples: list[Sample], **settings: Any)
 @pytest.mark.parametrize(
     ("opponents", "expected"),
     [
-        ("circle", [0.5, 1.0, 0.0, 0.5]),  # fair-good-bad-best-fair
-        ("all", [1 / 3, 2 / 3, 0.0, 1.0]),
-        ("reference", [0.0, 1.0, 0.0, 1.0]),  # the column answer: 7, which is worth 4
+        ("circle", [0.0, 0.5, 1.0, 0.5]),  # bad-fair-best-good-bad
+        ("all", [0.0, 1 / 3, 1.0, 2 / 3]),
+        ("reference", [0.0, 0.0, 1.0, 1.0]),  # the column answer: 7, which is worth 4
     ],
 )
 def test_win_rates_with_an_honest_judge(opponents: str, expected: list[float]) -> None:
-    found = values(honest, group("fair", "good", "bad", "best"), opponents=opponents)
+    found = values(honest, group("bad", "fair", "best", "good"), opponents=opponents)
     assert found == pytest.approx(expected)
 
 
@@ -211,7 +211,7 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
             {"max_tokens": 7},
             {"extra": {"top_k": 1}},
             {"seed": 3},
-            {"rubric": f"{PAIRS}."},
+            {"rubric": f"Look. {PAIRS}"},
         ):
             before = len(server.asked)
             judge(server, cache=cache, **change)(group("good", "bad"))

@@ -61,7 +61,7 @@ class Endpoint:
     ) -> None:
         """`body` is sent with every question; the key is read from the environment variable `key_env`, "" for none.
 
-        Raises RewardError for an address that is none, and for a variable that holds no key.
+        Raises RewardError for an address that is none, without a model, and for a variable that holds no key.
         """
         if not url:
             raise RewardError(
@@ -76,6 +76,8 @@ class Endpoint:
                 "judge: endpoint holds a user, a password or a query, which would be written to config.yaml; give the "
                 "bare address, and the name of the environment variable with the key as key_env"
             )
+        if not model:
+            raise RewardError("judge: model is missing; give the name under which the endpoint serves it")
         self.url, self.model = url.rstrip("/"), model
         self._key = _read_key(key_env)
         self._body = {"model": model, **body}

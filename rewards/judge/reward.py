@@ -15,17 +15,16 @@ from dataclasses import replace
 from typing import Any
 
 from rewards.base import Reward, RewardError, Sample
-from rewards.judge.answer import Answer, Failure, Source
+from rewards.judge.answer import Answer, Source
 from rewards.judge.ballots import OPPONENTS, Ballot, Opponents, Question, Standing, pairings, tally
 from rewards.judge.cache import Cache
 from rewards.judge.endpoint import Endpoint
 from rewards.judge.policy import DEFAULT_MAX_TOKENS, POLICY, Policy
+from rewards.judge.record import Record
 from rewards.judge.rubric import ONE, TWO, ask, check_columns, check_places, question_of, read_rubric, texts_of
 from rewards.judge.verdict import Form, pairs, score, yes_no
 
 FORMS = ("pairs", "score", "yes_no")
-SHOWN = 60
-"""Characters of an answer that cannot be read, in the reason."""
 _OURS = ("model", "messages", "seed", "temperature", "max_tokens", "stream", "n")
 """What a question's body has from settings of its own, or what would change how an answer reads."""
 
@@ -83,8 +82,6 @@ class Judge:
             self.tries = tries if temperature else 1  # greedy, it says the same again
             return
         self.longest_s = float(patience)
-        if not model:
-            raise RewardError("judge: model is missing; give the name under which the endpoint serves it")
         body = {**_extra(extra), "temperature": temperature, "max_tokens": max_tokens}
         self.source = Endpoint(
             endpoint, model=model, key_env=key_env, body=body, concurrency=concurrency, tries=tries, timeout=timeout
@@ -152,10 +149,10 @@ class Judge:
         text = ask(self.rubric, sample.meta, question_of(sample), texts, self.form.ending)
         return Question(text=text, seed=self.seed + vote)
 
-    async def _answered(self, questions: Sequence[Question], deadline: float) -> _Record:
+    async def _answered(self, questions: Sequence[Question], deadline: float) -> Record:
         """Asks until every question has an answer with a verdict, or has been asked `tries` times; asks none of those
         again that have one."""
-        record = _Record()
+        record = Record()
         if self.cache is not None:
             for question, text in self.cache.find(questions).items():
                 record.read(question, Answer(text=text), self.form)
@@ -174,10 +171,12 @@ class Judge:
                 self.cache.keep(record.readable(answers))
         return record
 
-    def _reward(self, standing: Standing, record: _Record) -> Reward:
+    def _reward(self, standing: Standing, record: Record) -> Reward:
         if not standing.questions:
             return Reward(None, f"no_verdict: nothing to compare with, column {self.reference!r} is empty")
         logs = record.logs(standing.questions)
+        if self.cache is not None:
+            logs["from_cache"] = record.cached_share(standing.questions)
         if standing.value is None:
             return Reward(None, record.why(standing.questions), logs=logs)
         value = standing.value
@@ -188,57 +187,6 @@ class Judge:
             return Reward(value, "correct" if value > 0.5 else "wrong", logs=logs)
         low, high = self.form.scale
         return Reward(value, "scored", logs=logs | {"score": low + value * (high - low)})
-
-
-class _Record:
-    """What has been heard of each question so far."""
-
-    def __init__(self) -> None:
-        self.readings: dict[Question, float] = {}
-        self.reasons: dict[Question, str] = {}
-        self.again: dict[Question, int] = {}
-        self.cached: set[Question] = set()
-        self.versions: dict[Question, int] = {}
-
-    def read(self, question: Question, answer: Answer | Failure, form: Form) -> None:
-        """Notes the verdict of an answer, or why there is none."""
-        if isinstance(answer, Failure):
-            self.reasons[question] = answer.reason
-            return
-        if answer.version is not None:
-            self.versions[question] = answer.version
-        reading = form.read(answer.text) if answer.whole else None
-        if reading is not None:
-            self.readings[question] = reading
-            return
-        tail = answer.text[-SHOWN:]
-        self.reasons[question] = f"no_verdict: {'cut off, ' if not answer.whole else ''}the judge ends with {tail!r}"
-
-    def readable(self, answers: Mapping[Question, Answer | Failure]) -> dict[Question, str]:
-        """Returns the texts of those answers that have a verdict."""
-        read = [(q, answer) for q, answer in answers.items() if q in self.readings]
-        return {question: answer.text for question, answer in read if isinstance(answer, Answer)}
-
-    def may_ask(self, question: Question) -> bool:
-        """Says whether asking (again) may bring a verdict: a server that failed has had its tries."""
-        failed = self.reasons.get(question, "").startswith("infra")
-        return question not in self.readings and not failed
-
-    def why(self, questions: Sequence[Question]) -> str:
-        """Returns why questions have no verdict; that the server failed says more than that an answer was garbage."""
-        reasons = [self.reasons[question] for question in questions if question not in self.readings]
-        return min(reasons, key=lambda reason: not reason.startswith("infra"))
-
-    def logs(self, questions: Sequence[Question]) -> dict[str, float]:
-        """Returns shares of the questions that the cache answered and that were asked again, and the judge's weights'
-        version."""
-        distinct = set(questions)
-        shares = {
-            "from_cache": len(distinct & self.cached) / len(distinct),
-            "asked_again": sum(self.again.get(question, 0) > 0 for question in distinct) / len(distinct),
-        }
-        versions = [self.versions[question] for question in distinct if question in self.versions]
-        return shares | ({"judge_version": float(min(versions))} if versions else {})
 
 
 def _form(form: str, scale: Sequence[float]) -> Form:

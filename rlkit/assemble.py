@@ -111,7 +111,7 @@ def parts(
     ):
         if asks_policy(cfg.reward):
             sampler = TakingTurns(sampler)
-            judge.ask(PolicyJudge(sampler, load_tokenizer(checkpoint), cfg.engine.max_model_len))
+            judge.judged_by(PolicyJudge(sampler, load_tokenizer(checkpoint), cfg.engine.max_model_len))
         yield Parts(
             engine=sampler,
             trainer=learner,

@@ -64,7 +64,7 @@ class Scorer:
         self._threads = ThreadPoolExecutor(cfg.workers, "reward")
         self._policy: PolicyJudge | None = None
 
-    def ask(self, policy: PolicyJudge) -> None:
+    def judged_by(self, policy: PolicyJudge) -> None:
         """Lets the policy answer what a reward with endpoint=policy asks."""
         self._policy = policy
 

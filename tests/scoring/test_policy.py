@@ -113,7 +113,7 @@ def test_verdicts_of_the_policy_alone_and_in_a_sum() -> None:
     for cfg in (config(**PAIRS), config("composite", rewards=[part, {"fn": "format", "weight": 0.5}])):
         judge, engine = policy(script)
         with build_reward(cfg) as reward:
-            reward.ask(judge)
+            reward.judged_by(judge)
             found = reward(group("a", "bbb", "cc")).result()
         assert [score.value for score in found] == [0.0, 1.0, 0.5]
         assert [value for score in found for name, value in score.logs.items() if "judge_version" in name] == [5.0] * 3
@@ -127,7 +127,7 @@ def test_the_clock_stands_still_while_the_engine_is_busy() -> None:
     with build_reward(config(timeout=3.0, **ONE)) as reward:
         sampling = judge._engine.generate([Prompt(id="p", tokens=(1,), text="p", meta={})] * 2, 1, SAMPLING)
         next(iter(sampling))
-        reward.ask(judge)
+        reward.judged_by(judge)
         verdicts = reward(group("good"))
         assert not wait([verdicts], timeout=3.5).done
         list(sampling)
@@ -143,7 +143,7 @@ def test_a_run_that_fails_while_it_samples_ends_although_a_judge_waits() -> None
     sampling = judge._engine.generate([Prompt(id="p", tokens=(1,), text="p", meta={})] * 2, 1, SAMPLING)
     next(iter(sampling))  # and nobody ever asks for the second group
     with build_reward(config(**ONE)) as reward:
-        reward.ask(judge)
+        reward.judged_by(judge)
         verdicts = reward(group("good"))
         assert asks.wait(120)
     with pytest.raises(OverError):
@@ -156,11 +156,11 @@ def test_garbage_of_the_policy_is_no_verdict_and_without_one_there_is_an_error(t
     with build_reward(config(**ONE, temperature=1.0)) as reward:
         with pytest.raises(RewardError, match="this recipe starts its reward without one"):
             reward(group("x")).result()
-        reward.ask(judge)
+        reward.judged_by(judge)
         [score] = reward(group("good")).result()
     assert (score.value, score.kind) == (None, "no_verdict") and len(engine.calls) == 3
     judge, engine = policy(lambda prompt: "7")
     with build_reward(config(**ONE)) as reward:
-        reward.ask(judge)
+        reward.judged_by(judge)
         assert reward(group("good")).result()[0].value is None
     assert len(engine.calls) == 1, "greedy, it would say the same again"

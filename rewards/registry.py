@@ -28,6 +28,7 @@ BUILT_IN = {
     "cosine": "rewards.length:Cosine",
     "repetition": "rewards.repetition:Repetition",
     "composite": "rewards.composite:Composite",
+    "judge": "rewards.judge.reward:Judge",
 }
 ENTRY_POINTS = "rlkit.rewards"
 """The group of entry points under which an installed package names its own rewards."""

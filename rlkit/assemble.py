@@ -15,9 +15,11 @@ from torch import distributed
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
 from rlkit.config import DistillRun, EngineRun, LearningRun, RewardConfig, RunConfig, TrainingRun
+from rlkit.data.tokenizer import load_tokenizer
 from rlkit.distill.server import ServerTeacher
 from rlkit.distill.teacher import EngineTeacher, Teacher
 from rlkit.engine.base import Engine
+from rlkit.engine.turns import TakingTurns
 from rlkit.interrupt import leaving_at_once
 from rlkit.model.files.folder import Checkpoint
 from rlkit.model.files.sent import ADAPTER, form_for
@@ -28,6 +30,7 @@ from rlkit.rollout.judging import RewardFn
 from rlkit.run.progress import BaseProgress, Run
 from rlkit.run.served import served_checkpoint
 from rlkit.scoring.models import Copies, ModelScorer, RewardModel, closing_all
+from rlkit.scoring.policy import PolicyJudge, asks_policy
 from rlkit.scoring.pool import Scorer, build_reward
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import UNIT
@@ -164,6 +167,9 @@ def parts(
         scored(cfg, checkpoint, judge) as judges,
         trainer(cfg, checkpoint, say) as learner,
     ):
+        if asks_policy(cfg.reward):
+            sampler = TakingTurns(sampler)
+            judge.judged_by(PolicyJudge(sampler, load_tokenizer(checkpoint), cfg.engine.max_model_len))
         yield Parts(
             engine=sampler,
             trainer=learner,

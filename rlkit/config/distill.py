@@ -136,8 +136,8 @@ class DistillRun(RunConfig):
             )
         if self.reward.models:
             raise UserError(
-                f"reward={self.reward.fn}: a reward model judges while a policy is trained; verify a dataset with a rule, "
-                "as reward=math"
+                f"reward={self.reward.fn}: a reward model judges while a policy is trained; verify a dataset with a "
+                "rule, as reward=math"
             )
         if not self.teacher.url and not self.model.path:
             raise UserError(

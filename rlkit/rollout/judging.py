@@ -19,7 +19,9 @@ FIXES = {
     "deadline": "raise reward.timeout, or make the reward faster",
     "timeout": "raise the limit that the reward sets itself in reward.kwargs, or make it faster",
     "worker_lost": "the reward ends its own process (out of memory?); lower reward.workers, or correct the reward",
-    "infra": "the sandbox failed, not the model; see what `python -m sandbox doctor` says",
+    "infra": "the sandbox or the judge's server failed, not the model; `python -m sandbox doctor` looks at the first, "
+    "`rlkit reward score` says what the second answers",
+    "no_verdict": "the reward returned None, or its judge answers without a verdict; see `rlkit reward score`",
     "gold_unparsable": "correct or remove the rows that `rlkit reward verify-dataset` lists",
     "no_tests": "name the column that holds the tests, or remove the rows without any",
 }

@@ -40,6 +40,8 @@ How the trainer's ranks share the model out changes the last digits of a sum, an
 are rounded together; nothing else."""
 FOLDERS = ("model.path ", PREFIX)
 """Beginnings of the records of files that lie in a model's folder: the policy's, or a reward model's."""
+JUDGE_CACHE = "reward.kwargs.cache"
+"""Where reward=judge keeps answers: a file that grows while it is used, and that says nothing of what is learned."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that are read from a model's folder."""
 WHOLE_BYTES = 2**26
@@ -65,7 +67,11 @@ def check_same(cfg: RowsRun) -> None:
 def settings_of(cfg: RowsRun) -> dict[str, Any]:
     """Returns the settings that may not change when a run goes on, under their flat keys."""
     settings = flat_keys(yaml.safe_load(to_yaml(cfg)))
-    return {key: value for key, value in settings if not key.startswith(MAY_CHANGE)}
+    return {key: value for key, value in settings if not key.startswith(_may_change(cfg))}
+
+
+def _may_change(cfg: RowsRun) -> tuple[str, ...]:
+    return (*MAY_CHANGE, JUDGE_CACHE) if isinstance(cfg, RunConfig) and cfg.reward.fn == "judge" else MAY_CHANGE
 
 
 def write_inputs(cfg: RowsRun) -> None:
@@ -106,6 +112,8 @@ def _named_files(cfg: RowsRun) -> Iterator[tuple[str, Path]]:
         for file in files_of(source) if source else ():
             yield key, file
     values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
+    if JUDGE_CACHE in _may_change(cfg):
+        values.pop(JUDGE_CACHE, None)
     for key, value in values.items():
         if key == "cleaning.tests":
             yield from ((key, file) for text in _texts(value) for file in files_of(text))
@@ -148,7 +156,7 @@ def _code(text: str) -> Path | None:
 def _check_settings(cfg: RowsRun, before: Mapping[str, Any]) -> None:
     old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
+    changed = [key for key in changed if not key.startswith(_may_change(cfg))]
     if changed:
         key = changed[0]
         raise UserError(

@@ -24,6 +24,7 @@ from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import read_architecture
 from rlkit.run.fit import check_fit
+from rlkit.scoring.policy import check_room
 from rlkit.types import Prompt
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def prepare(cfg: TrainingRun) -> Task:
     """
     cfg.check_files()
     judge = rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
+    check_room(cfg.reward, cfg.engine.max_model_len)
     split = read_rows(cfg.data)
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:

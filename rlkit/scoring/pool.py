@@ -17,8 +17,10 @@ from threading import Lock
 from typing import Any
 
 from rewards import RewardError, Sample
+from rewards.judge.policy import Asked
 from rewards.process import Gone, Overdue, Process
 from rlkit.config import RewardConfig
+from rlkit.scoring.policy import PolicyJudge, answered
 from rlkit.scoring.process import Failed, Ready, Verdicts
 from rlkit.types import Group, Score
 
@@ -60,6 +62,11 @@ class Scorer:
         for _ in range(cfg.workers):
             self._idle.put(self._start())
         self._threads = ThreadPoolExecutor(cfg.workers, "reward")
+        self._policy: PolicyJudge | None = None
+
+    def judged_by(self, policy: PolicyJudge) -> None:
+        """Lets the policy answer what a reward with endpoint=policy asks."""
+        self._policy = policy
 
     def __call__(self, group: Group, scores: Sequence[Mapping[str, float]] = ()) -> Future[Sequence[Score]]:
         """Queues a group; the future has one score for each rollout, in their order.
@@ -76,6 +83,8 @@ class Scorer:
         """
         with self._lock:
             self._closed = True  # from here on no process is started
+        if self._policy is not None:
+            self._policy.close()  # the thread that waits for its turn at the engine gives up
         self._threads.shutdown(wait=False, cancel_futures=True)  # those without work end
         idle = set()
         with suppress(Empty):
@@ -103,7 +112,7 @@ class Scorer:
             # other: the next one goes on behind it. What was lost has a reason instead of a value.
             while len(scores) < len(samples):
                 try:
-                    for found in worker.judge(samples[len(scores) :], self._cfg.timeout):
+                    for found in worker.judge(samples[len(scores) :], self._cfg.timeout, self._policy):
                         scores += found
                 except _Lost as lost:
                     worker = self._replace(worker)
@@ -147,8 +156,12 @@ class _Worker:
         with suppress(Gone, Overdue):  # whoever waits for its first answer is told
             self.process.send((name, kwargs), LOAD_S)
 
-    def judge(self, samples: Sequence[Sample], timeout: float) -> Iterator[list[Score]]:
+    def judge(
+        self, samples: Sequence[Sample], timeout: float, policy: PolicyJudge | None = None
+    ) -> Iterator[list[Score]]:
         """Yields the scores of all samples as they come; `timeout` is in seconds for each sample.
+
+        Its clock starts anew when the policy has answered what the reward asked: the engine may have been sampling.
 
         Raises _Lost for those samples that get none, and RewardError if the reward fails.
         """
@@ -161,6 +174,10 @@ class _Worker:
         # process never waits for the driver between two samples.
         for _ in range(0, len(samples), size):
             answer = self._answer(size * timeout, size)
+            while isinstance(answer, Asked):
+                with suppress(Gone, Overdue):
+                    self.process.send(answered(policy, answer), size * timeout)
+                answer = self._answer(size * timeout, size)
             assert isinstance(answer, Verdicts)
             yield [
                 Score(value=r.value, reason=r.reason, parts=r.parts, logs=r.logs, seconds=answer.seconds)
@@ -176,7 +193,7 @@ class _Worker:
         assert isinstance(answer, Ready)
         return answer
 
-    def _answer(self, seconds: float, num_samples: int) -> Ready | Verdicts:
+    def _answer(self, seconds: float, num_samples: int) -> Ready | Verdicts | Asked:
         start = time.monotonic()
         try:
             answer = self.process.receive(seconds)

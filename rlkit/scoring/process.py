@@ -16,6 +16,8 @@ from typing import Any
 
 import rewards
 from rewards.failure import described
+from rewards.judge.answer import Answer, Failure
+from rewards.judge.policy import Asked, connect
 from rewards.process import Channel
 
 MAX_REASON = 200
@@ -58,8 +60,15 @@ def serve(channel: Channel) -> None:
         return
     with closing(judge):
         channel.send(Ready(one_by_one=judge.independent))
+        connect(lambda asked: _ask_driver(channel, asked))
         while True:
             _judge(channel, judge, channel.receive())
+
+
+def _ask_driver(channel: Channel, asked: Asked) -> list[Answer | Failure]:
+    """Lets the policy answer, whose engine only the driver can reach."""
+    channel.send(asked)
+    return channel.receive()
 
 
 def _judge(channel: Channel, judge: rewards.RewardFunction, samples: Sequence[rewards.Sample]) -> None:

@@ -11,31 +11,31 @@ import torch
 
 from rlkit.algo import MtpTerm, Schedule
 from rlkit.config import SftConfig
-from rlkit.data.prompts import Demonstration
+from rlkit.data.mixture import Mixture, Part
 from rlkit.evaluate import evaluate
 from rlkit.sft import finetune
-from rlkit.types import Group, Prompt, Rollout, Sampling, Score
+from rlkit.types import Demonstration, Group, Prompt, Rollout, Sampling, Score
 from tests.test_loop import CountingTrainer, Log
 from tests.train.test_trainer import make_trainer, weights
 
 CFG = SftConfig(
     steps=30,
+    epochs=0,
     batch_size=8,
     think_share=1.0,
+    held_out_every=0,
     mtp_weight=0.3,
     schedule=Schedule(lr=1e-2, warmup_steps=0, kind="constant", final_ratio=1.0),
 )
-SHOWN = tuple(
-    Demonstration(prompt=Prompt(id=str(i), tokens=(2, 10 + i, 3), text="", meta={}), completion=(30 + i, 31 + i, 1))
-    for i in range(8)
-)
+ROWS = tuple(Demonstration.of((2, 10 + i, 3), (30 + i, 31 + i, 1), str(i)) for i in range(8))
+SHOWN = Mixture([Part(name="rows", weight=1, shown=ROWS)])
 
 
 def test_demonstrations_are_learned() -> None:
     trainer = make_trainer("torch")
     losses = [done.numbers["loss"] for done in finetune(trainer, SHOWN, CFG, max_tokens=64, seed=0, start=0)]
     assert losses[-1] < 0.2 < 2 < losses[0]
-    sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
+    sequences = [shown.tokens for shown in ROWS]
     # the loss is that of the completions alone: prompts, which no one can predict, stay unlearned
     learned = torch.tensor([row[2:] for row in trainer.logprobs(sequences)])
     assert learned.exp().min() > 0.5
@@ -56,7 +56,7 @@ def test_a_stage_that_continues_equals_one_that_was_not_interrupted() -> None:
 
 def test_first_loss_is_the_cross_entropy_of_the_batch() -> None:
     trainer = make_trainer("torch")
-    sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
+    sequences = [shown.tokens for shown in ROWS]
     expected = -torch.tensor([row[2:] for row in trainer.logprobs(sequences)]).double().mean().item()
     first = next(finetune(trainer, SHOWN, CFG, max_tokens=20, seed=0, start=0))
     assert first.numbers["loss"] == pytest.approx(expected, rel=1e-5)

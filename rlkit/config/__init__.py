@@ -6,6 +6,7 @@ dataclasses say which keys there are and what each may be.
 
 from __future__ import annotations
 
+from rlkit.config.demonstrations import PartConfig, SftDataConfig
 from rlkit.config.engine import EngineConfig
 from rlkit.config.groups import (
     CheckpointConfig,
@@ -33,10 +34,12 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "ParityConfig",
+    "PartConfig",
     "RewardConfig",
     "RunConfig",
     "SamplingConfig",
     "SftConfig",
+    "SftDataConfig",
     "SftRun",
     "SftThenGrpoRun",
     "TrainerConfig",

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from rewards.own_files import own_modules
-from rlkit.config import TrainingRun
+from rlkit.config import SftRun, TrainingRun
 from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.errors import UserError
 from rlkit.watch.metrics import write_atomic
@@ -67,7 +67,8 @@ def write_inputs(cfg: TrainingRun) -> None:
 
 def fingerprints(cfg: TrainingRun) -> dict[str, str]:
     """Returns the fingerprint of every file that a run reads by path, under the key that names it, and its own name."""
-    found = {f"{key} {file.name}": digest(file) for key, file in _named_files(cfg)}
+    # What is streamed may be larger than what can be read before every start.
+    found = {f"{key} {file.name}": digest(file, sampled="mixture" in key) for key, file in _named_files(cfg)}
     if cfg.model.path:
         for file in sorted(Path(cfg.model.path).iterdir()):
             if file.is_file() and file.suffix in MODEL_FILES:
@@ -93,6 +94,9 @@ def _named_files(cfg: TrainingRun) -> Iterator[tuple[str, Path]]:
     for key, source in (("data.source", cfg.data.source), ("data.eval_source", cfg.data.eval_source)):
         if source and Path(source).is_file():
             yield key, Path(source)
+    for i, part in enumerate(cfg.data.mixture if isinstance(cfg, SftRun) else ()):
+        if Path(part.source).is_file():
+            yield f"data.mixture[{i}].source", Path(part.source)
     values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     for key, value in values.items():
         if key in ("reward.fn", "algo.loss_fn") or key.startswith("reward.kwargs"):

@@ -21,13 +21,14 @@ from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
 from rlkit.parts import PartDiedError, Parts, SyncError
 from rlkit.rollout.judging import NoVerdictError
+from rlkit.run.best import BEST, is_lowest, replacing_best, write_score
 from rlkit.run.folder import CHECKPOINTS, START, newest_checkpoint, save_checkpoint
 from rlkit.run.inputs import check_same, write_inputs
 from rlkit.run.lock import Lock
 from rlkit.run.prepare import Task, initial_checkpoint
 from rlkit.types import Step
 from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
-from rlkit.watch.metrics import named
+from rlkit.watch.metrics import HELD_OUT, named
 
 MODEL = "model"
 """Folder of the trained model, inside the output folder."""
@@ -129,6 +130,7 @@ class Run:
         if self.restored:
             path, position = self.restored
             parts.trainer.load(path)
+            self.task.demonstrations.resume(position.cursors)
             self.console.line(f"resuming after {position.stage} step {position.step} from {path}")
             if (self.folder / MODEL).exists():
                 self.console.line("this run is complete; for a new one, set another output_dir")
@@ -167,10 +169,13 @@ class Run:
     def record(self, done: Step, total: int, parts: Parts) -> None:
         """Prints a step's line, appends its numbers, evaluates and takes a checkpoint when they are due."""
         stage, step, sampled = done.stage, done.step, done.weight_version is not None
-        if sampled or step == 1 or step % max(1, total // QUIET_LINES) == 0:
+        measured = done.numbers.get(HELD_OUT)
+        if sampled or measured is not None or step == 1 or step % max(1, total // QUIET_LINES) == 0:
             self.console.step(stage, step, total, done.numbers)
         self.metrics.write(stage, step, done.numbers)
-        self.position = self.position.after(stage, step, done.weight_version)
+        self.position = self.position.after(stage, step, done.weight_version, done.cursors)
+        if measured is not None and is_lowest(self.folder, stage, step, measured):
+            self._keep_best(stage, step, measured, parts)
         if sampled and step != total and self.cfg.evaluation.every and step % self.cfg.evaluation.every == 0:
             self.evaluate(f"{named(stage)} step {step}", step, parts)
         every = self.cfg.checkpoint.every
@@ -178,8 +183,20 @@ class Run:
             checkpoints, keep = self.folder / CHECKPOINTS, self.cfg.checkpoint.keep
             self._newest = save_checkpoint(checkpoints, self.position, parts.trainer, keep)
 
+    def _keep_best(self, stage: str, step: int, loss: float, parts: Parts) -> None:
+        """Writes the model as the best so far, in the place of the one before."""
+        with replacing_best(self.folder) as folder:
+            self._write_model(folder, parts)
+            write_score(folder, stage, step, loss)
+        self.console.line(f"best so far: {self.folder / BEST}, held-out loss {loss:.4f} at {named(stage)} step {step}")
+
     def evaluate(self, name: str, step: int, parts: Parts) -> None:
-        """Measures held-out accuracy once: an evaluation that the folder already has is not repeated."""
+        """Measures held-out accuracy once: an evaluation that the folder already has is not repeated.
+
+        Where no question is held out, there is nothing to measure.
+        """
+        if not self.task.held_out:
+            return
         result = next((done for done in read_evaluations(self.folder) if done.name == name), None)
         known = result is not None
         if result is None:
@@ -199,9 +216,12 @@ class Run:
     def export(self, parts: Parts, folder: str = MODEL) -> None:
         """Writes the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
         path = self.folder / folder
+        self._write_model(path, parts)
+        self.console.line(f"model: {path}")
+
+    def _write_model(self, path: Path, parts: Parts) -> None:
         self.task.architecture.write(path, parts.trainer.weights(), self.cfg.trainer.dtype)
         copy_tokenizer(self.initial(), path)
         if (lora := self.cfg.trainer.lora) is not None:
             adapter = parts.trainer.adapter()
             write_adapter(path / ADAPTER, adapter, rank=lora.rank, alpha=lora.alpha, base=self.initial())
-        self.console.line(f"model: {path}")

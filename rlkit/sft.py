@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: show the model demonstrations, a batch a step; now and then ask for the loss on held-out ones."""
+"""Supervised fine-tuning: show the model demonstrations, a batch a step, and measure the loss on some never shown."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ class Prompt:
 class Demonstration:
     """Tokens to imitate: the model reads all of them and learns those inside the spans.
 
-    Example: two turns of an assistant, `Demonstration(id="chat/7", tokens=(0, 5, 8, 2, 6, 9, 2), trained=((2, 4), (5, 7)))`
+    Example: two turns of an assistant,
+    `Demonstration(id="chat/7", tokens=(0, 5, 8, 2, 6, 9, 2), trained=((2, 4), (5, 7)))`
     """
 
     id: str

@@ -55,7 +55,7 @@ class SftDataConfig(DataConfig):
     fim_rate: float
     """The share of plain texts that become prefix, suffix, middle (V3: 0.1)."""
     too_long: str
-    """"refuse" ends a run with a row that does not fit before it starts; "drop" leaves such rows out and counts them."""
+    """"refuse" ends a run with a row that does not fit before it starts; "drop" leaves such rows out, and counts."""
     mixture: tuple[PartConfig, ...]
     """Data sets to show in the place of `source`, which stays what is asked and judged; source="" asks nothing."""
 
@@ -96,6 +96,6 @@ class SftDataConfig(DataConfig):
             )
         if self.system_prompt and not self.response_column:
             raise UserError(
-                "data.system_prompt stands before questions that data.response_column answers, which is empty; set that, "
-                "or write the system message into the rows of messages"
+                "data.system_prompt stands before questions that data.response_column answers, which is empty; set "
+                "that, or write the system message into the rows of messages"
             )

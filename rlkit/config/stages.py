@@ -45,8 +45,8 @@ class SftConfig:
         number("sft.epochs", self.epochs, least=0, fix="2 or 3 are usual, 0 counts steps")
         if self.epochs and self.steps:
             raise UserError(
-                f"sft.epochs={self.epochs:g} and sft.steps={self.steps} both say how long SFT takes; set sft.steps=0, or "
-                "sft.epochs=0"
+                f"sft.epochs={self.epochs:g} and sft.steps={self.steps} both say how long SFT takes; set sft.steps=0, "
+                "or sft.epochs=0"
             )
         whole("sft.held_out_every", self.held_out_every, fix="0 measures no loss on held-out rows")
         whole("sft.batch_size", self.batch_size, least=1)

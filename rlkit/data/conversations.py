@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 THOUGHT = "reasoning_content"
-"""The key of a message that holds its thought apart, as the API of DeepSeek and the templates of reasoning models do."""
+"""The key of a message that holds its thought apart, as in DeepSeek's API and the templates of reasoning models."""
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -125,7 +125,10 @@ class ConversationEncoder:
     """Makes demonstrations of conversations by a tokenizer's chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
-        """`ends` are the tokens at which engines stop. Raises UserError for a tokenizer without template or end token."""
+        """`ends` are the tokens at which engines stop.
+
+        Raises UserError for a tokenizer without template or end token.
+        """
         check_template(tokenizer)
         if not isinstance(tokenizer.eos_token_id, int):
             raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its config")

@@ -15,7 +15,7 @@ from rlkit.data.documents import Document, DocumentEncoder
 from rlkit.data.mixture import Mixture, Part, Stream
 from rlkit.data.prompts import fitting, to_demonstrations
 from rlkit.data.rows import Row, Split, read_rows, read_split, row_of, same_lines, text_of
-from rlkit.data.sources import NAMED, Record, Source, open_source, open_stream
+from rlkit.data.sources import NAMED, Source, open_source, open_stream
 from rlkit.errors import UserError
 from rlkit.types import Demonstration
 
@@ -113,8 +113,8 @@ def encode(
         shown, left_out = encoder.all(part.train)
         if not shown:
             raise UserError(
-                f"{part.key}={part.cfg.source!r}: no row of it fits into engine.max_model_len={max_tokens}; raise that, "
-                "or use other data"
+                f"{part.key}={part.cfg.source!r}: no row of it fits into engine.max_model_len={max_tokens}; raise "
+                "that, or use other data"
             )
         if part.stream is not None:
             name = f"{part.key}={part.cfg.source!r}"
@@ -186,7 +186,7 @@ def _maker(cfg: SftDataConfig, source: Source | Mapping[str, Any]) -> Make:
     is_question = cfg.prompt_column in first or "{" in cfg.prompt_column
     if cfg.messages_column in first and not is_question:
         column = cfg.messages_column
-        return lambda id, record, _: read_conversation(id, record[column] if column in record else None, column)
+        return lambda id, record, _: read_conversation(id, record.get(column), column)
     return row_of
 
 

@@ -95,6 +95,6 @@ def fim_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
         if {begin, hole, end} <= vocabulary.keys():
             return vocabulary[begin], vocabulary[hole], vocabulary[end]
     raise UserError(
-        f"data.fim_rate: the tokenizer {tokenizer.name_or_path!r} has no {', '.join(FIM_MARKS)}; add the three to it and "
-        "rows for them to the model's embedding, or set data.fim_rate=0"
+        f"data.fim_rate: the tokenizer {tokenizer.name_or_path!r} has no {', '.join(FIM_MARKS)}; add the three to it "
+        "and rows for them to the model's embedding, or set data.fim_rate=0"
     )

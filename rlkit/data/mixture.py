@@ -31,7 +31,10 @@ class Stream:
         first: int = 0,
         name: str = "",
     ) -> None:
-        """`records` reads from a place on; those before `first` are held out. `encode` returns () for a row left out."""
+        """`records` reads from a place on; what is before `first` is held out. `encode` returns () for what is not shown.
+
+        `name` says in messages which setting names the source.
+        """
         self._records, self._encode, self._first, self._name = records, encode, first, name
         self.seek((first, 0, 0))
 

@@ -98,8 +98,8 @@ def fitting(demonstrations: Sequence[Demonstration], max_tokens: int, *, drop: b
         if len(shown.tokens) > max_tokens:
             learned = sum(end - first for first, end in shown.trained)
             raise UserError(
-                f"the demonstration of row {shown.id!r} has {len(shown.tokens) - learned} + {learned} tokens, more than "
-                f"{max_tokens}: raise engine.max_model_len (and trainer.max_tokens), set data.too_long=drop, or remove "
+                f"the demonstration of row {shown.id!r} has {len(shown.tokens) - learned} + {learned} tokens, more "
+                f"than {max_tokens}: raise engine.max_model_len (and trainer.max_tokens), set data.too_long=drop, or remove "
                 "the row"
             )
     return tuple(shown for shown in demonstrations if len(shown.tokens) <= max_tokens)

@@ -65,8 +65,8 @@ def prepare(cfg: TrainingRun) -> Task:
     split = read_rows(cfg.data) if material is None else material.asked
     if split is None and isinstance(cfg, GrpoRun):
         raise UserError(
-            f"data.source={cfg.data.source!r} has rows without questions, and GRPO needs some; give such rows as part of "
-            "data.mixture, and questions as data.source"
+            f"data.source={cfg.data.source!r} has rows without questions, and GRPO needs some; give such rows as part "
+            "of data.mixture, and questions as data.source"
         )
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:

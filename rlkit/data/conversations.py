@@ -130,10 +130,11 @@ class ConversationEncoder:
         Raises UserError for a tokenizer without template or end token.
         """
         check_template(tokenizer)
-        if not isinstance(tokenizer.eos_token_id, int):
+        end = tokenizer.eos_token_id
+        if not isinstance(end, int):
             raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its config")
-        self._tokenizer, self._form = tokenizer, form_of(tokenizer)
-        self._ends = {*ends, tokenizer.eos_token_id}
+        self._tokenizer, self._form, self._end = tokenizer, form_of(tokenizer), end
+        self._ends = {*ends, end}
         self._is_marked = bool(MARKED.search(str(tokenizer.get_chat_template())))
 
     def __call__(self, talk: Conversation) -> tuple[Demonstration, ...]:
@@ -180,7 +181,7 @@ class ConversationEncoder:
         words = self._ids(talk, _written(prompt, turn))
         if self._ends & set(words):
             raise self._early_end(talk, place)
-        ids = (*prompt_ids, *words, int(self._tokenizer.eos_token_id))
+        ids = (*prompt_ids, *words, self._end)
         return _Turn(ids, ((len(prompt_ids), len(ids)),))
 
     def _marked(self, talk: Conversation, place: int) -> _Turn:

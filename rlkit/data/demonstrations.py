@@ -196,8 +196,9 @@ def _first(source: Source) -> Mapping[str, Any]:
 
 
 def _part(key: str, cfg: SftDataConfig, weight: float, split: Split[Any]) -> ReadPart:
-    counts = {"repeated": split.repeated}
-    return ReadPart(key=key, cfg=cfg, weight=weight, train=split.train, held_out=split.held_out, **counts)
+    return ReadPart(
+        key=key, cfg=cfg, weight=weight, train=split.train, held_out=split.held_out, repeated=split.repeated
+    )
 
 
 def _read_all(key: str, cfg: SftDataConfig, weight: float, held_out: int) -> ReadPart:

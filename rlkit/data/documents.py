@@ -53,14 +53,14 @@ class DocumentEncoder:
             raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its config")
         self._tokenizer, self._rate, self._seed, self._end = tokenizer, fim_rate, seed, end
         self._start = [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
-        self._marks = fim_marks(tokenizer) if fim_rate else ()
+        self._marks = fim_marks(tokenizer) if fim_rate else None
 
     def __call__(self, document: Document) -> tuple[Demonstration, ...]:
         """Lays the text, or its three pieces, between start and end token; all but the first token are learned.
 
         The text is cut at two of its characters, each place alike (Bavarian et al., arXiv:2207.14255, section 3).
         """
-        if share_of_row(self._seed, f"{document.id}/fim") < self._rate:
+        if self._marks and share_of_row(self._seed, f"{document.id}/fim") < self._rate:
             begin, hole, end = self._marks
             prefix, middle, suffix = cut(document.text, f"{self._seed}/{document.id}/cut")
             body = [begin, *self._ids(document, prefix), hole, *self._ids(document, suffix), end]

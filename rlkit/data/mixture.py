@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from rlkit.data.prompts import order
 from rlkit.errors import UserError
@@ -20,7 +20,7 @@ R = TypeVar("R")
 Cursors = Mapping[str, tuple[int, ...]]
 
 
-class Stream:
+class Stream(Generic[R]):
     """Demonstrations that are made while a run goes, from records in the order of their source, again and again."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Stream:
         first: int = 0,
         name: str = "",
     ) -> None:
-        """`records` reads from a place on; what is before `first` is held out. `encode` returns () for what is not shown.
+        """`records` reads from a place on; what is before `first` is held out. `encode` gives () for what is not shown.
 
         `name` says in messages which setting names the source.
         """
@@ -86,7 +86,7 @@ class Part:
 
     name: str
     weight: float
-    shown: Sequence[Demonstration] | Stream
+    shown: Sequence[Demonstration] | Stream[Any]
     left_out: int = 0
     """Rows that did not fit; a stream counts its own while it goes."""
     repeated: int = 0

@@ -99,8 +99,8 @@ def fitting(demonstrations: Sequence[Demonstration], max_tokens: int, *, drop: b
             learned = sum(end - first for first, end in shown.trained)
             raise UserError(
                 f"the demonstration of row {shown.id!r} has {len(shown.tokens) - learned} + {learned} tokens, more "
-                f"than {max_tokens}: raise engine.max_model_len (and trainer.max_tokens), set data.too_long=drop, or remove "
-                "the row"
+                f"than {max_tokens}: raise engine.max_model_len (and trainer.max_tokens), set data.too_long=drop, or "
+                "remove the row"
             )
     return tuple(shown for shown in demonstrations if len(shown.tokens) <= max_tokens)
 

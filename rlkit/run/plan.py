@@ -95,14 +95,13 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
 def _shown(task: Task) -> list[tuple[str, str]]:
     """Says what SFT shows of each data set, and what it leaves out."""
     mixture, rows = task.demonstrations, []
+    is_mixed = len(mixture.parts) > 1
     for part, share in zip(mixture.parts, mixture.shares, strict=True):
         size = "streamed" if isinstance(part.shown, Stream) else f"{len(part.shown):,} demonstrations"
-        words = [f"{part.name}: {size}"] if len(mixture.parts) > 1 else []
-        words += [f"{share:.1%} of what is shown"] if len(mixture.parts) > 1 else []
+        words = [f"{part.name}: {size}", f"{share:.1%} of what is shown"] if is_mixed else []
         words += [f"{part.left_out:,} rows do not fit and are left out"] if part.left_out else []
-        words += [f"{part.repeated:,} repeated or held-out rows are left out"] * (
-            len(mixture.parts) > 1 < part.repeated
-        )
+        if part.repeated and (is_mixed or not task.prompts):  # else they are counted as questions, below
+            words.append(f"{part.repeated:,} rows that come twice or are held out are left out")
         rows += [("shown", ", ".join(words))] if words else []
     if mixture.held_out:
         rows.append(("held out", f"{len(mixture.held_out):,} demonstrations, whose loss is measured"))

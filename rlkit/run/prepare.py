@@ -77,7 +77,7 @@ def prepare(cfg: TrainingRun) -> Task:
     else:
         tokenizer, architecture = _new_model(cfg, split, material)
     check_fit(cfg, architecture)
-    asked = split if split is not None else Split[Row](train=(), held_out=(), repeated=0)
+    asked: Split[Row] = split if split is not None else Split(train=(), held_out=(), repeated=0)
     room, drop = cfg.engine.max_model_len - cfg.longest_completion, _drops(cfg)
     prompts = to_prompts(asked.train, tokenizer, cfg.data.instruction, room, drop=drop)
     held_out = to_prompts(asked.held_out, tokenizer, cfg.data.instruction, room, drop=drop)

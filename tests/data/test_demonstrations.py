@@ -97,7 +97,9 @@ def test_a_file_of_conversations_needs_no_setting_and_asks_nothing(tmp_path: Pat
     learned = [task.tokenizer.decode(one.tokens[first:end]) for first, end in one.trained]
     assert learned == [f"I say {number % 40}.<eos>", f"{number % 40}, I said.<eos>"]
     cfg = load_config("sft", SftRun, [*LOCAL, "data=chat.jsonl"])
-    assert ("shown", "3 repeated") not in derived(cfg, task) and "prompts" not in dict(derived(cfg, task))
+    said = dict(derived(cfg, task))
+    assert said["shown"] == "3 rows that come twice or are held out are left out" and "prompts" not in said
+    assert said["held out"] == "5 demonstrations, whose loss is measured"
 
 
 def test_rows_with_questions_stay_questions_beside_messages(tmp_path: Path) -> None:
@@ -116,6 +118,12 @@ def test_the_two_kinds_of_samples_of_deepseek_v3(tmp_path: Path) -> None:
     task = read("data=file", "data.instruction=Add.", *mixture)
     first, second = task.demonstrations.parts
     assert task.demonstrations.shares == (0.25, 0.75)
+    said = [
+        words
+        for label, words in derived(load_config("sft", SftRun, [*LOCAL, "data=file", *mixture]), task)
+        if label == "shown"
+    ]
+    assert said[1].startswith(f"{file}: {len(second.shown)} demonstrations, 75.0% of what is shown")
     for one, (before, learned) in zip(first.shown, texts(task, first.shown), strict=True):
         i = one.id.rpartition("/")[2]
         assert before == f"<bos><|user|>Add.\n{i} + 5<|assistant|>" and learned == f"{i}+5={int(i) + 5}<eos>"

@@ -132,7 +132,15 @@ def test_epochs_with_adapters_keep_the_best_of_both(tmp_path: Path, capsys: pyte
 
 def test_conversations_on_ray_with_shared_experts_and_then_in_a_pipeline(tmp_path: Path) -> None:
     """Two ranks share out the experts; the last steps are taken again by two stages of layers, from the checkpoint."""
-    given = [*mixed(tmp_path), "sft.steps=6", "engine=torch", "trainer.num_ranks=2", f"output_dir={tmp_path}/run"]
+    layers = "model.architecture.num_hidden_layers=4"
+    given = [
+        *mixed(tmp_path),
+        layers,
+        "sft.steps=6",
+        "engine=torch",
+        "trainer.num_ranks=2",
+        f"output_dir={tmp_path}/run",
+    ]
     finish("sft", *given, "trainer.expert_parallel=2", "trainer.zero_stage=3")
     first = steps(tmp_path / "run")
     for name in ("model", "best", "checkpoints/sft-000006"):
@@ -141,7 +149,7 @@ def test_conversations_on_ray_with_shared_experts_and_then_in_a_pipeline(tmp_pat
     second = steps(tmp_path / "run")
     assert [line["step"] for line in second] == [1, 2, 3, 4, 5, 6] and second[:4] == first[:4]
     for one, other in zip(first[4:], second[4:], strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5) and other["tokens"] == one["tokens"]
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4) and other["tokens"] == one["tokens"]
     assert second[5]["held_out_loss"] == pytest.approx(first[5]["held_out_loss"], abs=1e-4)
     held_out = prepare(load_config("sft", SftRun, given)).demonstrations.held_out
     best = json.loads((tmp_path / "run" / "best" / "held_out.json").read_text())

@@ -27,7 +27,7 @@ from rlkit.config import TrainerConfig
 from rlkit.config.compose import load_config
 from rlkit.config.runs import SftRun
 from rlkit.model import DeepseekV3, DeepseekV3Config
-from rlkit.types import Batch
+from rlkit.types import Batch, Demonstration
 
 DTYPES = ("fp32", "bf16", "fp8_weights", "fp8")
 MODEL = DeepseekV3Config(
@@ -54,7 +54,9 @@ MODEL = DeepseekV3Config(
 def batch_of(num_samples: int, length: int, vocabulary: int) -> Batch:
     """Random samples in one pack; what they say does not matter for the time."""
     rows = torch.randint(vocabulary, (num_samples, length), generator=torch.Generator().manual_seed(0)).tolist()
-    return pack_demonstrations([(row[: length // 2], row[length // 2 :]) for row in rows], max_tokens=2**20)
+    return pack_demonstrations(
+        [Demonstration.of(row[: length // 2], row[length // 2 :]) for row in rows], max_tokens=2**20
+    )
 
 
 def compare(cfg: TrainerConfig, model: DeepseekV3Config, batch: Batch, steps: int) -> dict[str, list[float]]:

@@ -31,6 +31,7 @@ from rlkit.build import build_trainer
 from rlkit.config import SftRun, TrainerConfig
 from rlkit.config.compose import load_config
 from rlkit.model import DeepseekV3, DeepseekV3Config
+from rlkit.types import Demonstration
 
 LAYOUTS: dict[str, list[str]] = {
     "one process": [],
@@ -82,7 +83,7 @@ def one_rank(folder: Path, layout: str, rank: int, steps: int, threads: int) -> 
     )
     random = torch.Generator().manual_seed(0)
     rows = torch.randint(MODEL.vocab_size, (SAMPLES, LENGTH), generator=random).tolist()
-    batch = pack_demonstrations([(row[:8], row[8:]) for row in rows], max_tokens=SAMPLES * LENGTH)
+    batch = pack_demonstrations([Demonstration.of(row[:8], row[8:]) for row in rows], max_tokens=SAMPLES * LENGTH)
     share = shard(batch, cfg.num_ranks)[rank]
     for _ in range(WARMUP + steps):
         begin = perf_counter()

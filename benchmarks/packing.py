@@ -26,18 +26,16 @@ from benchmarks.timing import Step, Summary, busy_seconds, machine, summarise, u
 from rlkit.algo import SftLoss, pack_demonstrations
 from rlkit.config import SftRun
 from rlkit.config.compose import load_config
-from rlkit.data.prompts import rows_for_step
 from rlkit.run.prepare import Task, prepare
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Batch, Pack
+from rlkit.types import Batch, Demonstration, Pack
 
 SETTINGS = [
     *("data=gsm8k", "reward=number", "cluster=local", "engine=torch", "trainer=torch", "engine.max_model_len=1024"),
     *("model.architecture.vocab_size=512", "sft.batch_size=64", "trainer.max_tokens=16384"),
 ]
 TOLERANCE = 1e-5
-Demonstrations = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,32 +49,32 @@ class Comparison:
     """Largest relative difference of the losses of a step."""
 
 
-def padded_batch(demonstrations: Demonstrations, max_tokens: int) -> Batch:
+def padded_batch(demonstrations: Sequence[Demonstration], max_tokens: int) -> Batch:
     """The batch of `pack_demonstrations` with samples in their order, each padded to the longest of its pack."""
-    trained = sum(len(completion) for _, completion in demonstrations)
+    trained = sum(end - first for row in demonstrations for first, end in row.trained)
     packs: list[Pack] = []
-    rows: list[tuple[Sequence[int], Sequence[int]]] = []
+    rows: list[Demonstration] = []
     for row in demonstrations:
         if rows and (len(rows) + 1) * _width([*rows, row]) > max_tokens:
             packs.append(_padded(rows, trained))
             rows = []
         rows.append(row)
     packs.append(_padded(rows, trained))
-    real = sum(len(prompt) + len(completion) for prompt, completion in demonstrations)
+    real = sum(len(row.tokens) for row in demonstrations)
     return Batch(packs=tuple(packs), temperature=1.0, num_samples=len(demonstrations), num_tokens=real)
 
 
-def _width(rows: Demonstrations) -> int:
-    return max(len(prompt) + len(completion) for prompt, completion in rows)
+def _width(rows: Sequence[Demonstration]) -> int:
+    return max(len(row.tokens) for row in rows)
 
 
-def _padded(rows: Demonstrations, trained: int) -> Pack:
+def _padded(rows: Sequence[Demonstration], trained: int) -> Pack:
     tokens = torch.zeros(len(rows), _width(rows), dtype=torch.long)
     weights = torch.zeros(tokens.shape)
-    for i, (prompt, completion) in enumerate(rows):
-        end = len(prompt) + len(completion)
-        tokens[i, :end] = torch.tensor([*prompt, *completion])
-        weights[i, len(prompt) : end] = 1 / trained
+    for i, row in enumerate(rows):
+        tokens[i, : len(row.tokens)] = torch.tensor(row.tokens)
+        for first, end in row.trained:
+            weights[i, first:end] = 1 / trained
     return Pack(tokens_T=tokens.flatten(), lengths=(tokens.shape[1],) * len(rows), weights_T=weights.flatten())
 
 
@@ -87,11 +85,10 @@ def compare(cfg: SftRun, task: Task, warmup: int, count: int) -> Comparison:
     taken: dict[str, list[Step]] = {name: [] for name in layouts}
     places, real, loss_gap = dict.fromkeys(layouts, 0), 0, 0.0
     for number in range(warmup + count):
-        rows = rows_for_step(len(task.demonstrations), cfg.sft.batch_size, number, cfg.seed)
-        shown = [(task.demonstrations[row].prompt.tokens, task.demonstrations[row].completion) for row in rows]
+        shown = task.demonstrations.draw(number, cfg.sft.batch_size, cfg.seed)
         losses = []
         trainers["padded"].model.load_state_dict(trainers["packed"].model.state_dict())
-        real += sum(len(prompt) + len(completion) for prompt, completion in shown)
+        real += sum(len(row.tokens) for row in shown)
         for name, lay_out in layouts.items():
             own, busy, begin = used_by(psutil.Process()), busy_seconds(), perf_counter()
             batch = lay_out(shown, max_tokens=cfg.trainer.max_tokens)

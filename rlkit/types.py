@@ -8,7 +8,7 @@ Shape suffixes, used everywhere in rlkit:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +35,27 @@ class Prompt:
     text: str
     meta: Mapping[str, Any]
     """The dataset row; a reward reads its columns from here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """Tokens to imitate: the model reads all of them and learns those inside the spans.
+
+    Example: two turns of an assistant,
+    `Demonstration(id="chat/7", tokens=(0, 5, 8, 2, 6, 9, 2), trained=((2, 4), (5, 7)))`
+    """
+
+    id: str
+    """Of the dataset row that it was made of; "" where nobody has named it."""
+    tokens: tuple[int, ...]
+    trained: tuple[tuple[int, int], ...]
+    """First and end of each run of trained tokens, in order; never the first token, before which there is nothing."""
+
+    @staticmethod
+    def of(prompt: Sequence[int], completion: Sequence[int], id: str = "") -> Demonstration:
+        """Shows a completion after a prompt, of which nothing is learned."""
+        end = len(prompt) + len(completion)
+        return Demonstration(id=id, tokens=(*prompt, *completion), trained=((len(prompt), end),))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,3 +217,5 @@ class Step:
     numbers: Numbers
     weight_version: int | None
     """The version of the weights that the engine holds now; None if the newest ones were not sent to it."""
+    cursors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Where every streamed data set stands after the step; a checkpoint keeps it."""

@@ -11,31 +11,31 @@ import torch
 
 from rlkit.algo import MtpTerm, Schedule
 from rlkit.config import SftConfig
-from rlkit.data.prompts import Demonstration
+from rlkit.data.mixture import Mixture, Part
 from rlkit.evaluate import evaluate
-from rlkit.sft import finetune
-from rlkit.types import Group, Prompt, Rollout, Sampling, Score
+from rlkit.sft import finetune, held_out_loss
+from rlkit.types import Demonstration, Group, Prompt, Rollout, Sampling, Score
 from tests.test_loop import CountingTrainer, Log
 from tests.train.test_trainer import make_trainer, weights
 
 CFG = SftConfig(
     steps=30,
+    epochs=0,
     batch_size=8,
     think_share=1.0,
+    held_out_every=0,
     mtp_weight=0.3,
     schedule=Schedule(lr=1e-2, warmup_steps=0, kind="constant", final_ratio=1.0),
 )
-SHOWN = tuple(
-    Demonstration(prompt=Prompt(id=str(i), tokens=(2, 10 + i, 3), text="", meta={}), completion=(30 + i, 31 + i, 1))
-    for i in range(8)
-)
+ROWS = tuple(Demonstration.of((2, 10 + i, 3), (30 + i, 31 + i, 1), str(i)) for i in range(8))
+SHOWN = Mixture([Part(name="rows", weight=1, shown=ROWS)])
 
 
 def test_demonstrations_are_learned() -> None:
     trainer = make_trainer("torch")
     losses = [done.numbers["loss"] for done in finetune(trainer, SHOWN, CFG, max_tokens=64, seed=0, start=0)]
     assert losses[-1] < 0.2 < 2 < losses[0]
-    sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
+    sequences = [shown.tokens for shown in ROWS]
     # the loss is that of the completions alone: prompts, which no one can predict, stay unlearned
     learned = torch.tensor([row[2:] for row in trainer.logprobs(sequences)])
     assert learned.exp().min() > 0.5
@@ -56,7 +56,7 @@ def test_a_stage_that_continues_equals_one_that_was_not_interrupted() -> None:
 
 def test_first_loss_is_the_cross_entropy_of_the_batch() -> None:
     trainer = make_trainer("torch")
-    sequences = [shown.prompt.tokens + shown.completion for shown in SHOWN]
+    sequences = [shown.tokens for shown in ROWS]
     expected = -torch.tensor([row[2:] for row in trainer.logprobs(sequences)]).double().mean().item()
     first = next(finetune(trainer, SHOWN, CFG, max_tokens=20, seed=0, start=0))
     assert first.numbers["loss"] == pytest.approx(expected, rel=1e-5)
@@ -84,6 +84,36 @@ def test_an_epoch_shows_every_demonstration_once() -> None:
     shown = [int(tokens[1]) for batch in log.batches for pack in batch.packs for tokens in pack.tokens_T.view(-1, 6)]
     # eight steps of three are three epochs of eight; the rows of an epoch come in an order of its own
     assert sorted(shown) == sorted([10 + i for i in range(8)] * 3)
+
+
+class Fading:
+    """Gives the token at place t a log-prob of -t, and counts how many tokens it was asked at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        self.asked.append(sum(map(len, sequences)))
+        return [[-float(place) for place in range(1, len(sequence))] for sequence in sequences]
+
+
+def test_held_out_loss_by_hand() -> None:
+    """Places 2, 3, 6 of one demonstration and 1 of another: (2 + 3 + 6 + 1) / 4."""
+    two_turns = Demonstration(id="a", tokens=(5,) * 8, trained=((2, 4), (6, 7)))
+    shown, trainer = [two_turns, Demonstration.of((5,), (6,))], Fading()
+    assert held_out_loss(trainer, shown, max_tokens=9) == 3.0  # type: ignore[arg-type]
+    assert held_out_loss(trainer, shown, max_tokens=10) == 3.0  # type: ignore[arg-type]
+    assert trainer.asked == [8, 2, 10]
+
+
+def test_held_out_loss_is_measured_in_its_rhythm_and_at_the_end() -> None:
+    trainer = make_trainer("torch")
+    mixture = Mixture([Part(name="rows", weight=1, shown=ROWS[:6])], ROWS[6:])
+    done = list(finetune(trainer, mixture, replace(CFG, steps=8, held_out_every=3), max_tokens=64, seed=0, start=0))
+    losses = {step.step: step.numbers["held_out_loss"] for step in done if "held_out_loss" in step.numbers}
+    assert list(losses) == [3, 6, 8]
+    learned = torch.tensor([row[2:] for row in trainer.logprobs([shown.tokens for shown in ROWS[6:]])]).double()
+    assert losses[8] == pytest.approx(-learned.mean().item(), rel=1e-6)
 
 
 class Parrot:

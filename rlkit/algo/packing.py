@@ -9,7 +9,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rlkit.types import Batch, LabelledPack, Pack, PairPack, PolicyPack, Prompt, Rollout, ScoredGroup
+from rlkit.types import (
+    Batch,
+    Demonstration,
+    LabelledPack,
+    Pack,
+    PairPack,
+    PolicyPack,
+    Prompt,
+    Rollout,
+    ScoredGroup,
+)
 
 AGGREGATES = ("token", "sequence")
 P = TypeVar("P", bound=Pack)
@@ -52,21 +62,16 @@ def pack_rollouts(
     return [_batch(part, max_tokens=max_tokens, temperature=temperature, aggregate=aggregate) for part in dealt]
 
 
-def pack_demonstrations(
-    demonstrations: Sequence[tuple[Sequence[int], Sequence[int]]], *, max_tokens: int, ids: Sequence[str] = ()
-) -> Batch:
-    """Turns (prompt tokens, completion tokens) pairs into the batch of one SFT step; completion tokens weigh alike.
-
-    `ids` names the prompt of each pair, where somebody may want to know.
-    """
+def pack_demonstrations(demonstrations: Sequence[Demonstration], *, max_tokens: int) -> Batch:
+    """Turns demonstrations into the batch of one SFT step; all trained tokens weigh alike, all others nothing."""
     samples = [
         Pack(
-            tokens_T=torch.tensor([*prompt, *completion]),
-            lengths=(len(prompt) + len(completion),),
-            weights_T=_after_prompt(len(prompt), torch.ones(len(completion))),
-            ids=tuple(ids[i : i + 1]),
+            tokens_T=torch.tensor(shown.tokens),
+            lengths=(len(shown.tokens),),
+            weights_T=_inside(shown),
+            ids=(shown.id,) if shown.id else (),
         )
-        for i, (prompt, completion) in enumerate(demonstrations)
+        for shown in demonstrations
     ]
     return _batch(samples, max_tokens=max_tokens, temperature=1.0, aggregate="token")
 
@@ -160,6 +165,13 @@ def _at_ends(lengths: Sequence[int], value: float) -> Tensor:
 
 def _size(sample: Pack) -> int:
     return sum(sample.lengths)
+
+
+def _inside(shown: Demonstration) -> Tensor:
+    weights_T = torch.zeros(len(shown.tokens))
+    for first, end in shown.trained:
+        weights_T[first:end] = 1
+    return weights_T
 
 
 def _batch(samples: Sequence[Pack], *, max_tokens: int, temperature: float, aggregate: str) -> Batch:

@@ -6,6 +6,7 @@ dataclasses say which keys there are and what each may be.
 
 from __future__ import annotations
 
+from rlkit.config.demonstrations import PartConfig, SftDataConfig
 from rlkit.config.distill import CleaningConfig, DistillRun, SelectionConfig, TeacherConfig
 from rlkit.config.engine import EngineConfig
 from rlkit.config.evaluation import EvalRun, SamplingChoice, SuiteConfig
@@ -53,6 +54,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "ParityConfig",
+    "PartConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RewardModelRun",
@@ -62,6 +64,7 @@ __all__ = [
     "SamplingConfig",
     "SelectionConfig",
     "SftConfig",
+    "SftDataConfig",
     "SftRun",
     "SftThenGrpoRun",
     "SuiteConfig",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rlkit.algo.losses import UserLoss
 from rlkit.checks import number, one_of, seed, whole
+from rlkit.config.demonstrations import SftDataConfig
 from rlkit.config.engine import EngineConfig
 from rlkit.config.groups import (
     CheckpointConfig,
@@ -141,10 +142,9 @@ class RunConfig(EngineRun, RowsRun):
         """Returns the most tokens that any stage samples after a prompt."""
         raise NotImplementedError
 
-    @property
-    def think_share(self) -> float | None:
-        """Returns the share of demonstrations that show their worked solution; None where a run shows none at all."""
-        return None
+    def counted(self, num_demonstrations: int | None) -> Self:
+        """Returns the same run with what the data decides filled in: the steps of so many epochs."""
+        return self
 
     def check_files(self) -> None:
         """Raises UserError for a file of the user's own that cannot be found or imported."""
@@ -261,6 +261,7 @@ class GrpoRun(TrainingRun):
 class SftRun(TrainingRun):
     """`recipes.sft`."""
 
+    data: SftDataConfig
     sft: SftConfig
 
     def __post_init__(self) -> None:
@@ -272,15 +273,16 @@ class SftRun(TrainingRun):
                 "multiple of it"
             )
 
-    @property
-    def think_share(self) -> float | None:
-        """Returns the share of demonstrations that show their worked solution."""
-        return self.sft.think_share
+    def counted(self, num_demonstrations: int | None) -> Self:
+        """Returns the same run with the steps of so many epochs."""
+        return replace(self, sft=self.sft.counted(num_demonstrations))
 
     def amounts(self, num_prompts: int | None, num_demonstrations: int | None) -> list[tuple[str, str]]:
         """Says how often SFT shows how many demonstrations, before what other stages do."""
         sft, per_rank = self.sft, self.sft.batch_size // self.trainer.num_shares
-        size = self.data.train_size if num_demonstrations is None else num_demonstrations
+        size = self.data.train_size if num_demonstrations is None and not self.data.mixture else num_demonstrations or 0
+        if sft.epochs:
+            return [("SFT", f"{sft.epochs:g} epochs"), *super().amounts(num_prompts, num_demonstrations)]
         epochs = f", {sft.steps * sft.batch_size / size:.2f} epochs of {size:,}" if size > 0 else ""
         row = ("SFT", f"{sft.steps} steps x {sft.batch_size} demonstrations{epochs}; {per_rank} per rank")
         return [row, *super().amounts(num_prompts, num_demonstrations)]
@@ -289,6 +291,12 @@ class SftRun(TrainingRun):
 @dataclass(frozen=True, kw_only=True)
 class SftThenGrpoRun(SftRun, GrpoRun):
     """`recipes.sft_then_grpo`: what SFT needs and what GRPO needs."""
+
+    def __post_init__(self) -> None:
+        """Checks what both need, then that there is something to ask."""
+        super().__post_init__()
+        if not self.data.source:
+            raise UserError("data.source='' asks nothing, and GRPO needs questions; set it to rows with questions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +327,12 @@ class ExtendContextRun(SftRun):
     def __post_init__(self) -> None:
         """Checks what all SFT runs need, then that the lengths rise and that the batches divide."""
         super().__post_init__()
+        for key, value, fix in (
+            ("sft.epochs", self.sft.epochs, "sft.steps, which is the same in every stage"),
+            ("data.mixture", len(self.data.mixture), "stages[].source, the samples of each stage"),
+        ):
+            if value:
+                raise UserError(f"{key} does not go with recipe extend_context; leave it out, and set {fix}")
         lengths = [stage.length for stage in self.stages]
         if not lengths or lengths != sorted(set(lengths)):
             raise UserError(f"stages: lengths {lengths} must rise from stage to stage; reorder them or drop some")

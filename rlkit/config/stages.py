@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,15 @@ class SftConfig:
     """Supervised fine-tuning on demonstrations."""
 
     steps: int
+    epochs: float
+    """How often every demonstration is shown, in the place of `steps`, which is 0 then; 0 counts steps."""
     batch_size: int
     """How many demonstrations an optimiser step learns from."""
     think_share: float
     """The share of demonstrations that show the worked solution; the others think nothing and answer at once."""
+    held_out_every: int
+    """How many steps lie between losses on held-out demonstrations, of which the model with the lowest is kept; 0
+    measures none."""
     mtp_weight: float
     """The weight lambda of multi-token prediction in a model that has modules for it; V3 has 0.3, then 0.1."""
     schedule: Schedule
@@ -36,10 +42,31 @@ class SftConfig:
     def __post_init__(self) -> None:
         """Refuses empty stages and impossible shares."""
         whole("sft.steps", self.steps)
+        number("sft.epochs", self.epochs, least=0, fix="2 or 3 are usual, 0 counts steps")
+        if self.epochs and self.steps:
+            raise UserError(
+                f"sft.epochs={self.epochs:g} and sft.steps={self.steps} both say how long SFT takes; set sft.steps=0, "
+                "or sft.epochs=0"
+            )
+        whole("sft.held_out_every", self.held_out_every, fix="0 measures no loss on held-out rows")
         whole("sft.batch_size", self.batch_size, least=1)
         number("sft.mtp_weight", self.mtp_weight, least=0, fix="V3 has 0.3, then 0.1")
         fix = "1 shows the worked solution in all demonstrations, 0 in none"
         number("sft.think_share", self.think_share, least=0, most=1, fix=fix)
+
+    def counted(self, num_demonstrations: int | None) -> SftConfig:
+        """Returns the same with epochs turned into steps, the last of which may begin another epoch.
+
+        UserError where nobody knows how many demonstrations there are.
+        """
+        if not self.epochs:
+            return self
+        if num_demonstrations is None:
+            raise UserError(
+                f"sft.epochs={self.epochs:g}: data.mixture has a part with stream=true, whose rows nobody has counted; "
+                "set sft.steps, and sft.epochs=0"
+            )
+        return replace(self, steps=math.ceil(self.epochs * num_demonstrations / self.batch_size), epochs=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

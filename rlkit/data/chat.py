@@ -1,4 +1,4 @@
-"""Questions in a chat template, and the proof that the template took them.
+"""Messages in a chat template, and the proof that the template took them.
 
 A template is a program that came with a model. It may want the content in another form than plain text, drop it, or
 raise; what it makes of every row is looked at before a run starts, because nothing later would notice.
@@ -25,14 +25,19 @@ def render(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, instruction:
     Raises UserError for a tokenizer without a template, and, naming the row, for a template that raises or whose text
     does not hold the question.
     """
+    check_template(tokenizer)
+    form = form_of(tokenizer)
+    before = f"{instruction}\n" if instruction else ""
+    return [_render_row(row, f"{before}{row.question}", tokenizer, form) for row in rows]
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError for a tokenizer without a chat template."""
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template; add chat_template.jinja to the folder of "
             "model.path, or use an instruction-tuned model's tokenizer"
         )
-    form = _form(tokenizer)
-    before = f"{instruction}\n" if instruction else ""
-    return [_render_row(row, f"{before}{row.question}", tokenizer, form) for row in rows]
 
 
 def check_distinct(rows: Sequence[Row], prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -43,11 +48,11 @@ def check_distinct(rows: Sequence[Row], prompts: Sequence[Sequence[int]], tokeni
     first: dict[tuple[int, ...], Row] = {}
     for row, tokens in zip(rows, map(tuple, prompts), strict=True):
         if not tokens:
-            raise UserError(f"the prompt of row {row.id!r} is empty: {_named(tokenizer)} makes no token of it; {FIX}")
+            raise UserError(f"the prompt of row {row.id!r} is empty: {named(tokenizer)} makes no token of it; {FIX}")
         other = first.setdefault(tokens, row)
         if other.question.strip() != row.question.strip():
             raise UserError(
-                f"rows {other.id!r} and {row.id!r} have different questions and the same prompt: {_named(tokenizer)} "
+                f"rows {other.id!r} and {row.id!r} have different questions and the same prompt: {named(tokenizer)} "
                 f"loses what differs; {FIX}, or remove one of the rows"
             )
 
@@ -66,13 +71,13 @@ def parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
-def _form(tokenizer: PreTrainedTokenizerBase) -> Form:
+def form_of(tokenizer: PreTrainedTokenizerBase) -> Form:
     """Returns the first form of content that comes out of the template whole; plain text if none does."""
     for form in (plain, parts):
         try:
-            text = _apply(tokenizer, form(PROBE))
+            text = _ask(tokenizer, form(PROBE))
             # A template for plain text would print the list of parts as Python writes it, with the question inside.
-            if _holds(text, PROBE) and str(parts(PROBE)) not in text:
+            if holds(text, PROBE) and str(parts(PROBE)) not in text:
                 return form
         except Exception:  # a template may raise anything; with the rows it is raised again, and then reported
             continue
@@ -81,29 +86,30 @@ def _form(tokenizer: PreTrainedTokenizerBase) -> Form:
 
 def _render_row(row: Row, content: str, tokenizer: PreTrainedTokenizerBase, form: Form) -> str:
     try:
-        text = _apply(tokenizer, form(content))
+        text = _ask(tokenizer, form(content))
     except Exception as error:  # jinja's own errors, raise_exception of the template, or Python's from inside it
         raise UserError(
-            f"model.path: the chat template of {_named(tokenizer)} fails on row {row.id!r} with a single user message "
+            f"model.path: the chat template of {named(tokenizer)} fails on row {row.id!r} with a single user message "
             f"({type(error).__name__}: {error}); {FIX}"
         ) from error
-    if not _holds(text, content):
+    if not holds(text, content):
         raise UserError(
-            f"model.path: the chat template of {_named(tokenizer)} loses the question of row {row.id!r}: it makes "
+            f"model.path: the chat template of {named(tokenizer)} loses the question of row {row.id!r}: it makes "
             f"{text[:200]!r} of {content[:200]!r}; {FIX}"
         )
     return text
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, content: Any) -> str:
+def _ask(tokenizer: PreTrainedTokenizerBase, content: Any) -> str:
     messages = [{"role": "user", "content": content}]
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
-def _holds(text: str, content: str) -> bool:
-    # Without white space: templates strip it around a message.
+def holds(text: str, content: str) -> bool:
+    """Says whether a text has the content in it, but for white space, which templates strip around a message."""
     return "".join(content.split()) in "".join(text.split())
 
 
-def _named(tokenizer: PreTrainedTokenizerBase) -> str:
+def named(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Names a tokenizer in a message."""
     return f"the tokenizer {tokenizer.name_or_path!r}" if tokenizer.name_or_path else "this tokenizer"

@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rlkit.data.chat import check_distinct, render
 from rlkit.data.rows import Row
 from rlkit.errors import UserError
-from rlkit.types import Prompt
+from rlkit.types import Demonstration, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,46 +24,44 @@ MARK = re.compile(r"</?(?:think|answer)>")
 LAST_ANSWER = re.compile(r"<answer>(?:(?!<answer>).)*</answer>\s*\Z", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demonstration:
-    """Pairs a prompt with the completion to imitate; training on it reads `prompt.tokens + completion`."""
-
-    prompt: Prompt
-    completion: tuple[int, ...]
-    """Its token ids, the end token included."""
-
-
 def to_prompts(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, instruction: str, max_prompt_tokens: int
-) -> tuple[Prompt, ...]:
-    """Puts each question into the tokenizer's chat template, up to where the assistant starts to write.
-
-    Raises UserError for a template or a tokenizer that loses a question (see `rlkit.data.chat`), for text that cannot
-    be encoded, and for a prompt that does not fit.
-    """
-    texts = render(rows, tokenizer, instruction)
-    encoded = encode(tokenizer, rows, texts)
-    check_distinct(rows, encoded, tokenizer)
-    prompts = []
-    for row, text, tokens in zip(rows, texts, encoded, strict=True):
-        if len(tokens) > max_prompt_tokens:
-            raise UserError(
-                f"the prompt of row {row.id!r} has {len(tokens)} tokens, but only {max_prompt_tokens} fit before the "
-                f"completion: raise engine.max_model_len by {len(tokens) - max_prompt_tokens}, lower "
-                "algo.sampling.max_new_tokens or evaluation.sampling.max_new_tokens, whichever is larger, or remove "
-                "the row"
-            )
-        prompts.append(Prompt(id=row.id, tokens=tokens, text=text, meta=row.meta))
-    return tuple(prompts)
-
-
-def to_demonstrations(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     instruction: str,
-    think_share: float,
-    seed: int,
-    max_tokens: int,
+    max_prompt_tokens: int,
+    *,
+    drop: bool = False,
+) -> tuple[Prompt, ...]:
+    """Puts each question into the tokenizer's chat template, up to where the assistant starts to write.
+
+    With `drop` a prompt that does not fit is left out. Raises UserError for a template or a tokenizer that loses a
+    question (see `rlkit.data.chat`), for text that cannot be encoded, and without `drop` for a prompt that does not
+    fit.
+    """
+    prompts = _prompts(rows, tokenizer, instruction)
+    for prompt in () if drop else prompts:
+        if len(prompt.tokens) > max_prompt_tokens:
+            raise UserError(
+                f"the prompt of row {prompt.id!r} has {len(prompt.tokens)} tokens, but only {max_prompt_tokens} fit "
+                f"before the completion: raise engine.max_model_len by {len(prompt.tokens) - max_prompt_tokens}, lower "
+                "algo.sampling.max_new_tokens or evaluation.sampling.max_new_tokens, whichever is larger, or remove "
+                "the row"
+            )
+    return tuple(prompt for prompt in prompts if len(prompt.tokens) <= max_prompt_tokens)
+
+
+def _prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[Prompt]:
+    texts = render(rows, tokenizer, instruction)
+    encoded = encode(tokenizer, rows, texts)
+    check_distinct(rows, encoded, tokenizer)
+    return [
+        Prompt(id=row.id, tokens=tokens, text=text, meta=row.meta)
+        for row, text, tokens in zip(rows, texts, encoded, strict=True)
+    ]
+
+
+def to_demonstrations(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, instruction: str, think_share: float, seed: int
 ) -> tuple[Demonstration, ...]:
     """Writes `<think>solution</think><answer>gold</answer>` and the end token after each prompt.
 
@@ -72,16 +70,16 @@ def to_demonstrations(
 
     A row shows its solution if hash(seed, row id) < think_share; the others have an empty think. Prompts are exactly
     those of `to_prompts`: the completion is encoded on its own, so no token spans the boundary. Raises UserError as
-    `to_prompts` does, for a tokenizer without an end token, for a row without an answer or with an end token in its
-    middle, and for a demonstration longer than `max_tokens`.
+    `to_prompts` does, for a tokenizer without an end token, and for a row without an answer or with an end token in its
+    middle.
     """
     end = tokenizer.eos_token_id
     if not isinstance(end, int):
         raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its config")
-    prompts = to_prompts(rows, tokenizer, instruction, max_tokens)
+    prompts = _prompts(rows, tokenizer, instruction)
     texts = []
     for row, prompt in zip(rows, prompts, strict=True):
-        solution = row.solution if _share(seed, row.id) < think_share else ""
+        solution = row.solution if share_of_row(seed, row.id) < think_share else ""
         texts.append(_completion(row, solution, prompt.text, str(tokenizer.eos_token)))
     demonstrations = []
     for row, prompt, text in zip(rows, prompts, encode(tokenizer, rows, texts), strict=True):
@@ -90,17 +88,24 @@ def to_demonstrations(
                 f"the demonstration of row {row.id!r} holds the end token {tokenizer.eos_token!r} in its middle, "
                 "where the model would learn to stop; take it out of the solution or the answer"
             )
-        completion = (*text, end)
-        if len(prompt.tokens) + len(completion) > max_tokens:
-            raise UserError(
-                f"the demonstration of row {row.id!r} has {len(prompt.tokens)} + {len(completion)} tokens, more than "
-                f"{max_tokens}: raise engine.max_model_len (and trainer.max_tokens), or remove the row"
-            )
-        demonstrations.append(Demonstration(prompt=prompt, completion=completion))
+        demonstrations.append(Demonstration.of(prompt.tokens, (*text, end), row.id))
     return tuple(demonstrations)
 
 
-@lru_cache(maxsize=4)
+def fitting(demonstrations: Sequence[Demonstration], max_tokens: int, *, drop: bool) -> tuple[Demonstration, ...]:
+    """Returns the demonstrations of at most `max_tokens` tokens; without `drop` UserError for any other."""
+    for shown in () if drop else demonstrations:
+        if len(shown.tokens) > max_tokens:
+            learned = sum(end - first for first, end in shown.trained)
+            raise UserError(
+                f"the demonstration of row {shown.id!r} has {len(shown.tokens) - learned} + {learned} tokens, more "
+                f"than {max_tokens}: raise engine.max_model_len (and trainer.max_tokens), set data.too_long=drop, or "
+                "remove the row"
+            )
+    return tuple(shown for shown in demonstrations if len(shown.tokens) <= max_tokens)
+
+
+@lru_cache(maxsize=64)
 def order(num_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
     """Returns the permutation of 0..num_rows-1 in which an epoch visits the rows; it depends on the arguments alone."""
     return tuple(random.Random(f"{seed}/{epoch}").sample(range(num_rows), num_rows))
@@ -182,5 +187,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], texts: list[
         raise
 
 
-def _share(seed: int, row_id: str) -> float:
+def share_of_row(seed: int, row_id: str) -> float:
+    """Returns a number in [0, 1) that depends on seed and row alone, as if drawn evenly."""
     return int.from_bytes(blake2b(f"{seed}/{row_id}".encode(), digest_size=8).digest(), "big") / 2**64

@@ -9,8 +9,9 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,71 @@ def files_of(source: str) -> list[Path]:
     if source.removesuffix(".gz").endswith(FILE_ENDINGS):
         return [path] if path.is_file() else []
     return sorted(path.glob("*.parquet")) if path.is_dir() else []
+
+
+def open_stream(source: str, key: str) -> Callable[[int], Iterator[Record]]:
+    """Returns what reads a source row by row, from a place on: a .jsonl or .parquet file, or the "train" of a hub id.
+
+    Rows come in their order, under the ids that they have when all are read at once. What is before the place is passed
+    over without being parsed. Raises UserError, then or while reading, naming `key`, the value and the fix.
+    """
+    path = Path(source)
+    if source.removesuffix(".gz").endswith(".jsonl") or source.endswith(".parquet"):
+        if not path.is_file():
+            raise UserError(f"{key}={source!r}: no such file (looked at {path.resolve()}); correct the path")
+        read = _stream_parquet if source.endswith(".parquet") else _stream_lines
+        name = path.name.split(".")[0]
+    elif "/" in source and not source.removesuffix(".gz").endswith(FILE_ENDINGS):
+        read, name = _stream_hub, source.partition(":")[0]
+    else:
+        raise UserError(
+            f"{key}={source!r} cannot be read row by row; use a .jsonl file (also .jsonl.gz), a .parquet file or a hub "
+            "id, or leave stream out"
+        )
+
+    def records(first: int) -> Iterator[Record]:
+        try:
+            for index, row in enumerate(read(source, first), start=first):
+                yield f"{name}/train/{index}", row
+        except UserError:
+            raise
+        except Exception as error:  # a torn archive, text that is no JSON, and all ways in which the hub fails
+            raise UserError(f"{key}={source!r} cannot be read on: {error}; repair or replace it") from error
+
+    return records
+
+
+def _stream_lines(source: str, first: int) -> Iterator[dict[str, Any]]:
+    opened = gzip.open if source.endswith(".gz") else open
+    with opened(source, "rt", encoding="utf-8-sig", newline="\n") as file:
+        lines = (line for line in file if line.strip())
+        for number, line in enumerate(islice(lines, first, None), start=first + 1):
+            row = json.loads(line.removeprefix("\ufeff"))
+            if not isinstance(row, dict):
+                raise ValueError(f'row {number} is not an object such as {{"question": "...", "answer": "..."}}')
+            yield row
+
+
+def _stream_parquet(source: str, first: int) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(source) as file:
+        begin = 0
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            if end > first:
+                # A group is what the file's writer held in memory as well.
+                table = file.read_row_group(group).slice(max(0, first - begin))
+                yield from narrow_floats(table.to_pylist(), table.schema)
+            begin = end
+
+
+def _stream_hub(source: str, first: int) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    path, _, config = source.partition(":")
+    rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
+    return (dict(row) for row in rows.skip(first))
 
 
 def _name_rows(name: str, split: str, rows: Iterable[dict[str, Any]]) -> list[Record]:

@@ -41,18 +41,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Trains byte-level BPE with single digits: any text encodes, and 123 is always three tokens.
+
+    `special` are further special tokens, behind all others.
 
     The result has at most `vocab_size` tokens, fewer if the texts offer no more pairs to merge. Marks stay in decoded
     text when special tokens are skipped. Raises UserError if `vocab_size` cannot hold the bytes and the marks.
     """
     from transformers import PreTrainedTokenizerFast  # takes seconds to import
 
-    if vocab_size < MIN_VOCAB_SIZE:
+    if vocab_size < (least := MIN_VOCAB_SIZE + len(special)):
         raise UserError(
-            f"model.architecture.vocab_size={vocab_size} is too small: 256 bytes, {len(SPECIAL_TOKENS)} special "
-            f"tokens and {len(MARKS)} marks need {MIN_VOCAB_SIZE}"
+            f"model.architecture.vocab_size={vocab_size} is too small: 256 bytes, {len(SPECIAL_TOKENS) + len(special)} "
+            f"special tokens and {len(MARKS)} marks need {least}"
         )
     tokenizer = Tokenizer(models.BPE())
     # Digits first: the byte-level split would keep "123" in one piece, and BPE would learn arbitrary chunks of numbers.
@@ -61,13 +63,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(MARKS),
+        vocab_size=vocab_size - len(MARKS) - len(special),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in MARKS])
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in special])
     bos, eos, pad = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rlkit.errors import UserError
@@ -37,6 +38,8 @@ class Position:
     """The version of the weights that the engine had."""
     finished: tuple[str, ...] = ()
     """The stages before this one, in the order in which the recipe ran them; some may have had no step to take."""
+    cursors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Where every streamed data set stands (`Step.cursors`)."""
 
     def steps_done(self, stage: str, total: int) -> int:
         """Steps of a stage that need not be run again."""
@@ -59,12 +62,13 @@ class Position:
         earlier = (*self.finished, self.stage) if self.stage else self.finished
         return Position(stage=stage, step=0, weight_version=self.weight_version, finished=earlier)
 
-    def after(self, stage: str, step: int, weight_version: int | None) -> Position:
+    def after(
+        self, stage: str, step: int, weight_version: int | None, cursors: Mapping[str, tuple[int, ...]] | None = None
+    ) -> Position:
         """The position after a step; a `weight_version` of None means that the engine keeps the weights it had."""
         here = self if stage == self.stage else self.begin(stage)
-        return replace(
-            here, step=step, weight_version=here.weight_version if weight_version is None else weight_version
-        )
+        version = here.weight_version if weight_version is None else weight_version
+        return replace(here, step=step, weight_version=version, cursors=dict(cursors or {}))
 
 
 START = Position(stage="", step=0, weight_version=0)
@@ -124,7 +128,8 @@ def _complete(folder: Path) -> list[tuple[Path, Position]]:
         try:
             state = json.loads((path / STATE_FILE).read_text())
             state.pop(FILES, None)
-            found.append((path, Position(**state | {"finished": tuple(state["finished"])})))
+            cursors = {name: tuple(cursor) for name, cursor in state.pop("cursors", {}).items()}
+            found.append((path, Position(**state | {"finished": tuple(state["finished"]), "cursors": cursors})))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             broken[path] = error
     found.sort(key=lambda item: (len(item[1].finished), item[1].step))

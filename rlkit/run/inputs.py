@@ -20,7 +20,7 @@ import yaml
 
 from rewards.model_score import PREFIX
 from rewards.own_files import own_modules
-from rlkit.config import RowsRun, RunConfig
+from rlkit.config import RowsRun, RunConfig, SftRun
 from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.data.sources import files_of
 from rlkit.errors import UserError
@@ -83,7 +83,8 @@ def write_inputs(cfg: RowsRun) -> None:
 
 def fingerprints(cfg: RowsRun) -> dict[str, str]:
     """Returns the fingerprint of every file that a run reads by path, under the key that names it, and its own name."""
-    found = {f"{key} {file.name}": digest(file) for key, file in _named_files(cfg)}
+    # What is streamed may be larger than what can be read before every start.
+    found = {f"{key} {file.name}": digest(file, sampled="mixture" in key) for key, file in _named_files(cfg)}
     asked = cfg.reward.models if isinstance(cfg, RunConfig) else []
     folders = {"model.path": cfg.model.path} if cfg.model.path else {}
     for key, folder in {**folders, **{one.name: one.folder for one in asked}}.items():
@@ -111,6 +112,8 @@ def _named_files(cfg: RowsRun) -> Iterator[tuple[str, Path]]:
     for key, source in (("data.source", cfg.data.source), ("data.eval_source", cfg.data.eval_source)):
         for file in files_of(source) if source else ():
             yield key, file
+    for i, part in enumerate(cfg.data.mixture if isinstance(cfg, SftRun) else ()):
+        yield from ((f"data.mixture[{i}].source", file) for file in files_of(part.source))
     values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
     if JUDGE_CACHE in _may_change(cfg):
         values.pop(JUDGE_CACHE, None)

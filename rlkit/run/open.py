@@ -28,4 +28,7 @@ def open_run(recipe: str | Path, cls: type[R], argv: Sequence[str] | None) -> tu
         cfg = load_config(recipe, cls, command.overrides)
         check_shape(cfg, command.overrides)
         task = show(cfg, print_only=command.print_only)
-        return None if task is None else (cfg, Run(cfg, task))
+        if task is None:
+            return None
+        cfg = cfg.counted(task.demonstrations.size)
+        return cfg, Run(cfg, task)

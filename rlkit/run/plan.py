@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlkit.config import TrainingRun
 from rlkit.config.compose import to_yaml
+from rlkit.data.mixture import Stream
 from rlkit.model.architecture import Architecture
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.load import read_architecture
@@ -32,6 +33,7 @@ def show(cfg: TrainingRun, *, print_only: bool) -> Task | None:
     """
     task = None if print_only else prepare(cfg)
     if task is not None:
+        cfg = cfg.counted(task.demonstrations.size)
         size = task.architecture.size()
         total = size.parameters + size.mtp_parameters
         trained = adapter_parameters(cfg, task.architecture) or total
@@ -81,13 +83,31 @@ def derived(cfg: TrainingRun, task: Task | None) -> list[tuple[str, str]]:
         rows.append(("LoRA", f"{trained:,} parameters are trained, {trained / total:.2%} as many as there are"))
     if cfg.trainer.dtype in FLOAT8:
         rows.append(("FP8", architecture.float8_summary()))
-    rows += cfg.amounts(len(task.prompts) if task else None, len(task.demonstrations) if task else None)
+    rows += cfg.amounts(len(task.prompts) if task else None, task.demonstrations.size if task else None)
     if task is not None:
+        rows += _shown(task)
+    if task is not None and task.held_out:
         longest = max(len(prompt.tokens) for prompt in (*task.prompts, *task.held_out))
         counted = f"{len(task.prompts):,} to train on, {len(task.held_out):,} held out; longest {longest}"
         left_out = f"; {task.repeated:,} rows with a question of another row are left out" if task.repeated else ""
         rows.append(("prompts", counted + left_out))
     return rows + _memory(cfg, architecture)
+
+
+def _shown(task: Task) -> list[tuple[str, str]]:
+    """Says what SFT shows of each data set, and what it leaves out."""
+    mixture, rows = task.demonstrations, []
+    is_mixed = len(mixture.parts) > 1
+    for part, share in zip(mixture.parts, mixture.shares, strict=True):
+        size = "streamed" if isinstance(part.shown, Stream) else f"{len(part.shown):,} demonstrations"
+        words = [f"{part.name}: {size}", f"{share:.1%} of what is shown"] if is_mixed else []
+        words += [f"{part.left_out:,} rows do not fit and are left out"] if part.left_out else []
+        if part.repeated and (is_mixed or not task.prompts):  # else they are counted as questions, below
+            words.append(f"{part.repeated:,} rows that come twice or are held out are left out")
+        rows += [("shown", ", ".join(words))] if words else []
+    if mixture.held_out:
+        rows.append(("held out", f"{len(mixture.held_out):,} demonstrations, whose loss is measured"))
+    return rows
 
 
 def _memory(cfg: TrainingRun, architecture: Architecture) -> list[tuple[str, str]]:

@@ -13,9 +13,12 @@ import torch
 
 import rewards
 from rewards.model_score import Asked
-from rlkit.config import RewardConfig, TrainingRun
-from rlkit.data.prompts import Demonstration, to_demonstrations, to_prompts
-from rlkit.data.rows import read_rows
+from rlkit.config import GrpoRun, RewardConfig, SftRun, TrainingRun
+from rlkit.data.demonstrations import Material, encode, read_material
+from rlkit.data.documents import FIM_MARKS
+from rlkit.data.mixture import Mixture
+from rlkit.data.prompts import to_prompts
+from rlkit.data.rows import Row, Split, read_rows
 from rlkit.data.tokenizer import load_tokenizer, same_tokenizer, save_tokenizer, train_tokenizer
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
@@ -40,9 +43,10 @@ class Task:
 
     prompts: tuple[Prompt, ...]
     """The prompts to train on; held-out questions are not among them."""
-    demonstrations: tuple[Demonstration, ...]
-    """The same rows with the completions to imitate; empty in a recipe without SFT."""
+    demonstrations: Mixture
+    """What SFT shows, and demonstrations that it never shows; empty in a recipe without SFT."""
     held_out: tuple[Prompt, ...]
+    """Questions whose answers are measured; none in a run whose data asks none."""
     repeated: int
     """Rows that were left out because another row has the same question."""
     tokenizer: PreTrainedTokenizerBase
@@ -61,35 +65,37 @@ def prepare(cfg: TrainingRun) -> Task:
     cfg.check_files()
     judge = rewards.load(cfg.reward.fn, **cfg.reward.kwargs)
     check_room(cfg.reward, cfg.engine.max_model_len)
-    split = read_rows(cfg.data)
+    material = read_material(cfg.data, held_out=cfg.sft.held_out_every > 0) if isinstance(cfg, SftRun) else None
+    split = read_rows(cfg.data) if material is None else material.asked
+    if split is None and isinstance(cfg, GrpoRun):
+        raise UserError(
+            f"data.source={cfg.data.source!r} has rows without questions, and GRPO needs some; give such rows as part "
+            "of data.mixture, and questions as data.source"
+        )
     checkpoint = Path(cfg.model.path) if cfg.model.path else None
     if checkpoint is not None:
         architecture, tokenizer = read_checkpoint(checkpoint, cfg.model.kind)
     else:
-        assert cfg.model.architecture is not None, "ModelConfig refuses this"
-        texts = [f"{cfg.data.instruction}\n{row.question} {row.solution} {row.answer}" for row in split.train]
-        tokenizer = train_tokenizer(texts, cfg.model.architecture.vocab_size)
-        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = replace(cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids)
-        architecture = DeepseekArchitecture(config=config)
+        tokenizer, architecture = _new_model(cfg, split, material)
     check_fit(cfg, architecture)
     for asked in cfg.reward.models:
         check_reward_model(asked, tokenizer, cfg.engine.max_model_len)
-    room = cfg.engine.max_model_len - cfg.longest_completion
-    prompts = to_prompts(split.train, tokenizer, cfg.data.instruction, room)
-    held_out = to_prompts(split.held_out, tokenizer, cfg.data.instruction, room)
+    asked: Split[Row] = split if split is not None else Split(train=(), held_out=(), repeated=0)
+    room, drop = cfg.engine.max_model_len - cfg.longest_completion, _drops(cfg)
+    prompts = to_prompts(asked.train, tokenizer, cfg.data.instruction, room, drop=drop)
+    held_out = to_prompts(asked.held_out, tokenizer, cfg.data.instruction, room, drop=drop)
     with closing(judge):
         check_reward(judge, cfg.reward, [*prompts, *held_out])
-    demonstrations: Sequence[Demonstration] = ()
-    if cfg.think_share is not None:
-        demonstrations = to_demonstrations(
-            split.train, tokenizer, cfg.data.instruction, cfg.think_share, cfg.data.seed, cfg.engine.max_model_len
-        )
+    demonstrations = Mixture()
+    if material is not None and isinstance(cfg, SftRun):
+        ends = end_tokens(checkpoint) if checkpoint is not None else ()
+        length = cfg.engine.max_model_len
+        demonstrations = encode(material, tokenizer, cfg.sft, ends=ends, max_tokens=length, drop=drop)
     return Task(
         prompts=prompts,
-        demonstrations=tuple(demonstrations),
+        demonstrations=demonstrations,
         held_out=held_out,
-        repeated=split.repeated,
+        repeated=asked.repeated,
         tokenizer=tokenizer,
         architecture=architecture,
         checkpoint=checkpoint,
@@ -133,6 +139,27 @@ def check_reward_model(asked: Asked, tokenizer: PreTrainedTokenizerBase, longest
             f"{key}: engine.max_model_len={longest} is more than its max_position_embeddings="
             f"{architecture.max_position_embeddings}; lower the first"
         )
+
+
+def _drops(cfg: TrainingRun) -> bool:
+    """Says whether rows that do not fit are left out; where nothing is shown, they are refused."""
+    return isinstance(cfg, SftRun) and cfg.data.too_long == "drop"
+
+
+def _new_model(
+    cfg: TrainingRun, split: Split[Row] | None, material: Material | None
+) -> tuple[PreTrainedTokenizerBase, Architecture]:
+    """Trains a tokenizer on all that the run reads, and fits the shape of the new model to it."""
+    assert cfg.model.architecture is not None, "ModelConfig refuses this"
+    if material is not None:
+        texts, has_holes = material.texts, any(part.cfg.fim_rate for part in material.parts)
+    else:
+        rows = split.train if split is not None else ()
+        texts, has_holes = [f"{cfg.data.instruction}\n{r.question} {r.solution} {r.answer}" for r in rows], False
+    tokenizer = train_tokenizer(texts, cfg.model.architecture.vocab_size, FIM_MARKS if has_holes else ())
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = replace(cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids)
+    return tokenizer, DeepseekArchitecture(config=config)
 
 
 def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:

@@ -21,13 +21,14 @@ from rlkit.model.lora import write_adapter
 from rlkit.parity import LENGTH, NUM_SEQUENCES, ParityError, gate_sequences
 from rlkit.parts import Learning, Parts, SyncError
 from rlkit.rollout.judging import NoVerdictError
+from rlkit.run.best import BEST, is_lowest, replacing_best, write_score
 from rlkit.run.folder import CHECKPOINTS, START, newest_checkpoint, save_checkpoint
 from rlkit.run.inputs import check_same, write_inputs
 from rlkit.run.lock import Lock
 from rlkit.run.prepare import Task, initial_checkpoint
 from rlkit.types import Step
 from rlkit.watch import Console, Metrics, read_evaluations, write_evaluation, write_report
-from rlkit.watch.metrics import named
+from rlkit.watch.metrics import HELD_OUT, named
 
 MODEL = "model"
 """Folder of the trained model, inside the output folder."""
@@ -145,19 +146,18 @@ class BaseProgress(Generic[P]):
     def record(self, done: Step, total: int, parts: P) -> None:
         """Prints a step's line, appends its numbers, evaluates and takes a checkpoint when they are due."""
         stage, step, sampled = done.stage, done.step, done.weight_version is not None
-        if sampled or step == 1 or step % max(1, total // QUIET_LINES) == 0:
+        if sampled or HELD_OUT in done.numbers or step == 1 or step % max(1, total // QUIET_LINES) == 0:
             self.console.step(stage, step, total, done.numbers)
         self.metrics.write(stage, step, done.numbers)
-        self.position = self.position.after(stage, step, done.weight_version)
-        if step != total:
-            self.measure(done, parts)
+        self.position = self.position.after(stage, step, done.weight_version, done.cursors)
+        self.measure(done, total, parts)
         every = self.cfg.checkpoint.every
         if step == total or (every and step % every == 0):
             checkpoints, keep = self.folder / CHECKPOINTS, self.cfg.checkpoint.keep
             self._newest = save_checkpoint(checkpoints, self.position, parts.trainer, keep)
 
-    def measure(self, done: Step, parts: P) -> None:
-        """Measures between two steps what a run wants to see then; nothing, unless it says so."""
+    def measure(self, done: Step, total: int, parts: P) -> None:
+        """Measures after a step what a run wants to see then; nothing, unless it says so."""
 
 
 class Run(BaseProgress[Parts]):
@@ -181,6 +181,8 @@ class Run(BaseProgress[Parts]):
     def restore(self, parts: Parts) -> None:
         """Brings trainer and engine to where the newest checkpoint was, and checks that they agree."""
         self.restore_trainer(parts)
+        if self.restored:
+            self.task.demonstrations.resume(self.position.cursors)
         self.sync(parts, self.position.weight_version)
 
     def sync(self, parts: Parts, version: int) -> None:
@@ -197,14 +199,29 @@ class Run(BaseProgress[Parts]):
             parts.trainer.begin_stage()
             self.sync(parts, self.position.weight_version)
 
-    def measure(self, done: Step, parts: Parts) -> None:
-        """Evaluates every `evaluation.every` steps of a stage that samples."""
+    def measure(self, done: Step, total: int, parts: Parts) -> None:
+        """Keeps the model of the lowest held-out loss, and evaluates between steps of a stage that samples."""
+        stage, step, loss = done.stage, done.step, done.numbers.get(HELD_OUT)
+        if loss is not None and is_lowest(self.folder, stage, step, loss):
+            self._keep_best(stage, step, loss, parts)
         every = self.cfg.evaluation.every
-        if done.weight_version is not None and every and done.step % every == 0:
-            self.evaluate(f"{named(done.stage)} step {done.step}", done.step, parts)
+        if done.weight_version is not None and every and step % every == 0 and step != total:
+            self.evaluate(f"{named(stage)} step {step}", step, parts)
+
+    def _keep_best(self, stage: str, step: int, loss: float, parts: Parts) -> None:
+        """Writes the model as the best so far, in the place of the one before."""
+        with replacing_best(self.folder) as folder:
+            self._write_model(folder, parts)
+            write_score(folder, stage, step, loss)
+        self.console.line(f"best so far: {self.folder / BEST}, held-out loss {loss:.4f} at {named(stage)} step {step}")
 
     def evaluate(self, name: str, step: int, parts: Parts) -> None:
-        """Measures held-out accuracy once: an evaluation that the folder already has is not repeated."""
+        """Measures held-out accuracy once: an evaluation that the folder already has is not repeated.
+
+        Where no question is held out, there is nothing to measure.
+        """
+        if not self.task.held_out:
+            return
         result = next((done for done in read_evaluations(self.folder) if done.name == name), None)
         known = result is not None
         if result is None:
@@ -224,9 +241,12 @@ class Run(BaseProgress[Parts]):
     def export(self, parts: Parts, folder: str = MODEL) -> None:
         """Writes the policy as a checkpoint that transformers, vLLM and `model.path` load; LoRA also as an adapter."""
         path = self.folder / folder
+        self._write_model(path, parts)
+        self.console.line(f"model: {path}")
+
+    def _write_model(self, path: Path, parts: Parts) -> None:
         self.task.architecture.write(path, parts.trainer.weights(), self.cfg.trainer.dtype)
         copy_tokenizer(self.initial(), path)
         if (lora := self.cfg.trainer.lora) is not None:
             adapter = parts.trainer.adapter()
             write_adapter(path / ADAPTER, adapter, rank=lora.rank, alpha=lora.alpha, base=self.initial())
-        self.console.line(f"model: {path}")

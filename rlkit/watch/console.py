@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 from tqdm import tqdm
 
-from rlkit.watch.metrics import LOAD, REASON, write_atomic
+from rlkit.watch.metrics import HELD_OUT, LOAD, REASON, write_atomic
 from rlkit.watch.stream import Lasting
 
 MAX_REASONS = 6
@@ -208,6 +208,7 @@ _TRAINED = (
 """Columns of a step that only lowered a loss."""
 _WORDS: dict[str, Callable[[float], str]] = {
     LOAD: lambda value: f"load {value:.2f}x",
+    HELD_OUT: lambda value: f"held out {value:.4f}",
     "mtp_loss": lambda value: f"mtp {value:.3f}",
     "drafts_accepted": lambda value: f"drafts {value:.0%}",
 }

@@ -15,7 +15,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from rlkit.watch.metrics import LOAD, PART, REASON, RESERVED
+from rlkit.watch.metrics import HELD_OUT, LOAD, PART, REASON, RESERVED
 from rlkit.watch.plots import RAW_LIMIT, Series, line_plot, stacked_plot
 
 Lines = Sequence[Mapping[str, Any]]
@@ -132,6 +132,9 @@ def _learned(stage: _Stage) -> list[str]:
     return [
         stage.curve("Completion length", {"length": "tokens"}, "tokens", "mean of the step's rollouts"),
         _loss(stage, policy),
+        stage.curve(
+            "Held-out loss", {HELD_OUT: "loss"}, "nats per token", "on demonstrations that are not shown", exact=True
+        ),
         stage.curve("KL divergence", {"kl": "KL"}, "nats per token", "policy against reference, on the sampled tokens"),
         stage.curve("Entropy", {"entropy": "entropy"}, "nats per token", tokens),
         stage.curve("Clipped tokens", {"clip_fraction": "clipped"}, "share of tokens", percent=True),

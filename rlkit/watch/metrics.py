@@ -29,6 +29,8 @@ PART = "part/"
 """Numbers that start with this are the parts of a reward, averaged over the rollouts: `part/format`."""
 LOAD = "max_violation"
 """Load of the busiest expert over the mean, in the worst layer; that of layer 3 is `max_violation/3`."""
+HELD_OUT = "held_out_loss"
+"""The loss on demonstrations that are not trained on, of the steps that measured it."""
 _FILE = "metrics.jsonl"
 _BOARD = "tensorboard"
 RESERVED = frozenset({"stage", "step", "name", "elapsed_s"})

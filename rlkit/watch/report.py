@@ -23,7 +23,7 @@ from rlkit.watch.evaluations import (
     write_evaluation,
 )
 from rlkit.watch.figures import Lines, figure, stage_figures
-from rlkit.watch.metrics import EVAL, named, read_metrics, write_atomic
+from rlkit.watch.metrics import EVAL, HELD_OUT, named, read_metrics, write_atomic
 from rlkit.watch.page import answer_box, clip, page, settings_fold, tile
 from rlkit.watch.plots import RAW_LIMIT, Interval, histogram, interval_plot
 from rlkit.watch.preferences import hacked, preference_section, read_judgements
@@ -67,6 +67,11 @@ def _headline(lines: Lines, evaluations: Sequence[Evaluation]) -> str:
     if lines:
         steps = " + ".join(f"{_last_step(lines, stage)} {named(stage)}" for stage in _stages(lines)) or "no"
         tiles.append(tile("wall time", _duration(lines[-1]["elapsed_s"]), f"{escape(steps)} steps"))
+    losses = [line for line in lines if math.isfinite(line.get(HELD_OUT, math.nan))]
+    if losses:
+        best = min(losses, key=lambda line: line[HELD_OUT])
+        place = f"nats per token, at {escape(named(best['stage']))} step {best['step']}<br>that model is in best/"
+        tiles.append(tile("lowest held-out loss", f"{best[HELD_OUT]:.4f}", place))
     gaps = [line for line in lines if math.isfinite(line.get("parity", math.nan))]
     if gaps:
         worst = max(gaps, key=lambda line: line["parity"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rlkit.algo import group_advantages, pack_demonstrations, pack_rollouts, shard
 from rlkit.algo.packing import _empty_like
-from rlkit.types import Batch, Pack, PolicyPack, Prompt, Rollout, Score, ScoredGroup
+from rlkit.types import Batch, Demonstration, Pack, PolicyPack, Prompt, Rollout, Score, ScoredGroup
 
 
 def group(prompt: list[int], completions: list[list[int]], values: list[float | None]) -> ScoredGroup:
@@ -89,7 +89,7 @@ def test_minibatches_deal_every_rollout_once_and_weigh_each_batch_to_one() -> No
 
 
 def test_demonstrations_train_completions_only() -> None:
-    batch = pack_demonstrations([([1, 2], [3, 4]), ([5], [6, 7, 8])], max_tokens=100)
+    batch = pack_demonstrations([Demonstration.of([1, 2], [3, 4]), Demonstration.of([5], [6, 7, 8])], max_tokens=100)
     [pack] = batch.packs
     assert pack.tokens_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert pack.weights_T.tolist() == pytest.approx([0, 0, 0.2, 0.2, 0, 0.2, 0.2, 0.2])

@@ -10,8 +10,10 @@ from rlkit.algo import pack_demonstrations
 from rlkit.config import SftRun
 from rlkit.config.compose import load_config
 from rlkit.run.prepare import prepare
+from rlkit.types import Demonstration
 
-ROWS = [((1, 2, 3), (4, 5)), ((6,), (7, 8, 9, 1, 2)), ((3,), (4,)), ((5, 6), (7,))]
+PAIRS = [((1, 2, 3), (4, 5)), ((6,), (7, 8, 9, 1, 2)), ((3,), (4,)), ((5, 6), (7,))]
+ROWS = [Demonstration.of(prompt, completion) for prompt, completion in PAIRS]
 
 
 def test_padded_batch_by_hand() -> None:

@@ -22,10 +22,10 @@ from tests.config.recipes import RECIPES
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_files_set_all_keys_that_the_classes_have_and_no_other(recipe: str) -> None:
     known = {key for key, _ in known_keys(RECIPES[recipe])}
-    opened = ("data.tasks", "reward.kwargs", "stages")
+    opened = ("data.tasks", "reward.kwargs", "stages", "data.mixture")
     written = {next((o for o in opened if key.startswith(o)), key) for key, _ in flat_keys(compose_dict(recipe))}
     # what the files leave out is the architecture's own defaults and groups that are null, never a knob of the run
-    left_out = ("model.architecture", "trainer.lora", "stages")
+    left_out = ("model.architecture", "trainer.lora", "stages", "data.mixture")
     assert {key for key in known ^ written if not key.startswith(left_out)} == set()
 
 

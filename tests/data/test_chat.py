@@ -72,7 +72,7 @@ def test_templates_that_lose_the_question_or_raise_are_named(template: str, word
     assert "model.path: the chat template of the tokenizer 'some/folder'" in str(refused.value)
     assert "correct chat_template.jinja" in str(refused.value)
     with pytest.raises(ValueError):
-        to_demonstrations(rows, made, "", 1.0, 0, 99)
+        to_demonstrations(rows, made, "", 1.0, 0)
 
 
 def test_the_row_that_a_template_stumbles_over_is_named() -> None:

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards import Sample, load
 from rewards.number import extract_answer
-from rlkit.data.prompts import order, rows_for_step, to_demonstrations, to_prompts
+from rlkit.data.prompts import fitting, order, rows_for_step, to_demonstrations, to_prompts
 from rlkit.data.rows import Row
 from rlkit.data.tokenizer import train_tokenizer
+from rlkit.types import Demonstration
 
 ROWS = [
     Row(id=f"sums/{i}", question=f"{i} + 5", answer=str(i + 5), solution=f"{i}+5={i + 5}", meta={"answer": str(i + 5)})
@@ -47,6 +48,13 @@ def foreign_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     )
 
 
+def completion_of(demonstration: Demonstration) -> tuple[int, ...]:
+    """The trained tokens, which end the demonstration."""
+    [(first, end)] = demonstration.trained
+    assert end == len(demonstration.tokens)
+    return demonstration.tokens[first:]
+
+
 def test_a_prompt_is_the_template_and_carries_its_row() -> None:
     prompt = to_prompts(ROWS, TOKENIZER, "", 99)[7]
     assert (prompt.id, prompt.meta) == ("sums/7", {"answer": "12"})
@@ -63,7 +71,7 @@ def test_the_instruction_stands_before_the_question() -> None:
 
 
 def test_no_rows_no_prompts() -> None:
-    assert to_prompts([], TOKENIZER, "", 9) == () == to_demonstrations([], TOKENIZER, "", 1.0, 0, 9)
+    assert to_prompts([], TOKENIZER, "", 9) == () == to_demonstrations([], TOKENIZER, "", 1.0, 0)
 
 
 def test_a_prompt_that_does_not_fit_is_named_at_the_exact_limit() -> None:
@@ -75,20 +83,22 @@ def test_a_prompt_that_does_not_fit_is_named_at_the_exact_limit() -> None:
 
 
 def test_demonstrations_have_the_prompts_tokens_and_end_with_the_end_token() -> None:
-    demonstrations = to_demonstrations(ROWS, TOKENIZER, "Add up.", 1.0, 0, 99)
-    assert tuple(d.prompt for d in demonstrations) == to_prompts(ROWS, TOKENIZER, "Add up.", 99)
-    for row, demonstration in zip(ROWS, demonstrations, strict=True):
-        text = TOKENIZER.decode(demonstration.completion)
+    demonstrations = to_demonstrations(ROWS, TOKENIZER, "Add up.", 1.0, 0)
+    prompts = to_prompts(ROWS, TOKENIZER, "Add up.", 99)
+    for row, prompt, demonstration in zip(ROWS, prompts, demonstrations, strict=True):
+        completion = completion_of(demonstration)
+        assert (demonstration.id, demonstration.tokens) == (row.id, prompt.tokens + completion)
+        text = TOKENIZER.decode(completion)
         assert text == f"<think>{row.solution}</think><answer>{row.answer}</answer><eos>"
-        assert extract_answer(TOKENIZER.decode(demonstration.completion, skip_special_tokens=True)) == row.answer
-        assert demonstration.completion.count(TOKENIZER.eos_token_id) == 1
+        assert extract_answer(TOKENIZER.decode(completion, skip_special_tokens=True)) == row.answer
+        assert completion.count(TOKENIZER.eos_token_id) == 1
 
 
 def test_think_share_is_a_share_chosen_by_seed_and_id_alone() -> None:
     def thoughtful(share: float, seed: int, rows: list[Row] = ROWS) -> set[str]:
-        demonstrations = to_demonstrations(rows, TOKENIZER, "", share, seed, 99)
+        demonstrations = to_demonstrations(rows, TOKENIZER, "", share, seed)
         empty = tuple(TOKENIZER.encode("<think></think>", add_special_tokens=False))
-        return {d.prompt.id for d in demonstrations if d.completion[:2] != empty}
+        return {d.id for d in demonstrations if completion_of(d)[:2] != empty}
 
     assert thoughtful(0.0, 0) == set() and len(thoughtful(1.0, 0)) == 400
     half = thoughtful(0.5, 0)
@@ -99,25 +109,35 @@ def test_think_share_is_a_share_chosen_by_seed_and_id_alone() -> None:
 
 
 def test_a_demonstration_that_does_not_fit_is_named() -> None:
-    [demonstration] = to_demonstrations(ROWS[:1], TOKENIZER, "", 1.0, 0, 99)
-    prompt, completion = len(demonstration.prompt.tokens), len(demonstration.completion)
-    assert to_demonstrations(ROWS[:1], TOKENIZER, "", 1.0, 0, prompt + completion)
-    with pytest.raises(ValueError, match=rf"row 'sums/0' has {prompt} \+ {completion} tokens, more than"):
-        to_demonstrations(ROWS[:1], TOKENIZER, "", 1.0, 0, prompt + completion - 1)
+    [demonstration] = to_demonstrations(ROWS[:1], TOKENIZER, "", 1.0, 0)
+    [(prompt, end)] = demonstration.trained
+    assert fitting([demonstration], end, drop=False) == (demonstration,)
+    message = rf"row 'sums/0' has {prompt} \+ {end - prompt} tokens, more than .* set data\.too_long=drop"
+    with pytest.raises(ValueError, match=message):
+        fitting([demonstration], end - 1, drop=False)
+    assert fitting([demonstration], end - 1, drop=True) == ()
 
 
 def test_any_tokenizer_with_a_template_will_do() -> None:
     tokenizer = foreign_tokenizer("Q : {{ messages[0].content }} A :")
-    [demonstration] = to_demonstrations(ROWS[3:4], tokenizer, "", 1.0, 0, 99)
-    assert tokenizer.convert_ids_to_tokens(list(demonstration.prompt.tokens)) == ["Q", ":", "3", "+", "5", "A", ":"]
-    assert demonstration.completion[-1] == tokenizer.eos_token_id
-    assert tokenizer.unk_token_id not in demonstration.completion
+    [demonstration] = to_demonstrations(ROWS[3:4], tokenizer, "", 1.0, 0)
+    assert tokenizer.convert_ids_to_tokens(list(demonstration.tokens[: demonstration.trained[0][0]])) == [
+        "Q",
+        ":",
+        "3",
+        "+",
+        "5",
+        "A",
+        ":",
+    ]
+    assert demonstration.tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.unk_token_id not in completion_of(demonstration)
 
 
 def test_a_template_that_opens_the_think_is_not_opened_twice() -> None:
     tokenizer = foreign_tokenizer("Q : {{ messages[0].content }} A : <think>\n")
-    [demonstration] = to_demonstrations(ROWS[3:4], tokenizer, "", 1.0, 0, 99)
-    tokens = tokenizer.convert_ids_to_tokens(list(demonstration.completion))
+    [demonstration] = to_demonstrations(ROWS[3:4], tokenizer, "", 1.0, 0)
+    tokens = tokenizer.convert_ids_to_tokens(list(completion_of(demonstration)))
     assert tokens == ["3", "+", "5", "=", "8", "</", "think", "><", "answer", ">", "8", "</", "answer", ">", "[END]"]
 
 
@@ -143,20 +163,20 @@ def test_a_template_that_opens_the_think_is_not_opened_twice() -> None:
 def test_marks_of_a_solution_are_not_doubled(solution: str, think: str) -> None:
     """Solutions of reasoning models bring <think> along, and <think><think> was taught."""
     row = replace(ROWS[3], solution=solution)
-    [demonstration] = to_demonstrations([row], TOKENIZER, "", 1.0, 0, 99)
-    text = TOKENIZER.decode(demonstration.completion)
+    [demonstration] = to_demonstrations([row], TOKENIZER, "", 1.0, 0)
+    text = TOKENIZER.decode(completion_of(demonstration))
     assert text == f"<think>{think}</think><answer>8</answer><eos>"
     with closing(load("format")) as judge:
         completion = text.removesuffix("<eos>")
-        assert judge([Sample(demonstration.prompt.text, completion, meta=dict(row.meta))])[0].value == 1
+        assert judge([Sample("", completion, meta=dict(row.meta))])[0].value == 1
 
 
 @pytest.mark.parametrize(
     "answer", ["<answer>8</answer>", " <answer> 8 </answer>\n", "8<eos>", "<answer>8</answer><eos>"]
 )
 def test_marks_of_an_answer_are_not_doubled(answer: str) -> None:
-    [demonstration] = to_demonstrations([replace(ROWS[3], answer=answer)], TOKENIZER, "", 0.0, 0, 99)
-    assert TOKENIZER.decode(demonstration.completion) == "<think></think><answer>8</answer><eos>"
+    [demonstration] = to_demonstrations([replace(ROWS[3], answer=answer)], TOKENIZER, "", 0.0, 0)
+    assert TOKENIZER.decode(completion_of(demonstration)) == "<think></think><answer>8</answer><eos>"
 
 
 @pytest.mark.parametrize("answer", ["", " ", "\n\t", "<answer></answer>", "<answer> </answer>", "<eos>"])
@@ -165,7 +185,7 @@ def test_a_demonstration_of_nothing_is_refused(answer: str) -> None:
     rows = [ROWS[0], replace(ROWS[3], answer=answer)]
     message = r"row 'sums/3' would teach an empty answer; set data\.answer_column to the column that holds the answers"
     with pytest.raises(ValueError, match=message):
-        to_demonstrations(rows, TOKENIZER, "", 1.0, 0, 99)
+        to_demonstrations(rows, TOKENIZER, "", 1.0, 0)
     assert len(to_prompts(rows, TOKENIZER, "", 99)) == 2, "GRPO needs none"
 
 
@@ -175,10 +195,10 @@ def test_a_demonstration_of_nothing_is_refused(answer: str) -> None:
 def test_an_end_token_in_the_middle_is_named(change: dict[str, str]) -> None:
     row = replace(ROWS[3], **change)
     if change == {"solution": "<eos>"}:
-        assert to_demonstrations([row], TOKENIZER, "", 1.0, 0, 99)[0].completion.count(TOKENIZER.eos_token_id) == 1
+        assert to_demonstrations([row], TOKENIZER, "", 1.0, 0)[0].tokens.count(TOKENIZER.eos_token_id) == 1
         return
     with pytest.raises(ValueError, match=r"row 'sums/3' holds the end token '<eos>' in its middle"):
-        to_demonstrations([row], TOKENIZER, "", 1.0, 0, 99)
+        to_demonstrations([row], TOKENIZER, "", 1.0, 0)
 
 
 def test_tokenizers_without_template_or_end_token_are_refused() -> None:
@@ -187,7 +207,7 @@ def test_tokenizers_without_template_or_end_token_are_refused() -> None:
     tokenizer = foreign_tokenizer("{{ messages[0].content }}")
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="has no end token"):
-        to_demonstrations(ROWS, tokenizer, "", 1.0, 0, 99)
+        to_demonstrations(ROWS, tokenizer, "", 1.0, 0)
 
 
 def test_order_is_a_permutation_that_changes_with_seed_and_epoch() -> None:

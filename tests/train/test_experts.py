@@ -20,7 +20,7 @@ from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Batch, Numbers
+from rlkit.types import Batch, Demonstration, Numbers
 from tests.train.test_trainer import ARCHITECTURE, CFG, demonstrations, difference, make_model, rollouts
 
 SPEED, COEF = 0.01, 0.3
@@ -194,7 +194,9 @@ def test_balance_loss_and_its_gradient_are_those_of_the_formula(max_tokens: int)
     packed = [
         (pack.tokens_T.split(list(pack.lengths)), pack.weights_T.split(list(pack.lengths))) for pack in batch.packs
     ]
-    pairs = [(t[w == 0].tolist(), t[w != 0].tolist()) for rows in packed for t, w in zip(*rows, strict=True)]
+    pairs = [
+        Demonstration.of(t[w == 0].tolist(), t[w != 0].tolist()) for rows in packed for t, w in zip(*rows, strict=True)
+    ]
     ours = make_trainer(bias_update_speed=0.0, balance_coef=COEF)
     found = gradient(ours, pack_demonstrations(pairs, max_tokens=max_tokens))
     stats = make_trainer(bias_update_speed=0.0, balance_coef=COEF).update(batch, SftLoss(), 1e-3)
@@ -232,7 +234,7 @@ def skewed(step: int) -> Batch:
     common = torch.rand(16, 16, generator=random) < 0.5
     few, any_of = (torch.randint(2, high, (16, 16), generator=random) for high in (6, 64))
     return pack_demonstrations(
-        [(row[:8], row[8:]) for row in torch.where(common, few, any_of).tolist()], max_tokens=1024
+        [Demonstration.of(row[:8], row[8:]) for row in torch.where(common, few, any_of).tolist()], max_tokens=1024
     )
 
 

@@ -13,7 +13,7 @@ from rlkit.algo import GrpoLoss, SftLoss, pack_demonstrations
 from rlkit.build import build_trainer
 from rlkit.quant.fp8 import FLOAT8
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Batch
+from rlkit.types import Batch, Demonstration
 from tests.model.float8 import TILED
 from tests.model.tiny import seeded
 from tests.train.test_trainer import CFG, rollouts
@@ -49,7 +49,9 @@ def sentences(seed: int, num: int = SAMPLES) -> Batch:
     for place in range(1, LENGTH):
         rule = (5 * rows[:, place - 1] + 3) % 62 + 2
         rows[:, place] = torch.where(obeyed[:, place], rule, rows[:, place])
-    return pack_demonstrations([(row[:1], row[1:]) for row in rows.tolist()], max_tokens=SAMPLES * LENGTH)
+    return pack_demonstrations(
+        [Demonstration.of(row[:1], row[1:]) for row in rows.tolist()], max_tokens=SAMPLES * LENGTH
+    )
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.steppers.deepspeed import DeepSpeedStepper, join_ranks
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Batch, Pack, PolicyPack, Prompt, Rollout, Score, ScoredGroup
+from rlkit.types import Batch, Demonstration, Pack, PolicyPack, Prompt, Rollout, Score, ScoredGroup
 
 ARCHITECTURE = DeepseekV3Config(
     vocab_size=64,
@@ -115,7 +115,9 @@ def rollouts(seed: int = 0, max_tokens: int = 64, num_batches: int = 1, old: Mod
 def demonstrations(seed: int = 0) -> Batch:
     random = torch.Generator().manual_seed(seed)
     rows = torch.randint(2, 64, (12, 11), generator=random).tolist()
-    return pack_demonstrations([(row[:4], row[4 : 6 + i % 5]) for i, row in enumerate(rows)], max_tokens=48)
+    return pack_demonstrations(
+        [Demonstration.of(row[:4], row[4 : 6 + i % 5]) for i, row in enumerate(rows)], max_tokens=48
+    )
 
 
 def referred(batch: Batch) -> Batch:

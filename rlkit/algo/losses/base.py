@@ -14,6 +14,7 @@ TAKEN = frozenset((
     *("stage", "step", "name", "elapsed_s", "weight_version", "tokens", "tok_s", "parity", "parity_mean", "problems"),
     *("parity_p99", "parity_trained", "parity_bf16", "parity_flips"),
     *("loss", "entropy", "mtp_loss", "grad_norm", "logprob_gap", "lr", "skipped"),
+    *("held_out_loss", "left_out"),
     *("balance_loss", "max_violation", "mean_violation", "load_entropy"),
     *("reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "drafts_accepted"),
     *("part", "log", "reason", "reward_p50_s", "reward_p99_s"),

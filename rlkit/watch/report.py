@@ -28,6 +28,7 @@ from rlkit.watch.plots import RAW_LIMIT, Interval, histogram, interval_plot
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
 
+REPORT = "report.html"
 _SHOWN, _FOLDED = 8, 16
 """Questions shown at once, and behind a fold: 24 x 3 completions keep the page well below 1 MB."""
 _TEXT_LIMIT = 1500
@@ -48,14 +49,19 @@ def write_report(folder: Path, title: str) -> Path:
         _samples(evaluations),
         _config(config.read_text(encoding="utf-8") if config.exists() else ""),
     ]
+    return page(folder, title, parts)
+
+
+def page(folder: Path, title: str, parts: Sequence[str]) -> Path:
+    """Writes pieces of HTML as `folder/report.html`, one file with its style, and returns its path."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
+    text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body>\n{''.join(parts)}\n</body></html>\n"
     )
-    path = folder / "report.html"
-    write_atomic(path, page)
+    path = folder / REPORT
+    write_atomic(path, text)
     return path
 
 

@@ -106,8 +106,8 @@ class Checked:
         for word in self.cfg.given:
             if word not in self._shared:
                 raise UserError(
-                    f"{word}: no stage of {self.cfg.name} has this key; for one stage alone write STAGE.KEY=VALUE, with "
-                    f"one of {', '.join(self.cfg.stages)}"
+                    f"{word}: no stage of {self.cfg.name} has this key; for one stage alone write STAGE.KEY=VALUE, "
+                    f"with one of {', '.join(self.cfg.stages)}"
                 )
 
 

@@ -1,4 +1,4 @@
-"""What a stage of a pipeline is: an ordinary recipe, in a folder of its own, that starts from what earlier stages made."""
+"""What a stage of a pipeline is: an ordinary recipe in a folder of its own, which starts from what came before."""
 
 from __future__ import annotations
 

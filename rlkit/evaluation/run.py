@@ -15,7 +15,7 @@ import rewards
 from rlkit.assemble import engine, reward
 from rlkit.config import EvalRun
 from rlkit.config.compose import to_yaml
-from rlkit.errors import UserError
+from rlkit.errors import PartDiedError, UserError
 from rlkit.evaluation.answering import as_group, await_verdicts, draw, keys_of, not_drawn, not_judged
 from rlkit.evaluation.exams import Exam, write_exams
 from rlkit.evaluation.measure import Measured, measure, write_results
@@ -23,7 +23,6 @@ from rlkit.evaluation.records import Key, Record, begin_life, check_settings, re
 from rlkit.evaluation.report import summary, warnings, write_report
 from rlkit.evaluation.suites import Suite, read_suites
 from rlkit.interrupt import INTERRUPTED, leaving_at_once
-from rlkit.parts import PartDiedError
 from rlkit.rollout.judging import FIXES, MAX_MASKED
 from rlkit.run.inputs import CONFIG_FILE
 from rlkit.run.lock import Lock

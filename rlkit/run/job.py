@@ -26,8 +26,8 @@ from rlkit.distill.questions import AskedAs, asked_of_a_server, asked_of_an_engi
 from rlkit.distill.server import check_server
 from rlkit.distill.teacher import TeacherError
 from rlkit.distill.writing import write_dataset
+from rlkit.errors import PartDiedError
 from rlkit.interrupt import INTERRUPTED, raise_again
-from rlkit.parts import PartDiedError
 from rlkit.rollout.judging import FIXES, OTHERWISE
 from rlkit.run.fit import check_engine_fit, check_shape
 from rlkit.run.inputs import check_same, fingerprints, settings_of, write_inputs

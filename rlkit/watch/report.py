@@ -30,6 +30,7 @@ from rlkit.watch.preferences import hacked, preference_section, read_judgements
 
 __all__ = ["Evaluation", "SampleText", "read_evaluations", "write_evaluation", "write_report"]
 
+REPORT = "report.html"
 _SHOWN, _FOLDED = 8, 16
 """Questions shown at once, and behind a fold: 24 x 3 completions keep the page well below 1 MB."""
 _ROWS_LIMIT = 12
@@ -49,7 +50,7 @@ def write_report(folder: Path, title: str) -> Path:
         _samples(evaluations),
         settings_fold(config.read_text(encoding="utf-8") if config.exists() else ""),
     ]
-    path = folder / "report.html"
+    path = folder / REPORT
     write_atomic(path, page(title, parts))
     return path
 

@@ -1,0 +1,160 @@
+"""A pipeline from its first stage to its report: every stage is checked before the first one starts.
+
+A stage is an ordinary run in a folder of its own, so it goes on from its newest checkpoint when it was killed, and a
+person can repeat it alone with the command line that its `stage.json` keeps.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from time import monotonic
+
+from rlkit.config.compose import clear_errors
+from rlkit.errors import UserError
+from rlkit.multistage.ledger import StageRow, measure, read_row, write_row
+from rlkit.multistage.page import write_page
+from rlkit.multistage.settings import PipelineConfig, read_settings
+from rlkit.multistage.stage import Links, Made, Pipeline, Recipe, recipe_name
+from rlkit.multistage.table import table
+from rlkit.run.lock import Lock
+
+BASE = "base"
+"""The stage that trains what everything starts from, where no folder is given."""
+Story = Callable[[Pipeline], None]
+
+
+def run_pipeline(name: str, story: Story, argv: Sequence[str] | None) -> None:
+    """Runs a pipeline with the command line's words: checks all of its stages, then runs those that are not done.
+
+    `--cfg job` prints the command line of every stage and starts nothing; `dry_run=true` also reads the first stage's
+    data.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    look = "--cfg" in words or "--cfg=job" in words
+    with clear_errors():
+        if {"-h", "--help"} & set(words):
+            print(_help(name))
+            return
+        cfg = read_settings(name, [word for word in words if word not in ("--cfg", "job", "--cfg=job")])
+        checked = Checked(cfg)
+        story(checked)
+        checked.refuse_unused()
+        if look or cfg.dry_run:
+            print("\n\n".join(checked.commands) + "\n\nnothing was started; the settings of all stages are in order")
+            return
+        lock = Lock(cfg.output_dir)
+    running = Running(cfg, total=len(checked.commands))
+    try:
+        story(running)
+    finally:
+        lock.release()
+        running.show()
+
+
+class Checked:
+    """Goes through the stages without starting any: every recipe reads its settings, as for `--cfg job`."""
+
+    def __init__(self, cfg: PipelineConfig) -> None:
+        self.cfg = cfg
+        self.commands: list[str] = []
+        """The command line of each stage, in order."""
+        self._used: set[str] = set()
+        self._shared: set[str] = set()
+
+    def base(self, recipe: Recipe) -> Made:
+        """`Pipeline.base`."""
+        if not self.cfg.base:
+            return self.run(BASE, recipe, {})
+        self._used.add(BASE)
+        if not Path(self.cfg.base).is_dir():
+            raise UserError(f"base={self.cfg.base} is no folder; give the folder of a checkpoint")
+        return Made(folder=self.cfg.output_dir, origin=Path(self.cfg.base))
+
+    def run(self, name: str, recipe: Recipe, links: Links) -> Made:
+        """`Pipeline.run`: what earlier stages have yet to make is left out of the settings that are checked."""
+        if name not in self.cfg.stages:
+            raise UserError(f"size={self.cfg.size} of {self.cfg.name} has no settings for the stage {name}")
+        number, called = len(self.commands) + 1, recipe_name(recipe)
+        words = self.cfg.words(name, called, number, links)
+        self._used.add(name)
+        self._shared |= set(words)
+        there = {key: found for key, path in links.items() if (found := self._stand_in(key, path)) is not None}
+        try:
+            with redirect_stdout(StringIO()):
+                recipe.main([*self.cfg.words(name, called, number, there), "--cfg", "job"])
+        except SystemExit:
+            print(f"in stage {name} of {self.cfg.name}, which runs recipe {called}", file=sys.stderr)
+            raise
+        self.commands.append(f"rlkit run {called} {shlex.join(words)}")
+        made = Made(folder=self.cfg.folder(name, number))
+        read_row(made, words)
+        return made
+
+    def _stand_in(self, key: str, path: Path) -> Path | None:
+        """Returns what a link names, or for a model that is still to be trained the base, which has its shape."""
+        if path.exists():
+            return path
+        return Path(self.cfg.base) if self.cfg.base and key == "model.path" else None
+
+    def refuse_unused(self) -> None:
+        """Raises UserError for words that no stage has."""
+        for word in self.cfg.given:
+            if word not in self._shared:
+                raise UserError(
+                    f"{word}: no stage of {self.cfg.name} has this key; for one stage alone write STAGE.KEY=VALUE, "
+                    f"with one of {', '.join(self.cfg.stages)}"
+                )
+
+
+class Running:
+    """Runs the stages, each as `rlkit run` would."""
+
+    def __init__(self, cfg: PipelineConfig, total: int) -> None:
+        self.cfg, self.total = cfg, total
+        self.rows: list[StageRow] = []
+        self._made: list[Made] = []
+
+    def base(self, recipe: Recipe) -> Made:
+        """`Pipeline.base`."""
+        if self.cfg.base:
+            return Made(folder=self.cfg.output_dir, origin=Path(self.cfg.base))
+        return self.run(BASE, recipe, {})
+
+    def run(self, name: str, recipe: Recipe, links: Links) -> Made:
+        """`Pipeline.run`."""
+        number, called = len(self._made) + 1, recipe_name(recipe)
+        words = self.cfg.words(name, called, number, links)
+        made = Made(folder=self.cfg.folder(name, number))
+        row = read_row(made, words)
+        print(f"\nstage {number}/{self.total} {name}: {called} in {made.folder}{', done before' if row else ''}")
+        if row is None:
+            begin = monotonic()
+            recipe.main(words)
+            row = measure(name, called, words, made, monotonic() - begin)
+            write_row(made, row)
+        self._made.append(made)
+        self.rows.append(row)
+        return made
+
+    def show(self) -> None:
+        """Prints the table of the stages that are done, and writes the report of them."""
+        if self.rows:
+            print(f"\n{table(self.rows)}")
+            print(f"report: {write_page(self.cfg.output_dir, self.cfg.name, self.rows, self._made)}")
+
+
+def _help(name: str) -> str:
+    tiny = read_settings(name, [])
+    return (
+        f"usage: rlkit run {name} [size=tiny|paper] [base=FOLDER] [output_dir=FOLDER] [key=value ...] [--cfg job]\n\n"
+        f"  stages       {', '.join(tiny.stages)}\n"
+        "  STAGE.key=value  a key of one stage's recipe, as cold_start.sft.steps=10\n"
+        "  key=value    a key for every stage whose recipe has it, as seed=1 or cluster=local\n"
+        "  base         the folder of the model that everything starts from; empty trains one first\n"
+        "  --cfg job    print the command line of every stage; start nothing"
+    )

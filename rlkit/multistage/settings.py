@@ -1,0 +1,121 @@
+"""The settings of a pipeline: for each size, what all stages share and what each has of its own.
+
+A file in `configs/pipelines/` has one table for each size; in it, one for each stage and one called `all`, of keys as
+they stand on the command line of the stage's recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkit.checks import suggestion
+from rlkit.config.compose import FILES, compose_dict
+from rlkit.errors import UserError
+from rlkit.multistage.stage import Links
+from rlkit.overrides import ConfigError, read_override
+
+ALL = "all"
+"""The table of the settings that every stage gets whose recipe has them."""
+OWN = ("size", "base", "output_dir", "dry_run")
+"""Keys of a pipeline itself."""
+FOLDER = "output_dir"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineConfig:
+    """Everything that a pipeline was told.
+
+    Example: `PipelineConfig(name="r1", size="tiny", base="", output_dir=Path("outputs/r1"), dry_run=False,
+    stages={"cold_start": ("sft.steps=60",)}, shared=("cluster=ray",), given=("seed=1",))`
+    """
+
+    name: str
+    size: str
+    base: str
+    """The folder of the model that everything starts from; "" trains one first."""
+    output_dir: Path
+    dry_run: bool
+    stages: Mapping[str, tuple[str, ...]]
+    """The words of each stage's own, those of the command line last."""
+    shared: tuple[str, ...]
+    """The words of the file for every stage that has them."""
+    given: tuple[str, ...]
+    """The words of the command line for every stage that has them."""
+
+    def words(self, stage: str, recipe: str, number: int, links: Links) -> list[str]:
+        """Returns the command line of one stage; its own words come after those that it shares with others."""
+        shared = [word for word in (*self.shared, *self.given) if has_key(recipe, word)]
+        linked = [f"{key}={path}" for key, path in links.items()]
+        return [*shared, *self.stages[stage], *linked, f"{FOLDER}={self.folder(stage, number)}"]
+
+    def folder(self, stage: str, number: int) -> Path:
+        """Returns where a stage runs: its place and its name, below the pipeline's own folder."""
+        return self.output_dir / f"{number}-{stage}"
+
+
+@cache
+def has_key(recipe: str, word: str) -> bool:
+    """Says whether a recipe has the group or key that a word sets; raises ConfigError where only its value is wrong."""
+    try:
+        compose_dict(recipe, [word])
+    except ConfigError as error:
+        if "is not a key of recipe" in str(error) or "has no such group" in str(error):
+            return False
+        raise
+    return True
+
+
+def read_settings(name: str, argv: Sequence[str]) -> PipelineConfig:
+    """Reads the pipeline's file, chooses a size, and deals the command line's words to the stages.
+
+    `STAGE.KEY=VALUE` is for one stage; any other word for all that have the key.
+
+    Raises:
+        UserError: for an unknown size, and for a stage's key that belongs to the pipeline.
+    """
+    own = {"size": "tiny", "base": "", FOLDER: f"outputs/{name}", "dry_run": "false"}
+    words = [(override.key, word) for word in argv for override in [read_override(word)]]
+    own |= {key: word.partition("=")[2] for key, word in words if key in OWN}
+    sizes = yaml.safe_load((FILES / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8"))
+    if own["size"] not in sizes:
+        near = suggestion(own["size"], list(sizes))
+        raise UserError(f"size={own['size']} is unknown; {name} has {', '.join(sizes)}{near}")
+    if own["dry_run"] not in ("true", "false"):
+        raise UserError(f"dry_run={own['dry_run']} is neither true nor false; give one of them")
+    table = sizes[own["size"]]
+    stages = {stage: [as_word(key, value) for key, value in keys.items()] for stage, keys in table.items()}
+    shared, given = stages.pop(ALL, []), []
+    for key, word in words:
+        stage, _, rest = key.partition(".")
+        if key in OWN:
+            continue
+        if stage in stages:
+            if rest in (FOLDER, "dry_run", ""):
+                raise UserError(f"{word}: a stage's folder is {own[FOLDER]}/NUMBER-{stage}; set {FOLDER} instead")
+            stages[stage].append(word.partition(".")[2])
+        else:
+            given.append(word)
+    return PipelineConfig(
+        name=name,
+        size=own["size"],
+        base=own["base"],
+        output_dir=Path(own[FOLDER]).expanduser(),
+        dry_run=own["dry_run"] == "true",
+        stages={stage: tuple(found) for stage, found in stages.items()},
+        shared=tuple(shared),
+        given=tuple(given),
+    )
+
+
+def as_word(key: str, value: Any) -> str:
+    """Writes a setting of the file as a word of the command line."""
+    if isinstance(value, str):
+        return f"{key}={value}"
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=2**20).strip()
+    return f"{key}={text.removesuffix('...').strip()}"

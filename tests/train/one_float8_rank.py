@@ -13,12 +13,19 @@ import torch
 from torch import Tensor, distributed
 
 from rlkit.algo import SftLoss, shard
+from rlkit.algo.muon import MOMENTUM
 from rlkit.build import build_trainer
 from rlkit.model import dispatch
+from rlkit.train.rounding import Rounding
+from rlkit.train.steppers.base import WEIGHT, spread_parameters
 from rlkit.train.steppers.deepspeed import join_ranks
-from tests.train.one_rank import from_all, moments
+from rlkit.train.trainer import ModelTrainer
+from tests.train.one_rank import from_all
 from tests.train.test_float8_ranks import LAYOUTS, Layout, batch, rows_of
 
+LR = 1e-3
+SEQUENCES = [tuple(range(4, 24)), tuple(range(40, 10, -2))]
+OTHERWISE = Rounding(unit=0.0, seed=0, other_activations=True)
 Sent = list[tuple[torch.dtype, int]]
 """Dtype and bytes of every tensor that went through an all-to-all."""
 
@@ -56,20 +63,44 @@ def passed(rank: int, counted: Counted, *, in_float8: bool) -> dict[str, Any]:
     }
 
 
+def gradient(trainer: ModelTrainer, world_size: int) -> dict[str, Tensor]:
+    """What one step has left in the moments, of all stages and all experts."""
+    spread = {id(parameter) for parameter in spread_parameters(trainer.model)}
+    own: dict[str, tuple[bool, Tensor]] = {}
+    for name, parameter in trainer.model.named_parameters():
+        state = trainer.stepper.state(parameter)
+        whole = state["exp_avg"] / 0.1 if "exp_avg" in state else state["momentum_buffer"] / (1 - MOMENTUM)
+        own[name] = id(parameter) in spread, whole
+    pieces: dict[str, list[Tensor]] = {}
+    for part in from_all(own, world_size):
+        for name, (cut, tensor) in part.items():
+            if cut or name not in pieces:
+                pieces.setdefault(name, []).append(tensor)
+    return {name: torch.cat(found) if len(found) > 1 else found[0] for name, found in pieces.items()}
+
+
+def weights(trainer: ModelTrainer) -> dict[str, Tensor]:
+    return {name: trainer.stepper.state(p)[WEIGHT].clone() for name, p in trainer.model.named_parameters()}
+
+
 def step(folder: Path, layout: Layout, rank: int, world_size: int, counted: Counted) -> dict[str, Any]:
     made = build_trainer(
         layout.cfg(world_size),
-        folder / "model",
+        folder / str(layout.layers),
         "deepseek",
         keep_reference=False,
         seed=0,
         store=distributed.HashStore(),
         rank=rank,
     )
+    seen = {"logprobs": made.logprobs(SEQUENCES), "otherwise": made.logprobs(SEQUENCES, OTHERWISE)}
+    before = weights(made)
     counted.sent.clear()
-    numbers = made.update(shard(batch(), world_size)[rank], SftLoss(), 1e-3)
+    shares = world_size // layout.pipeline
+    numbers = made.update(shard(batch(), shares)[rank % shares], SftLoss(), LR)
     sent = sum(from_all(sum(size for _, size in counted.sent), world_size))
-    return {"numbers": dict(numbers), "bytes": sent, "moments": moments(made)}
+    moved = {name: float((after - before[name]).square().mean().sqrt()) / LR for name, after in weights(made).items()}
+    return seen | {"numbers": dict(numbers), "bytes": sent, "gradient": gradient(made, world_size), "moved": moved}
 
 
 def main(folder: Path, rank: int, world_size: int, out: str) -> None:
@@ -77,7 +108,7 @@ def main(folder: Path, rank: int, world_size: int, out: str) -> None:
     join_ranks(distributed.FileStore(str(folder / f"store-{world_size}"), world_size), rank, world_size)
     counted = Counted()
     distributed.all_to_all_single = counted  # type: ignore[assignment]
-    layouts = [layout for layout in LAYOUTS if world_size % layout.expert_parallel == 0]
+    layouts = [layout for layout in LAYOUTS if layout.runs_on(world_size)]
     seen: dict[Any, Any] = {layout: step(folder, layout, rank, world_size, counted) for layout in layouts}
     if world_size == 2:
         seen |= {in_float8: passed(rank, counted, in_float8=in_float8) for in_float8 in (False, True)}

@@ -33,14 +33,39 @@ class Layout(NamedTuple):
     fp8_dispatch: bool = False
     zero_stage: int = 1
     recompute: bool = False
+    optimizer: str = "adamw"
+    pipeline: int = 1
+    layers: int = 3
 
     def cfg(self, num_ranks: int) -> TrainerConfig:
-        """No clipping and no decay, so that Adam's first moment is a tenth of the gradient."""
-        return replace(CFG, kind="deepspeed", num_ranks=num_ranks, grad_clip=1e9, weight_decay=0.0, **self._asdict())
+        """No clipping and no decay, so that the first moments are known shares of the gradient."""
+        words = {key: value for key, value in self._asdict().items() if key != "layers"}
+        return replace(CFG, kind="deepspeed", num_ranks=num_ranks, grad_clip=1e9, weight_decay=0.0, **words)
+
+    @property
+    def ranks(self) -> int:
+        """On how many it shares the work."""
+        return 4 if self.pipeline > 1 else 2
+
+    def runs_on(self, world_size: int) -> bool:
+        """What is there for comparison runs alone, a pipeline on its ranks, all else on two."""
+        if self.pipeline > 1 or self.expert_parallel > 1:
+            return world_size == self.ranks
+        return world_size == 1 or (world_size == 2 and self.layers == 3)
+
+    @property
+    def alone(self) -> Layout:
+        """The same on one rank."""
+        return Layout(self.dtype, optimizer=self.optimizer, layers=self.layers)
 
 
+STAGES = [Layout("fp8", 2, fp8_dispatch=on, pipeline=2, layers=4) for on in (False, True)]
 LAYOUTS = [
     *(Layout(dtype) for dtype in ("bf16", "fp8", "fp8_weights")),
+    *(Layout(dtype, layers=4) for dtype in ("bf16", "fp8")),
+    *(Layout(dtype, optimizer="muon") for dtype in ("fp8", "fp8_weights")),
+    *(Layout(dtype, 2, optimizer="muon") for dtype in ("fp8", "fp8_weights")),
+    *STAGES,
     *(Layout(dtype, 2) for dtype in ("bf16", "fp8", "fp8_weights")),
     Layout("fp8", 2, fp8_dispatch=True),
     *(Layout(dtype, 2, zero_stage=3, recompute=True) for dtype in ("fp8", "fp8_weights")),
@@ -63,9 +88,10 @@ def rows_of(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[Any, Any]]:
     """What rank 0 saw, by number of ranks."""
     folder = tmp_path_factory.mktemp("float8")
-    seeded(TILED).save_checkpoint(folder / "model", dtype="fp32")
+    for layers in (3, 4):
+        seeded(replace(TILED, num_hidden_layers=layers)).save_checkpoint(folder / str(layers), dtype="fp32")
     found = {}
-    for world_size in (1, 2):
+    for world_size in (1, 2, 4):
         out = folder / f"{world_size}.pt"
         command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_float8_rank", str(folder)]
         ranks = [
@@ -91,11 +117,17 @@ def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("layout", [each for each in LAYOUTS if each.dtype != "bf16"], ids=str)
+@pytest.mark.parametrize(
+    "layout", [each for each in LAYOUTS if each.dtype != "bf16" and each.runs_on(each.ranks)], ids=str
+)
 def test_sharing_the_work_changes_less_than_fp8_does(layout: Layout, seen: dict[int, dict[Any, Any]]) -> None:
     """Tiles along the tokens depend on which tokens share a rank, so that gradients are equal up to FP8's rounding."""
-    shared, alone, plain = seen[2][layout], seen[1][Layout(layout.dtype)], seen[1][Layout("bf16")]
-    rounding, found = (distance(alone["moments"], plain["moments"]), distance(shared["moments"], alone["moments"]))
+    shared, alone, plain = (
+        seen[layout.ranks][layout],
+        seen[1][layout.alone],
+        seen[1][Layout("bf16", layers=layout.layers)],
+    )
+    rounding, found = distance(alone["gradient"], plain["gradient"]), distance(shared["gradient"], alone["gradient"])
     print(f"{layout}: gradient {found:.1e} from one rank's, which is {rounding:.1e} from bf16's")
     assert 0 < rounding < 0.5 and found < rounding
     off = abs(shared["numbers"]["loss"] - alone["numbers"]["loss"])
@@ -107,14 +139,41 @@ def test_zero_3_and_recomputation_change_nothing(dtype: str, seen: dict[int, dic
     """A weight is in pieces between forward and backward, and its codes are made twice."""
     first, second = (seen[2][Layout(dtype, 2, zero_stage=stage, recompute=stage == 3)] for stage in (1, 3))
     assert first["numbers"]["loss"] == second["numbers"]["loss"]
-    assert distance(second["moments"], first["moments"]) <= 1e-6
+    assert distance(second["gradient"], first["gradient"]) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_weights"])
+def test_muon_takes_its_own_steps_from_gradients_in_fp8(dtype: str, seen: dict[int, dict[Any, Any]]) -> None:
+    """Entries of a matrix move by about 0.2 lr in the mean, where AdamW's first step moves each by lr."""
+    for world_size, expert_parallel in ((1, 1), (2, 2)):
+        moved = seen[world_size][Layout(dtype, expert_parallel, optimizer="muon")]["moved"]
+        adamw = seen[world_size][Layout(dtype, expert_parallel)]["moved"]
+        orthogonal = {name for name, mean in moved.items() if mean < 0.35}
+        assert all(moved[name] > 0.1 for name in orthogonal)
+        assert all(mean > 0.5 for name, mean in moved.items() if name not in orthogonal)
+        assert all(mean > 0.5 for mean in adamw.values())
+        names = {"self_attn.kv_b_proj.weight", "self_attn.o_proj.weight", "mlp.experts.gate_up_proj"}
+        assert {f"model.layers.2.{name}" for name in names} <= orthogonal
+        assert not orthogonal & {"lm_head.weight", "model.embed_tokens.weight", "model.layers.2.mlp.gate.weight"}
+
+
+def test_engines_without_fp8_activations_are_asked_alike_however_rows_travel(seen: dict[int, dict[Any, Any]]) -> None:
+    """`Rounding.other_activations` reaches the rows on their way to other ranks' experts, and every stage."""
+    plain, travelling = (seen[2][Layout("fp8", 2, fp8_dispatch=on)] for on in (False, True))
+    assert plain["otherwise"] == travelling["otherwise"] != plain["logprobs"] != travelling["logprobs"]
+    first, second = (seen[4][layout] for layout in STAGES)
+    assert first["otherwise"] == second["otherwise"] != first["logprobs"] != second["logprobs"]
+    for found, alone in ((plain, seen[1][Layout("fp8")]), (first, seen[1][Layout("fp8", layers=4)])):
+        pairs = zip(found["otherwise"], alone["otherwise"], strict=True)
+        assert max(abs(a - b) for rows in pairs for a, b in zip(*rows, strict=True)) < 0.1
 
 
 def test_half_the_bytes_go_to_the_experts(seen: dict[int, dict[Any, Any]]) -> None:
     """Of the four ways of a row (there and back, forward and backward) two need 1 + 4 / 128 instead of 2 bytes."""
-    ways = [seen[2][Layout("fp8", 2, fp8_dispatch=on)]["bytes"] for on in (False, True)]
-    print(f"{ways[0]:,} bytes in bf16, {ways[1]:,} with FP8 on the way there")
-    assert ways[1] / ways[0] == pytest.approx((2 * 2 + 2 * (1 + 4 / 128)) / 8, abs=0.02)
+    for pair in ([Layout("fp8", 2, fp8_dispatch=on) for on in (False, True)], STAGES):
+        ways = [seen[layout.ranks][layout]["bytes"] for layout in pair]
+        print(f"{ways[0]:,} bytes in bf16, {ways[1]:,} with FP8 on the way there")
+        assert ways[1] / ways[0] == pytest.approx((2 * 2 + 2 * (1 + 4 / 128)) / 8, abs=0.02)
     assert seen[1][Layout("fp8")]["bytes"] == 0, "one rank sends nothing"
 
 

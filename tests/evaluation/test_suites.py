@@ -80,7 +80,7 @@ def of_another(rows: Sequence[Row]) -> Callable[[Prompt, int], str]:
 @pytest.mark.parametrize(
     ("name", "size", "number"),
     [
-        ("gsm8k", -1, 1319),
+        ("gsm8k", 300, 300),
         ("math500", -1, 500),
         ("aime24", -1, 30),
         ("aime25", -1, 3),
@@ -105,7 +105,7 @@ def test_references_earn_everything_and_those_of_other_problems_nothing(
     [wrong] = evaluate(model, *asked, f"output_dir={tmp_path / 'wrong'}")["suites"].values()
     assert (right["problems"], right["pass@1"]["value"], right["reasons"]) == (number, 1.0, {"correct": number})
     assert (wrong["problems"], wrong["pass@1"]["value"], wrong["no_verdict"]) == (number, 0.0, 0)
-    assert right["pass@1"]["high"] == 1 and wrong["pass@1"]["low"] == 0
+    assert (right["pass@1"]["high"], wrong["pass@1"]["low"]) == pytest.approx((1, 0))
 
 
 def test_what_is_shipped_is_whole() -> None:

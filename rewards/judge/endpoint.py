@@ -143,7 +143,7 @@ class Endpoint:
         self, client: httpx.AsyncClient, gate: asyncio.Semaphore, question: Question, deadline: float
     ) -> Answer | Failure:
         chance = random.Random(question.text)  # questions that failed together do not all come back together
-        why = ""
+        why, attempt = "", 0
         for attempt in range(1, self._tries + 1):
             try:
                 async with gate, asyncio.timeout(self._timeout):

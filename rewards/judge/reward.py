@@ -43,7 +43,7 @@ class Judge:
         rubric: str,
         model: str = "",
         form: str = "pairs",
-        opponents: Opponents = "circle",
+        opponents: str = "circle",
         reference: str = "answer",
         scale: Sequence[float] = (1, 10),
         votes: int = 1,
@@ -64,8 +64,6 @@ class Judge:
         check_places(self.rubric, TWO if form == "pairs" else ONE)
         _check_counts(votes=votes, max_tokens=max_tokens, concurrency=concurrency, tries=tries)
         _check_seconds(timeout=timeout, patience=patience)
-        if opponents not in OPPONENTS:
-            raise RewardError(f"judge: opponents={opponents!r} is unknown; there are {', '.join(OPPONENTS)}")
         if not 0 <= temperature <= 2:
             raise RewardError(f"judge: temperature={temperature!r} must be from 0 to 2")
         if votes > 1 and temperature == 0:
@@ -73,7 +71,8 @@ class Judge:
                 f"judge: votes={votes} with temperature=0 would hear the same answer {votes} times; set "
                 "reward.kwargs.temperature=0.7, or votes=1"
             )
-        self.opponents, self.reference, self.votes, self.seed, self.tries = opponents, reference, votes, seed, tries
+        self.opponents, self.reference = _opponents(opponents), reference
+        self.votes, self.seed, self.tries = votes, seed, tries
         self.cache: Cache | None = None
         if endpoint == POLICY:
             _refuse_for_policy(model=model, key_env=key_env, extra=extra)  # and a cache knows no weights
@@ -203,6 +202,13 @@ def _form(form: str, scale: Sequence[float]) -> Form:
             except (TypeError, ValueError) as error:
                 raise RewardError(f"judge: {error}") from error
     raise RewardError(f"judge: form={form!r} is unknown; there are {', '.join(FORMS)}")
+
+
+def _opponents(opponents: str) -> Opponents:
+    for known in OPPONENTS:
+        if opponents == known:
+            return known
+    raise RewardError(f"judge: opponents={opponents!r} is unknown; there are {', '.join(OPPONENTS)}")
 
 
 def _check_counts(**settings: int) -> None:

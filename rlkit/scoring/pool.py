@@ -175,8 +175,13 @@ class _Worker:
         for _ in range(0, len(samples), size):
             answer = self._answer(size * timeout, size)
             while isinstance(answer, Asked):
+                try:
+                    answers = answered(policy, answer)
+                except BaseException:
+                    self.process.kill()  # it waits for these answers, and would take what comes next for them
+                    raise
                 with suppress(Gone, Overdue):
-                    self.process.send(answered(policy, answer), size * timeout)
+                    self.process.send(answers, size * timeout)
                 answer = self._answer(size * timeout, size)
             assert isinstance(answer, Verdicts)
             yield [

@@ -36,14 +36,15 @@ JUDGED = [
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sums, and questions of a judge about their answers: a model that learns both can judge itself, by chance."""
+    """Sums, and questions of a judge about their answers, who likes two digits: a model that learns both judges."""
     folder, chance = tmp_path_factory.mktemp("rows"), random.Random(0)
     sums = [{"question": f"{a} + {b}", "answer": str(a + b)} for a in range(1, 10) for b in range(1, 10)]
     asked = []
     for row in chance.sample(sums * 3, 200):
-        reply = f"<answer>{chance.randrange(1, 20)}{chance.choice(['', ' ', '.'])}</answer>"
+        number = chance.choice((chance.randrange(1, 10), chance.randrange(10, 20)))
+        reply = f"<answer>{number}{chance.choice(['', ' ', '.'])}</answer>"
         question = ask(RUBRIC, {}, row["question"], [(reply, reply)], score(1, 9).ending)
-        asked.append({"question": question, "answer": f"[[{chance.randrange(1, 10)}]]"})
+        asked.append({"question": question, "answer": f"[[{9 if number > 9 else chance.randrange(1, 4)}]]"})
     for name, content in (("sums", sums), ("both", [*sums, *asked])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     (folder / "spread.py").write_text(SPREAD_REWARD)

@@ -157,6 +157,8 @@ def test_garbage_of_the_policy_is_no_verdict_and_without_one_there_is_an_error(t
         with pytest.raises(RewardError, match="this recipe starts its reward without one"):
             reward(group("x")).result()
         reward.judged_by(judge)
+        [lost] = reward(group("x")).result()
+        assert lost.kind == "worker_lost", "the process waited for an answer, and a group must not pass for it"
         [score] = reward(group("good")).result()
     assert (score.value, score.kind) == (None, "no_verdict") and len(engine.calls) == 3
     judge, engine = policy(lambda prompt: "7")

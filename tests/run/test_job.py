@@ -12,6 +12,7 @@ from rewards import load
 from rlkit.config import DistillRun
 from rlkit.config.compose import load_config
 from rlkit.distill.decontamination import ExamQuestions
+from rlkit.distill.generate import generate
 from rlkit.distill.journal import Counts
 from rlkit.distill.questions import asked_of_a_server
 from rlkit.distill.teacher import TeacherError
@@ -48,7 +49,7 @@ def counts(answers: int, judged: int = 0, correct: int = 0) -> Counts:
     [
         (counts(0), counts(1000, 900, 450), 100.0,
          "answers: 1,000/4,000 (25%), 01:40 so far, about 05:00 left, 1,000 tokens/s, 50.0% of 900 judged are right"),
-        (counts(2000), counts(3000), 50.0, "answers: 3,000/4,000 (75%), 00:50 so far, about 00:50 left, 2,000 tokens/s"),
+        (counts(2000), counts(3000), 50.0, "answers: 3,000/4,000 (75%), 00:50 so far, about 00:50 left, 2,000 tokens/s"),  # noqa: E501
         (counts(0), counts(4000), 7200.0, "answers: 4,000/4,000 (100%), 2:00:00 so far, 56 tokens/s"),
         (counts(0), counts(0), 3.0, "answers: 0/4,000 (0%), 00:03 so far, 0 tokens/s"),
     ],
@@ -65,7 +66,7 @@ def test_a_line_comes_every_so_often_and_at_the_end(
     monkeypatch.setattr(module, "REPORT_S", 0.0)
     with opened(config(tmp_path)) as job:
         teacher, reward = FakeTeacher(False), FakeReward()
-        job.follow(iter(run(job.journal, teacher, reward, job.cfg)))
+        job.follow(generate(job.journal, teacher.start, reward, job.prepared.asked_as, job.cfg))
         job.write()
         job.write()
     printed = capsys.readouterr().out

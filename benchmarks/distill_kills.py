@@ -111,6 +111,8 @@ def kill(folder: Path, job: Job, after: float) -> bool:
 def answers(folder: Path) -> int:
     """Counts the answers in a journal."""
     with closing(sqlite3.connect(folder / FILE)) as journal:
+        if not journal.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone():
+            return 0  # killed before it had any table
         found = journal.execute("SELECT count(*), count(DISTINCT row * 1000 + sample) FROM answers").fetchone()
     if found[0] != found[1]:
         raise RuntimeError(f"{folder}: {found[0]} answers of {found[1]}")

@@ -5,7 +5,7 @@
 
 Throughput: the same engine draws the same answers to the same questions, first by `generate` alone, all in one call,
 then as the job does it: in calls of `rows_per_call`, each answer written down and judged. The sides take turns, the
-bare one begins. Seconds of wall and of CPU; the reward's processes count in the CPU seconds of the job.
+bare one begins. Seconds of wall and of CPU, those of the reward's processes too; engine and reward have started before.
 
 Journal: so many answers of 60 tokens in one file, four to a question; then the file is opened as a job opens it, and
 asked what is there and what is missing. The peak of memory is that of a process that does only this.
@@ -36,9 +36,10 @@ from rlkit.data.tokenizer import load_tokenizer
 from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.generate import generate
 from rlkit.distill.journal import Answered, Journal, Question
-from rlkit.distill.questions import asked_of_an_engine, read_questions
+from rlkit.distill.questions import AskedAs, asked_of_an_engine, read_questions
 from rlkit.distill.teacher import EngineTeacher, Teacher
 from rlkit.engine.base import Engine
+from rlkit.rollout.judging import RewardFn
 from rlkit.types import Score
 
 SETTINGS = [
@@ -70,11 +71,12 @@ def throughput(words: Sequence[str], turns: int) -> None:
     checkpoint = Path(cfg.model.path).absolute()
     asked_as, sampling = asked_of_an_engine(cfg, load_tokenizer(checkpoint)), cfg.sampling.seeded(cfg.seed)
     sides: dict[str, list[tuple[float, int, float]]] = {"bare": [], "job": []}
-    with tempfile.TemporaryDirectory() as place, engine(cfg, checkpoint) as sampler:
+    with tempfile.TemporaryDirectory() as place, engine(cfg, checkpoint) as sampler, reward(cfg.reward) as judge:
         first = _journal(Path(place) / "questions", cfg)
         prompts = asked_as([first.question(row) for call in first.calls(10**6) for row in call])
         first.close()
-        list(sampler.generate(prompts[:64], 1, sampling))  # what is made at the first call
+        for group in list(sampler.generate(prompts[:64], 1, sampling)):  # what is made at the first call
+            judge(group).result()
         for turn in range(turns):
             for name in sides:
                 journal = _journal(Path(place) / f"{name}-{turn}", cfg)
@@ -84,7 +86,7 @@ def throughput(words: Sequence[str], turns: int) -> None:
                     groups = sampler.generate(prompts, cfg.samples, sampling)
                     tokens = sum(len(rollout.tokens) for group in groups for rollout in group.rollouts)
                 else:
-                    tokens = _job(cfg, sampler, journal)
+                    tokens = _job(cfg, sampler, journal, judge, asked_as)
                 seconds = monotonic() - begun
                 own = used_by(psutil.Process(), *psutil.Process().children(recursive=True)) - own
                 foreign = (busy_seconds() - busy - own) / (seconds * psutil.cpu_count())
@@ -106,12 +108,10 @@ def _journal(file: Path, cfg: DistillRun) -> Journal:
     return journal
 
 
-def _job(cfg: DistillRun, sampler: Engine, journal: Journal) -> int:
-    asked_as = asked_of_an_engine(cfg, load_tokenizer(Path(cfg.model.path)))
+def _job(cfg: DistillRun, sampler: Engine, journal: Journal, judge: RewardFn, asked_as: AskedAs) -> int:
     teacher = EngineTeacher(sampler, cfg.samples, cfg.sampling.seeded(cfg.seed))
-    with reward(cfg.reward) as judge:
-        for _ in generate(journal, lambda: Started(teacher), judge, asked_as, cfg):
-            pass
+    for _ in generate(journal, lambda: Started(teacher), judge, asked_as, cfg):
+        pass
     return journal.counts().tokens
 
 

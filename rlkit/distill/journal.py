@@ -162,7 +162,7 @@ class Journal:
 
     def add(self, questions: Iterable[Question]) -> None:
         """Writes questions under their rows, which rise."""
-        written = ((q.row, q.id, q.question, q.answer, json.dumps(q.meta, ensure_ascii=False)) for q in questions)
+        written = ((q.row, q.id, q.question, q.answer, json.dumps(q.meta)) for q in questions)
         with self.whole():
             self._sql.executemany("INSERT INTO questions VALUES (?, ?, ?, ?, ?, NULL, NULL)", written)
         self._counts = None
@@ -240,7 +240,7 @@ class Journal:
             )
             if new.rowcount:
                 tokens = np.asarray(a.tokens, "<u4").tobytes()
-                self._sql.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (*key, a.text, tokens))
+                self._sql.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (*key, whole_characters(a.text), tokens))
                 self._count(answers=1, tokens=a.num_tokens, judged=int(refused[0] is not None))
 
     def rollouts(self, row: int) -> list[Rollout]:
@@ -279,7 +279,8 @@ class Journal:
         with self.whole():
             for sample, score in enumerate(scores):
                 correct = None if score.value is None else int(score.correct)
-                verdict = (correct, score.value, score.reason, json.dumps(dict(score.parts)))
+                reason = whole_characters(score.reason)
+                verdict = (correct, score.value, reason, json.dumps(dict(score.parts)))
                 if self._sql.execute(query, (*verdict, row, sample)).rowcount and correct is not None:
                     self._count(judged=1, correct=correct)
 
@@ -356,6 +357,11 @@ class Journal:
 
     def _one(self, query: str, values: Sequence[int] = ()) -> Any:
         return self._sql.execute(query, values).fetchone()
+
+
+def whole_characters(text: str) -> str:
+    """Returns a text that every file takes: halves of characters, which JSON can bring along, become question marks."""
+    return text.encode(errors="replace").decode()
 
 
 def _tokens(blob: bytes) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlkit.distill.journal import Question, Told
+from rlkit.distill.journal import Question, Told, whole_characters
 
 GROUP_ROWS = 1000
 """Rows that are written, and later read, at a time."""
@@ -62,7 +62,7 @@ def row_of(question: Question, told: Told, rate: float, *, teacher: str, prefix:
         "teacher": teacher,
         "sample": answered.sample,
         "seed": answered.seed,
-        "source_row": json.dumps(question.meta, ensure_ascii=False),
+        "source_row": whole_characters(json.dumps(question.meta, ensure_ascii=False)),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from queue import SimpleQueue
 
 from rlkit.distill.journal import Journal
 from rlkit.rollout.judging import RewardFn
@@ -22,22 +23,21 @@ class Verification:
 
     def __init__(self, journal: Journal, reward: RewardFn) -> None:
         self._journal, self._reward = journal, reward
-        self._waiting: dict[Future[Sequence[Score]], int] = {}
+        self._rows: dict[Future[Sequence[Score]], int] = {}
+        """Of all groups without a verdict."""
+        self._done = SimpleQueue[Future[Sequence[Score]]]()
+        """Filled by the reward's threads; nobody has to look through what still waits."""
 
     def submit(self, row: int, prompt: Prompt) -> None:
         """Hands over the answers to one question, all of which are in the journal."""
         group = Group(prompt=prompt, rollouts=tuple(self._journal.rollouts(row)))
-        self._waiting[self._reward(group)] = row
+        verdicts = self._reward(group)
+        self._rows[verdicts] = row
+        verdicts.add_done_callback(self._done.put)
         self.settle(MOST_WAITING)
 
     def settle(self, most: int) -> None:
         """Writes the verdicts that are there, and waits until at most so many groups are without."""
-        done, _ = wait(self._waiting, timeout=0)
-        while True:
-            if done:
-                with self._journal.whole():
-                    for future in done:
-                        self._journal.judge(self._waiting.pop(future), future.result())
-            if len(self._waiting) <= most:
-                return
-            done, _ = wait(self._waiting, return_when=FIRST_COMPLETED)
+        while not self._done.empty() or len(self._rows) > most:
+            verdicts = self._done.get()
+            self._journal.judge(self._rows.pop(verdicts), verdicts.result())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlkit.distill.journal import Answered, Counts, Journal
+from rlkit.distill.shards import row_of, write_shards
 from rlkit.errors import UserError
 from rlkit.types import Score
 from tests.distill.parts import config, journal_of, rows
@@ -34,6 +37,20 @@ def test_an_answer_is_written_once(tmp_path: Path) -> None:
         assert journal.told(2, 0).reason == "correct", "the first verdict stays"
         told = journal.told(2, 1)
         assert (told.value, told.parts, told.answered.tokens) == (1.0, {"a": 0.5}, (1, 70_000))
+
+
+def test_half_a_character_ends_nothing(tmp_path: Path) -> None:
+    """A server's JSON may hold "\\ud800", as may a column that nobody looks at and what a reward says."""
+    row = rows(1)[0]
+    broken = replace(row, meta={**row.meta, "note": "a\ud800"})
+    with closing(journal_of(config(tmp_path), [broken])) as journal:
+        journal.record(answered(0, 0, "so \udfff \u4f60 \x00"))
+        journal.judge(0, [Score(value=1.0, reason="\ud800")])
+        told = journal.told(0, 0)
+        assert (told.answered.text, told.reason) == ("so ? \u4f60 \x00", "?")
+        shown = row_of(journal.question(0), told, 1.0, teacher="t", prefix="", opened=False)
+        assert json.loads(shown["source_row"])["note"] == "a?"
+        write_shards(tmp_path, [shown], 1, 1)
 
 
 def test_counts_are_those_of_a_fresh_look(tmp_path: Path) -> None:

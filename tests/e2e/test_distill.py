@@ -29,17 +29,17 @@ JOB = [
     "data.train_size=40",
     "data.tasks.chain_sum={min_terms: 3, max_terms: 3, min_digits: 1, max_digits: 1, bare: true}",
     *("samples=4", "rows_per_call=8", "sampling.max_new_tokens=16", "sampling.temperature=1.0", "sampling.top_p=1.0"),
-    *("engine.max_model_len=64", "engine.memory=0.1", "engine.threads=1", "reward.workers=1", "selection.shard_rows=7"),
+    *("engine.max_model_len=64", "engine.memory=0.1", "engine.threads=1", "reward.workers=1", "selection.shard_rows=3"),
 ]
 HERE = ["cluster=local", "engine=torch"]
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with its tokenizer, after four steps of SFT."""
+    """A checkpoint with its tokenizer that has learned to stop, and little else."""
     folder = tmp_path_factory.mktemp("teacher")
     base = [word for word in TINY if not word.startswith("algo.")]
-    sft.main([*base, *LOCAL, "data.eval_size=4", f"output_dir={folder}"])
+    sft.main([*base, *LOCAL, "sft.steps=30", "data.eval_size=4", f"output_dir={folder}"])
     return folder / "model"
 
 
@@ -110,10 +110,10 @@ def test_the_job_on_ray_with_vllm_and_sft_on_its_dataset(
     ray = tmp_path / "ray"
     finish("distill_generate", *settings(teacher, ray, "engine.num_engines=2", "selection.max_per_problem=2"))
     rows = [row for file in sorted((ray / "dataset").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    assert len(rows) > 20 and all(row["reward"] == 1 and row["response_ids"] for row in rows)
+    assert len(rows) > 8 and all(row["reward"] == 1 and row["response_ids"] for row in rows)
     assert count_answers(ray) == 160
     base = [word for word in TINY if not word.startswith(("algo.", "data."))]
-    data = ["data=file", f"data.source={ray / 'dataset'}", "data.solution_column=solution", "data.eval_size=4"]
+    data = ["data=file", f"data.source={ray / 'dataset'}", "data.solution_column=solution", "data.eval_size=2"]
     sft.main([*base, *LOCAL, *data, "sft.steps=2", f"model.path={teacher}", f"output_dir={tmp_path / 'student'}"])
     assert (tmp_path / "student" / "model" / "model.safetensors").is_file()
 

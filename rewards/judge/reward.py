@@ -71,7 +71,8 @@ class Judge:
                 f"judge: votes={votes} with temperature=0 would hear the same answer {votes} times; set "
                 "reward.kwargs.temperature=0.7, or votes=1"
             )
-        self.opponents, self.reference = _opponents(opponents), reference
+        self.opponents: Opponents = _opponents(opponents)
+        self.reference = reference
         self.votes, self.seed, self.tries = votes, seed, tries
         self.cache: Cache | None = None
         if endpoint == POLICY:

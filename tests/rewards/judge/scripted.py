@@ -97,7 +97,7 @@ def serving(script: Script, models: Any = ("tiny",)) -> Iterator[Scripted]:
             if reply.sent is not None or reply.stalls:
                 self.close_connection = True
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             """Writes nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -6,7 +6,7 @@ the journal, and the files at the end are those of a job that nobody ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 
 from rlkit.config import DistillRun
@@ -23,7 +23,7 @@ def generate(
     reward: RewardFn,
     asked_as: AskedAs,
     cfg: DistillRun,
-) -> Iterator[Counts]:
+) -> Generator[Counts]:
     """Answers every question `cfg.samples` times and judges the answers; yields whenever one more is answered.
 
     A teacher starts only where an answer is missing. Raises TeacherError, and what the reward raises; what was answered

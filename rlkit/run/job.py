@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,14 +167,15 @@ class Job:
             print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
             raise SystemExit(1) from None
 
-    def follow(self, progress: Iterator[Counts]) -> None:
+    def follow(self, progress: Generator[Counts]) -> None:
         """Runs the story; a line every 15 seconds says how far it is, how fast, how much is right and what is left."""
         begun, start, said = self.journal.counts(), time.monotonic(), time.monotonic()
-        for counts in progress:
-            now = time.monotonic()
-            if now >= said + REPORT_S:
-                said = now
-                self.console.line(progress_line(begun, counts, counts.asked * self.cfg.samples, now - start))
+        with closing(progress):  # whatever ends this, the story is out of its transaction before the journal closes
+            for counts in progress:
+                now = time.monotonic()
+                if now >= said + REPORT_S:
+                    said = now
+                    self.console.line(progress_line(begun, counts, counts.asked * self.cfg.samples, now - start))
         counts = self.journal.counts()
         if counts.answers > begun.answers:
             total = counts.asked * self.cfg.samples

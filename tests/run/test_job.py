@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -123,7 +123,7 @@ def test_a_changed_file_is_refused_even_without_its_record(tmp_path: Path) -> No
 def test_a_teacher_that_gives_up_ends_the_program_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def progress(job: Job) -> Iterator[Counts]:
+    def progress(job: Job) -> Generator[Counts]:
         yield from run(job.journal, FakeTeacher(False, dies_after=7), FakeReward(), job.cfg)
 
     with pytest.raises(SystemExit) as left, opened(config(tmp_path)) as job:

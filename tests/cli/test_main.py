@@ -147,6 +147,7 @@ def test_the_help_of_a_recipe_breaks_no_name(
     assert leaving.value.code == 0
     printed = capsys.readouterr().out
     groups = [folder.name for folder in (ROOT / "configs").iterdir() if list(folder.glob("*.yaml"))]
+    groups.remove("suites")  # these are what `rlkit eval` measures, no settings of a recipe
     files = [file.stem for folder in groups for file in (ROOT / "configs" / folder).glob("*.yaml")]
     words = printed.replace("{", " ").replace("}", " ").replace(",", " ").replace("=", " ").split()
     assert {*groups, *files} - {"context", "toy", "v3_128k"} <= set(words)

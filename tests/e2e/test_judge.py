@@ -117,21 +117,28 @@ def test_the_policy_judges_itself_on_ray_with_vllm(rows: Path, model: Path, tmp_
 def test_a_model_behind_vllms_own_server_judges(
     rows: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
-    words = [*SMALL, *LOCAL, f"data={rows}/sums.jsonl", f"model.path={model}", f"output_dir={out}", *JUDGED]
+    """As one part of a sum: with the same seed for every question, a small judge finds all answers equally good."""
     with vllm_server(model, tmp_path / "server.log") as url:
-        judge = [f"reward.kwargs.{word}" for word in (f"endpoint={url}", "model=tiny", f"rubric={rows}/rubric.txt")]
-        grpo.main([*words, *judge])
-        found = check_learned(out, model)
-        assert all("log/judge_version" not in line for line in found) and (out / "judge.sqlite").exists()
-        # The same rollouts again, after the run has lost all but its cache: nothing is asked.
-        again = tmp_path / "again"
-        grpo.main([*words, *judge, f"output_dir={again}", f"reward.kwargs.cache={out}/judge.sqlite"])
-        assert [line["reward"] for line in steps(again)] == [line["reward"] for line in found]
-        assert [line["log/from_cache"] for line in steps(again)] == [1.0, 1.0]
+        settings = f"endpoint: '{url}', model: tiny, form: score, scale: [1, 9], rubric: {rows}/rubric.txt, votes: 2"
+        kwargs = f"{{{settings}, temperature: 1.0, max_tokens: 16, cache: {tmp_path}/judge.sqlite}}"
+        judge = f"{{fn: judge, kwargs: {kwargs}}}, {{fn: '{rows}/spread.py:spread', weight: 0.5}}"
+        words = [*SMALL, *LOCAL, f"data={rows}/sums.jsonl", f"model.path={model}", "reward.timeout=180"]
+        words += [word for word in JUDGED if not word.startswith("reward")]
+        words += ["reward=composite", f"reward.kwargs.rewards=[{judge}]"]
+        for out in (tmp_path / "first", tmp_path / "again"):
+            grpo.main([*words, f"output_dir={out}"])
+    first, again = (steps(tmp_path / name) for name in ("first", "again"))
+    assert [line["masked"] <= 1 for line in first] == [True, True]
+    assert all(line["log/judge.score"] == pytest.approx(1 + 8 * line["part/judge"]) for line in first)
+    assert all(0 <= line["part/judge"] <= 1 and line["flat_groups"] < 4 for line in first)
+    before, after = final_weights(model.parent), final_weights(tmp_path / "first")
+    assert any(not equal(before[name], after[name]) for name in before)
+    # The same rollouts again, by a run that has nothing but the answers: what had a verdict is not asked again.
+    assert [line["reward"] for line in again] == [line["reward"] for line in first]
+    assert all(line["log/judge.from_cache"] > 0.9 for line in again)
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        grpo.main([*words, *judge, f"output_dir={tmp_path}/third"])
+        grpo.main([*words, f"output_dir={tmp_path}/third"])
     assert f"endpoint={url}: nobody answers there" in capsys.readouterr().err
     assert not (tmp_path / "third" / "config.yaml").exists()
 

@@ -23,6 +23,11 @@ GRACE_SECONDS = 10.0
 ENDS_WITH_US = b"multiprocessing.resource_tracker"
 """Python's own bookkeeper of shared memory lives as long as its parent."""
 
+LONGEST = (
+    *("e2e/test_kill.py", "train/test_ranks.py", "e2e/test_layouts.py", "train/test_checkpoint.py", "e2e/test_hf.py"),
+    *("train/test_pipeline.py", "e2e/test_skipped.py", "engine/test_vllm_parallel.py", "e2e/test_two_machines.py"),
+)
+"""Begun first: a long file that one process begins last leaves the other one idle."""
 
 # The same seed on every machine, however slow; to look for new ones: pytest --hypothesis-profile=default.
 settings.register_profile(
@@ -35,6 +40,11 @@ def pytest_configure() -> None:
     # The models of the tests are too small to share: with two threads most of the time goes into waiting.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')} {MARK}"  # a session inside a session has both marks
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

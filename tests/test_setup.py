@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests.architecture import ROOT, SOURCES, imports, parse, python_files
+from tests.conftest import LONGEST
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
@@ -217,6 +218,10 @@ def test_an_orphan_fails_the_session_and_is_killed(tmp_path: Path, seconds: str,
     assert pid is not None
     state = Path("/proc", pid.group(1), "stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_the_longest_files_are_there() -> None:
+    assert [file for file in LONGEST if not (ROOT / "tests" / file).exists()] == []
 
 
 WRITES_ITS_PROCESS = """

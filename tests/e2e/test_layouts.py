@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from recipes import grpo
 from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish
 
+# Experts on two ranks and nothing else: below, and with vLLM in `test_kill.py`.
 LAYOUTS = {
-    "experts on two ranks": ["trainer.num_ranks=2", "trainer.expert_parallel=2"],
     "everything at once": [
         *("trainer.num_ranks=4", "trainer.expert_parallel=2", "trainer.zero_stage=3", "trainer.offload=all"),
         "trainer.recompute=true",
@@ -55,7 +56,7 @@ def test_a_run_goes_on_in_another_layout(tmp_path: Path) -> None:
     common = [*GRPO_ONLY, f"reward={plugin}:spread", "algo.steps=3", "data.eval_size=4", "engine=torch"]
     common += ["trainer.bias_update_speed=0.001", "checkpoint.every=2", "checkpoint.keep=2"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    finish("grpo", *common, f"output_dir={whole}")
+    grpo.main([*common, "cluster=local", f"output_dir={whole}"])
     finish("grpo", *common, "trainer.num_ranks=2", "trainer.expert_parallel=2", f"output_dir={moved}")
     # As if it had ended after the second step.
     shutil.rmtree(moved / "checkpoints" / "grpo-000003")

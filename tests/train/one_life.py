@@ -1,31 +1,28 @@
-"""One rank of `test_checkpoint.py`: trains in several layouts and saves; or goes on from what others have saved.
-
-python -m tests.train.one_life FOLDER RANK WORLD_SIZE before|after
-"""
+"""A rank of `test_checkpoint.py`: trains in several layouts and saves; or goes on from what others have saved."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from rlkit.algo import shard
-from rlkit.build import build_trainer
 from rlkit.train.steppers.base import spread_parameters
 from rlkit.train.trainer import ModelTrainer
-from tests.train.one_rank import from_all
+from tests.train.ranks import Rank
 from tests.train.test_checkpoint import GOES_ON, LAYOUTS, REPLICATED, Ranks
 from tests.train.test_ranks import Layout
 
 
-def step(trainer: ModelTrainer, layout: Layout, rank: int, world_size: int) -> float:
+def new(rank: Rank, ranks: Ranks) -> ModelTrainer:
+    return rank.new(ranks.layout.cfg(rank.number), ranks.layout.architecture())
+
+
+def step(rank: Rank, trainer: ModelTrainer, layout: Layout) -> float:
     loss, mtp = layout.loss()
-    return trainer.update(shard(layout.batch(), world_size)[rank], loss, 1e-3, mtp)["loss"]
+    return trainer.update(shard(layout.batch(), rank.number)[rank.index], loss, 1e-3, mtp)["loss"]
 
 
-def whole(trainer: ModelTrainer, layout: Layout, world_size: int) -> dict[str, Tensor]:
+def whole(rank: Rank, trainer: ModelTrainer, layout: Layout) -> dict[str, Tensor]:
     """All weights and biases, of experts those of the first ranks that share them out."""
     spread = {id(parameter) for parameter in spread_parameters(trainer.model)}
     names = {name for name, parameter in trainer.model.named_parameters() if id(parameter) in spread}
@@ -33,44 +30,36 @@ def whole(trainer: ModelTrainer, layout: Layout, world_size: int) -> dict[str, T
     for name, tensor in trainer.stepper.tensors().items():
         found[name] = tensor.clone()
         if name in names:
-            found[name] = torch.cat(from_all(found[name], world_size)[: layout.expert_parallel])
+            found[name] = torch.cat(rank.from_all(found[name])[: layout.expert_parallel])
     return found
 
 
-def main(folder: Path, rank: int, world_size: int, when: str) -> None:
-    torch.set_num_threads(1)
-    store = distributed.FileStore(str(folder / f"store-{when}-{world_size}"), world_size)
+def finish(rank: Rank, trainer: ModelTrainer, layout: Layout) -> tuple[float, dict[str, Tensor]]:
+    loss = step(rank, trainer, layout)
+    return loss, whole(rank, trainer, layout)
 
-    def new(ranks: Ranks) -> ModelTrainer:
-        cfg = ranks.layout.cfg(world_size)
-        model = folder / ranks.layout.architecture()
-        return build_trainer(cfg, model, "deepseek", keep_reference=True, seed=0, store=store, rank=rank)
 
-    def finish(name: str, trainer: ModelTrainer, ranks: Ranks) -> None:
-        loss = step(trainer, ranks.layout, rank, world_size)
-        weights = whole(trainer, ranks.layout, world_size)
-        if rank == 0:
-            torch.save((loss, weights), folder / f"{name}.pt")
-
+def before(rank: Rank) -> dict[str, tuple[float, dict[str, Tensor]]]:
+    """The loss of the third step and the weights after it, by the layout's name."""
+    seen = {}
     for name, ranks in (LAYOUTS | REPLICATED).items():
-        if ranks.number == world_size and when == "before":
-            trainer = new(ranks)
-            step(trainer, ranks.layout, rank, world_size)
+        if ranks.number == rank.number:
+            trainer = new(rank, ranks)
+            step(rank, trainer, ranks.layout)
             trainer.refresh_reference()
-            step(trainer, ranks.layout, rank, world_size)
-            (folder / name).mkdir(exist_ok=True)
-            trainer.save(folder / name)
-            finish(name, trainer, ranks)
-    for before, after in GOES_ON:
-        if LAYOUTS[after].number == world_size and when == "after":
-            trainer = new(LAYOUTS[after])
-            trainer.load(folder / before)
-            finish(f"{before}, then {after}", trainer, LAYOUTS[after])
-    if distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
+            step(rank, trainer, ranks.layout)
+            (rank.folder / name).mkdir(exist_ok=True)
+            trainer.save(rank.folder / name)
+            seen[name] = finish(rank, trainer, ranks.layout)
+    return seen
 
 
-if __name__ == "__main__":
-    folder, rank, world_size, when = sys.argv[1:]
-    main(Path(folder), int(rank), int(world_size), when)
+def after(rank: Rank) -> dict[tuple[str, str], tuple[float, dict[str, Tensor]]]:
+    """The same by the names of two layouts, the second of which goes on from the first one's second step."""
+    seen = {}
+    for saved, name in GOES_ON:
+        if LAYOUTS[name].number == rank.number:
+            trainer = new(rank, LAYOUTS[name])
+            trainer.load(rank.folder / saved)
+            seen[saved, name] = finish(rank, trainer, LAYOUTS[name].layout)
+    return seen

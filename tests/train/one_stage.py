@@ -1,42 +1,29 @@
-"""One rank of `test_pipeline.py`: learns in every layout of so many ranks; writes what all of them saw.
-
-python -m tests.train.one_stage FOLDER RANK NUMBER
-"""
+"""A rank of `test_pipeline.py`: learns in every layout of so many ranks, and returns what all of them saw."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from rlkit.algo import shard
-from rlkit.build import build_trainer
 from rlkit.config import TrainerConfig
 from rlkit.train.checkpoint import Layout
 from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch
-from tests.train.one_rank import from_all
+from tests.train.ranks import Rank
 from tests.train.test_pipeline import CASES, LAYOUTS, LOW, LR, SAVED_AFTER, SEQUENCES, TRIED, Case, Ranks, updated
 
 
-class Rank:
-    """Builds trainers in this process."""
+def new(rank: Rank, case: Case, cfg: TrainerConfig) -> ModelTrainer:
+    return rank.new(cfg, case.architecture)
 
-    def __init__(self, folder: Path, rank: int, number: int) -> None:
-        self.folder, self.rank, self.number = folder, rank, number
-        self.store = distributed.FileStore(str(folder / f"store-{number}"), number)
 
-    def new(self, case: Case, cfg: TrainerConfig) -> ModelTrainer:
-        checkpoint = self.folder / case.architecture
-        return build_trainer(cfg, checkpoint, "deepseek", keep_reference=True, seed=0, store=self.store, rank=self.rank)
-
-    def share(self, batch: Batch, ranks: Ranks) -> Batch:
-        pipelines = ranks.number // ranks.pipeline
-        return shard(batch, pipelines)[self.rank % pipelines]
+def share(rank: Rank, batch: Batch, ranks: Ranks) -> Batch:
+    pipelines = ranks.number // ranks.pipeline
+    return shard(batch, pipelines)[rank.index % pipelines]
 
 
 def weights(trainer: ModelTrainer) -> dict[str, Tensor]:
@@ -54,8 +41,8 @@ def moments(trainer: ModelTrainer) -> dict[str, tuple[int, Tensor]]:
 def lived(rank: Rank, layout: str, name: str) -> dict[str, Any]:
     """The steps of a case with a checkpoint on the way, and what follows it, and that of one process, anew."""
     ranks, case = LAYOUTS[layout], CASES[name]
-    batches = [rank.share(batch, ranks) for batch in case.batches()]
-    trainer = rank.new(case, ranks.cfg())
+    batches = [share(rank, batch, ranks) for batch in case.batches()]
+    trainer = new(rank, case, ranks.cfg())
     numbers = updated(trainer, case, batches[:1])
     seen: dict[str, Any] = {"moments": moments(trainer)}
     numbers += updated(trainer, case, batches[1:SAVED_AFTER])
@@ -67,7 +54,7 @@ def lived(rank: Rank, layout: str, name: str) -> dict[str, Any]:
     seen["trace"] = trainer.trace(SEQUENCES[0])
     distributed.barrier()
     for what, begun in (("resumed", saved), ("taken over", rank.folder / f"alone, {name}")):
-        trainer = rank.new(case, ranks.cfg())
+        trainer = new(rank, case, ranks.cfg())
         trainer.load(begun)
         seen[f"{what} numbers"] = updated(trainer, case, batches[SAVED_AFTER:])
         seen[what] = weights(trainer)
@@ -76,7 +63,7 @@ def lived(rank: Rank, layout: str, name: str) -> dict[str, Any]:
 
 def first_step(rank: Rank, dtype: str) -> dict[str, Any]:
     case = LOW[dtype]
-    trainer = rank.new(case, replace(Ranks(2, 2, 1).cfg(dtype, grad_clip=1e9), bias_update_speed=0.0))
+    trainer = new(rank, case, replace(Ranks(2, 2, 1).cfg(dtype, grad_clip=1e9), bias_update_speed=0.0))
     updated(trainer, case, case.batches()[:1])
     return {"moments": moments(trainer)}
 
@@ -85,10 +72,10 @@ def spoiled(rank: Rank) -> dict[str, Any]:
     """A step whose gradient is no number on the last stage alone, then an ordinary one."""
     case, ranks = CASES["grpo"], Ranks(2, 2, 1)
     batch = case.batches()[0]
-    trainer = rank.new(case, ranks.cfg())
+    trainer = new(rank, case, ranks.cfg())
     before = weights(trainer)
     hooks = []
-    if rank.rank == 1:
+    if rank.index == 1:
         parameter = next(parameter for parameter in trainer.model.parameters() if parameter.ndim > 1)
         hooks = [parameter.register_hook(lambda grad: grad * float("nan"))]
     numbers = dict(trainer.update(batch, case.loss, LR))
@@ -99,24 +86,15 @@ def spoiled(rank: Rank) -> dict[str, Any]:
         "numbers": numbers,
         "unmoved": unmoved,
         "numbers after": dict(trainer.update(batch, case.loss, LR)),
-        "numbers without": dict(rank.new(case, ranks.cfg()).update(batch, case.loss, LR)),
+        "numbers without": dict(new(rank, case, ranks.cfg()).update(batch, case.loss, LR)),
     }
 
 
-def main(folder: Path, number: int, own: int) -> None:
-    torch.set_num_threads(1)
-    rank = Rank(folder, own, number)
+def stages(rank: Rank) -> dict[Any, Any]:
     seen: dict[Any, Any] = {
-        (layout, case): lived(rank, layout, case) for layout, case in TRIED if LAYOUTS[layout].number == number
+        (layout, case): lived(rank, layout, case) for layout, case in TRIED if LAYOUTS[layout].number == rank.number
     }
-    if number == 2:
+    if rank.number == 2:
         seen |= {dtype: first_step(rank, dtype) for dtype in LOW} | {"spoiled": spoiled(rank)}
-    parts = from_all(seen, number)
-    if own == 0:
-        torch.save({key: [part[key] for part in parts] for key in seen}, folder / f"{number}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))
+    parts = rank.from_all(seen)
+    return {key: [part[key] for part in parts] for key in seen}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from rlkit.build import build_trainer
 from rlkit.errors import UserError
 from rlkit.train.trainer import ModelTrainer
 from tests.model.tiny import relative
+from tests.train.ranks import run_ranks
 from tests.train.test_ranks import Layout, save_models
 
 
@@ -80,39 +79,31 @@ OTHER = [
 GOES_ON = [*((name, name) for name in LAYOUTS), *OTHER]
 
 
-def live(folder: Path, world_size: int, when: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_life", str(folder)]
-    lives = [
-        subprocess.Popen(
-            [*command, str(rank), str(world_size), when], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for rank in range(world_size)
-    ]
-    for life in lives:
-        printed, _ = life.communicate()
-        assert life.returncode == 0, printed
+Lived = dict[Any, tuple[float, dict[str, Tensor]]]
+"""The loss and the weights of the third step, by the name of a layout, or by those of two: of what was saved and of
+what went on."""
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lives")
     save_models(folder)
-    for when in ("before", "after"):
-        for world_size in (1, 2):
-            live(folder, world_size, when)
-    live(folder, 4, "before")
     return folder
 
 
-def result(lived: Path, name: str) -> tuple[float, dict[str, Tensor]]:
-    return torch.load(lived / f"{name}.pt", weights_only=False)
+@pytest.fixture(scope="module")
+def lived(models: Path) -> Lived:
+    """Nothing but files goes from one process to another."""
+    launches = [("before", 1), ("before", 2), ("before", 4), ("after", 1), ("after", 2)]
+    found, _ = run_ranks("one_life", models, *launches)
+    return {name: seen for launch in found for name, seen in launch.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_same_layout_goes_on_bit_for_bit(name: str, lived: Path) -> None:
-    loss, weights = result(lived, name)
-    resumed_loss, resumed = result(lived, f"{name}, then {name}")
+def test_the_same_layout_goes_on_bit_for_bit(name: str, lived: Lived) -> None:
+    loss, weights = lived[name]
+    resumed_loss, resumed = lived[name, name]
     assert resumed_loss == loss
     assert resumed.keys() == weights.keys()
     for key, tensor in weights.items():
@@ -121,10 +112,10 @@ def test_the_same_layout_goes_on_bit_for_bit(name: str, lived: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), OTHER)
-def test_another_layout_goes_on_with_the_same_losses(before: str, after: str, lived: Path) -> None:
+def test_another_layout_goes_on_with_the_same_losses(before: str, after: str, lived: Lived) -> None:
     """In fp32 weights are the same too, up to the order of sums; in bf16 a step's rounding is all that may differ."""
-    loss, weights = result(lived, before)
-    resumed_loss, resumed = result(lived, f"{before}, then {after}")
+    loss, weights = lived[before]
+    resumed_loss, resumed = lived[before, after]
     exact = "bf16" not in before
     assert resumed_loss == pytest.approx(loss, rel=1e-6 if exact else 3e-3)
     for key, tensor in weights.items():
@@ -132,22 +123,29 @@ def test_another_layout_goes_on_with_the_same_losses(before: str, after: str, li
         assert error <= (1e-5 if exact else 1e-2), f"{key}: {error:.1e}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in (*LAYOUTS, *REPLICATED) if "muon" in name])
-def test_muon_takes_the_same_steps_in_every_layout(name: str, lived: Path) -> None:
-    """As torch in one process, which `test_muon.py` holds against the equations; clipped, decayed, with MTP."""
+@pytest.fixture(scope="module")
+def muon_alone(models: Path) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+    """Muon in torch in this process, which `test_muon.py` holds against the equations; clipped, decayed, with MTP: the
+    numbers of the third step, and the weights before the first and after it."""
     cfg = replace(_mtp("fp32", 1, optimizer="muon").cfg(1), kind="torch")
     loss, mtp = LAYOUTS["muon"].layout.loss()
     store = distributed.HashStore()
-    alone = build_trainer(cfg, lived / "mtp", "deepseek", keep_reference=False, seed=0, store=store, rank=0)
+    alone = build_trainer(cfg, models / "mtp", "deepseek", keep_reference=False, seed=0, store=store, rank=0)
     start = {key: tensor.clone() for key, tensor in alone.model.state_dict().items()}
     for _ in range(3):
         numbers = alone.update(LAYOUTS["muon"].layout.batch(), loss, 1e-3, mtp)
     assert numbers["grad_norm"] > cfg.grad_clip
-    found, weights = result(lived, name)
+    return dict(numbers), start, alone.model.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in (*LAYOUTS, *REPLICATED) if "muon" in name])
+def test_muon_takes_the_same_steps_in_every_layout(name: str, lived: Lived, muon_alone: Any) -> None:
+    numbers, start, expected = muon_alone
+    found, weights = lived[name]
     exact = "bf16" not in name
     assert found == pytest.approx(numbers["loss"], rel=1e-5 if exact else 2 * 2**-8)
-    for key, tensor in alone.model.state_dict().items() if exact else ():
+    for key, tensor in expected.items() if exact else ():
         if "e_score" in key:
             assert torch.equal(weights[key], tensor), key
         else:

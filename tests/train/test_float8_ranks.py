@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlkit.config import TrainerConfig
 from rlkit.quant import dequantise_tiles, quantise_tiles
-from rlkit.types import Batch
-from tests.model.float8 import TILED
-from tests.model.tiny import seeded
-from tests.train.test_float8 import sentences
-from tests.train.test_trainer import CFG
+from rlkit.quant.fp8 import FLOAT8
+from tests.train.ranks import run_ranks
+from tests.train.test_ranks import Layout, assert_adds_up, assert_skipped, on, save_models
 
 pytestmark = pytest.mark.slow
 WIDTH = 256
@@ -25,55 +20,25 @@ COUNTS = ([3, 0, 5, 2], [0, 0, 70, 1])
 """Rows of each of two ranks for each of four experts, two a rank; one expert gets none."""
 
 
-class Layout(NamedTuple):
-    """One way to take the same step."""
-
-    dtype: str
-    expert_parallel: int = 1
-    fp8_dispatch: bool = False
-    zero_stage: int = 1
-    recompute: bool = False
-    optimizer: str = "adamw"
-    pipeline: int = 1
-    layers: int = 3
-
-    def cfg(self, num_ranks: int) -> TrainerConfig:
-        """No clipping and no decay, so that the first moments are known shares of the gradient."""
-        words = {key: value for key, value in self._asdict().items() if key != "layers"}
-        return replace(CFG, kind="deepspeed", num_ranks=num_ranks, grad_clip=1e9, weight_decay=0.0, **words)
-
-    @property
-    def ranks(self) -> int:
-        """On how many it shares the work."""
-        return 4 if self.pipeline > 1 else 2
-
-    def runs_on(self, world_size: int) -> bool:
-        """What is there for comparison runs alone, a pipeline on its ranks, all else on two."""
-        if self.pipeline > 1 or self.expert_parallel > 1:
-            return world_size == self.ranks
-        return world_size == 1 or (world_size == 2 and self.layers == 3)
-
-    @property
-    def alone(self) -> Layout:
-        """The same on one rank."""
-        return Layout(self.dtype, optimizer=self.optimizer, layers=self.layers)
+def _sft(dtype: str, expert_parallel: int = 1, zero_stage: int = 1, fp8_dispatch: bool = False) -> Layout:
+    return Layout(dtype, zero_stage, "sft", 1000, expert_parallel, recompute=zero_stage == 3, fp8_dispatch=fp8_dispatch)
 
 
-STAGES = [Layout("fp8", 2, fp8_dispatch=on, pipeline=2, layers=4) for on in (False, True)]
-LAYOUTS = [
-    *(Layout(dtype) for dtype in ("bf16", "fp8", "fp8_weights")),
-    *(Layout(dtype, layers=4) for dtype in ("bf16", "fp8")),
-    *(Layout(dtype, optimizer="muon") for dtype in ("fp8", "fp8_weights")),
-    *(Layout(dtype, 2, optimizer="muon") for dtype in ("fp8", "fp8_weights")),
-    *STAGES,
-    *(Layout(dtype, 2) for dtype in ("bf16", "fp8", "fp8_weights")),
-    Layout("fp8", 2, fp8_dispatch=True),
-    *(Layout(dtype, 2, zero_stage=3, recompute=True) for dtype in ("fp8", "fp8_weights")),
+SFT = [
+    *(_sft(dtype) for dtype in FLOAT8),
+    *(_sft(dtype, 2) for dtype in FLOAT8),
+    *(_sft(dtype, 2, zero_stage=3) for dtype in FLOAT8),
+    _sft("fp8", 2, fp8_dispatch=True),
 ]
-
-
-def batch() -> Batch:
-    return sentences(0)
+GRPO = [
+    Layout("fp8_weights", 1, "grpo", 40),
+    Layout("fp8", 1, "grpo", 40, 2),
+    Layout("fp8_weights", 2, "grpo", 40, 2, offload="optimizer", recompute=True),
+    Layout("fp8", 3, "grpo", 40, 2, offload="all", recompute=True),
+]
+BF16 = _sft("bf16")
+LAYOUTS = [BF16, *SFT, *GRPO]
+Found = dict[int, dict[Any, Any]]
 
 
 def rows_of(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,29 +50,17 @@ def rows_of(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[Any, Any]]:
-    """What rank 0 saw, by number of ranks."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("float8")
-    for layers in (3, 4):
-        seeded(replace(TILED, num_hidden_layers=layers)).save_checkpoint(folder / str(layers), dtype="fp32")
-    found = {}
-    for world_size in (1, 2, 4):
-        out = folder / f"{world_size}.pt"
-        command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_float8_rank", str(folder)]
-        ranks = [
-            subprocess.Popen(
-                [*command, str(rank), str(world_size), str(out)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
-        for rank in ranks:
-            printed, _ = rank.communicate()
-            assert rank.returncode == 0, printed
-        found[world_size] = torch.load(out, weights_only=False)
-    return found
+    save_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(models: Path) -> Found:
+    """What rank 0 saw, by number of ranks."""
+    (one, two), _ = run_ranks("one_rank", models, ("float8_steps", 1), ("float8_steps", 2))
+    return {1: one, 2: two}
 
 
 def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -117,64 +70,43 @@ def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize(
-    "layout", [each for each in LAYOUTS if each.dtype != "bf16" and each.runs_on(each.ranks)], ids=str
-)
-def test_sharing_the_work_changes_less_than_fp8_does(layout: Layout, seen: dict[int, dict[Any, Any]]) -> None:
+@on(1, 2, layouts=GRPO)
+def test_packs_and_ranks_add_up_to_one_gradient(layout: Layout, num_ranks: int, seen: Found, models: Path) -> None:
+    assert_adds_up(layout, num_ranks, seen[num_ranks][layout], models)
+
+
+@on(1, 2, layouts=GRPO)
+def test_a_gradient_or_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(
+    layout: Layout, num_ranks: int, seen: Found
+) -> None:
+    assert_skipped(num_ranks, seen[num_ranks][layout])
+
+
+@pytest.mark.parametrize("layout", SFT, ids=str)
+def test_sharing_the_work_changes_less_than_fp8_does(layout: Layout, seen: Found) -> None:
     """Tiles along the tokens depend on which tokens share a rank, so that gradients are equal up to FP8's rounding."""
-    shared, alone, plain = (
-        seen[layout.ranks][layout],
-        seen[1][layout.alone],
-        seen[1][Layout("bf16", layers=layout.layers)],
-    )
-    rounding, found = distance(alone["gradient"], plain["gradient"]), distance(shared["gradient"], alone["gradient"])
+    shared, alone, plain = seen[2][layout], seen[1][_sft(layout.dtype)], seen[1][BF16]
+    rounding, found = (distance(alone["moments"], plain["moments"]), distance(shared["moments"], alone["moments"]))
     print(f"{layout}: gradient {found:.1e} from one rank's, which is {rounding:.1e} from bf16's")
     assert 0 < rounding < 0.5 and found < rounding
     off = abs(shared["numbers"]["loss"] - alone["numbers"]["loss"])
     assert off <= 5e-3 * alone["numbers"]["loss"]
 
 
-@pytest.mark.parametrize("dtype", ["fp8", "fp8_weights"])
-def test_zero_3_and_recomputation_change_nothing(dtype: str, seen: dict[int, dict[Any, Any]]) -> None:
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_zero_3_and_recomputation_change_nothing(dtype: str, seen: Found) -> None:
     """A weight is in pieces between forward and backward, and its codes are made twice."""
-    first, second = (seen[2][Layout(dtype, 2, zero_stage=stage, recompute=stage == 3)] for stage in (1, 3))
+    first, second = (seen[2][_sft(dtype, 2, zero_stage=stage)] for stage in (1, 3))
     assert first["numbers"]["loss"] == second["numbers"]["loss"]
-    assert distance(second["gradient"], first["gradient"]) <= 1e-6
+    assert distance(second["moments"], first["moments"]) <= 1e-6
 
 
-@pytest.mark.parametrize("dtype", ["fp8", "fp8_weights"])
-def test_muon_takes_its_own_steps_from_gradients_in_fp8(dtype: str, seen: dict[int, dict[Any, Any]]) -> None:
-    """Entries of a matrix move by about 0.2 lr in the mean, where AdamW's first step moves each by lr."""
-    for world_size, expert_parallel in ((1, 1), (2, 2)):
-        moved = seen[world_size][Layout(dtype, expert_parallel, optimizer="muon")]["moved"]
-        adamw = seen[world_size][Layout(dtype, expert_parallel)]["moved"]
-        orthogonal = {name for name, mean in moved.items() if mean < 0.35}
-        assert all(moved[name] > 0.1 for name in orthogonal)
-        assert all(mean > 0.5 for name, mean in moved.items() if name not in orthogonal)
-        assert all(mean > 0.5 for mean in adamw.values())
-        names = {"self_attn.kv_b_proj.weight", "self_attn.o_proj.weight", "mlp.experts.gate_up_proj"}
-        assert {f"model.layers.2.{name}" for name in names} <= orthogonal
-        assert not orthogonal & {"lm_head.weight", "model.embed_tokens.weight", "model.layers.2.mlp.gate.weight"}
-
-
-def test_engines_without_fp8_activations_are_asked_alike_however_rows_travel(seen: dict[int, dict[Any, Any]]) -> None:
-    """`Rounding.other_activations` reaches the rows on their way to other ranks' experts, and every stage."""
-    plain, travelling = (seen[2][Layout("fp8", 2, fp8_dispatch=on)] for on in (False, True))
-    assert plain["otherwise"] == travelling["otherwise"] != plain["logprobs"] != travelling["logprobs"]
-    first, second = (seen[4][layout] for layout in STAGES)
-    assert first["otherwise"] == second["otherwise"] != first["logprobs"] != second["logprobs"]
-    for found, alone in ((plain, seen[1][Layout("fp8")]), (first, seen[1][Layout("fp8", layers=4)])):
-        pairs = zip(found["otherwise"], alone["otherwise"], strict=True)
-        assert max(abs(a - b) for rows in pairs for a, b in zip(*rows, strict=True)) < 0.1
-
-
-def test_half_the_bytes_go_to_the_experts(seen: dict[int, dict[Any, Any]]) -> None:
+def test_half_the_bytes_go_to_the_experts(seen: Found) -> None:
     """Of the four ways of a row (there and back, forward and backward) two need 1 + 4 / 128 instead of 2 bytes."""
-    for pair in ([Layout("fp8", 2, fp8_dispatch=on) for on in (False, True)], STAGES):
-        ways = [seen[layout.ranks][layout]["bytes"] for layout in pair]
-        print(f"{ways[0]:,} bytes in bf16, {ways[1]:,} with FP8 on the way there")
-        assert ways[1] / ways[0] == pytest.approx((2 * 2 + 2 * (1 + 4 / 128)) / 8, abs=0.02)
-    assert seen[1][Layout("fp8")]["bytes"] == 0, "one rank sends nothing"
+    ways = [seen[2][_sft("fp8", 2, fp8_dispatch=there)]["bytes"] for there in (False, True)]
+    print(f"{ways[0]:,} bytes in bf16, {ways[1]:,} with FP8 on the way there")
+    assert ways[1] / ways[0] == pytest.approx((2 * 2 + 2 * (1 + 4 / 128)) / 8, abs=0.02)
+    assert seen[1][_sft("fp8")]["bytes"] == 0, "one rank sends nothing"
 
 
 def at_expert(rows: tuple[Tensor, Tensor], rank: int) -> Tensor:
@@ -184,7 +116,7 @@ def at_expert(rows: tuple[Tensor, Tensor], rank: int) -> Tensor:
 
 
 @pytest.mark.parametrize("in_float8", [False, True])
-def test_rows_go_there_in_fp8_and_come_back_as_they_are(in_float8: bool, seen: dict[int, dict[Any, Any]]) -> None:
+def test_rows_go_there_in_fp8_and_come_back_as_they_are(in_float8: bool, seen: Found) -> None:
     found = seen[2][in_float8]
     (rows_0, _, _, grad_0), (rows_1, _, _, grad_1) = rows_of(0), rows_of(1)
 
@@ -206,7 +138,7 @@ def test_rows_go_there_in_fp8_and_come_back_as_they_are(in_float8: bool, seen: d
         assert all(torch.equal(x, y) for x, y in zip(again, rows, strict=True)), "the product rounds nothing more"
 
 
-def test_what_travels(seen: dict[int, dict[Any, Any]]) -> None:
+def test_what_travels(seen: Found) -> None:
     """Of rank 0's 10 rows: counts, rows, gates and outputs; the gradients of outputs and rows. 5 and 74 rows arrive."""
     sent, received = sum(COUNTS[0]), sum(counts[0] + counts[1] for counts in COUNTS)
     b, f, u = torch.bfloat16, torch.float32, torch.uint8

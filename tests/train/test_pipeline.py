@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +21,7 @@ from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch
 from tests.model.tiny import relative, seeded
+from tests.train.ranks import run_ranks
 from tests.train.test_ranks import Summing, error
 from tests.train.test_trainer import ARCHITECTURE, CFG, demonstrations, rollouts
 
@@ -138,22 +137,6 @@ def lived_alone(folder: Path, name: str) -> Seen:
     return seen | asked | {"trace": trainer.trace(SEQUENCES[0])}
 
 
-def run_ranks(folder: Path, number: int) -> Seen:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_stage", str(folder)]
-    with ExitStack() as stack:
-        ranks = []
-        for rank in range(number):
-            words = [*command, str(rank), str(number)]
-            ranks.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-            stack.enter_context(ranks[-1])
-            stack.callback(ranks[-1].kill)
-        printed = [rank.communicate()[0] for rank in ranks]
-        assert not any(rank.returncode for rank in ranks), "\n".join(printed)
-        said = [line for text in printed for line in text.splitlines() if "OVERFLOW! Skipping step" not in line]
-        assert not said, f"DeepSpeed's reports belong in nobody's run: {said}"
-    return torch.load(folder / f"{number}.pt", weights_only=False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("pipeline")
@@ -172,7 +155,10 @@ def one(folder: Path) -> dict[str, Seen]:
 def seen(folder: Path, one: dict[str, Seen]) -> Seen:
     """By layout and case, or by what else was tried; of each what all ranks saw."""
     assert one
-    return run_ranks(folder, 2) | run_ranks(folder, 4)
+    (two, four), printed = run_ranks("one_stage", folder, ("stages", 2), ("stages", 4))
+    said = [line for line in printed.splitlines() if "OVERFLOW! Skipping step" not in line]
+    assert not said, f"DeepSpeed's reports belong in nobody's run: {said}"
+    return two | four
 
 
 def joined(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,14 @@ from rlkit.model import DeepseekV3
 from rlkit.model.base import CausalLM
 from rlkit.model.lora import add_lora
 from rlkit.model.precision import compute_in_float8
+from rlkit.quant.fp8 import FLOAT8
 from rlkit.train.policy import Policy, frozen_copy
 from rlkit.train.trainer import ModelTrainer
 from rlkit.types import Batch, Pack
+from tests.model.float8 import TILED
 from tests.model.tiny import seeded
+from tests.train.ranks import run_ranks
+from tests.train.test_float8 import sentences
 from tests.train.test_trainer import ARCHITECTURE, CFG, make_model, rollouts
 
 pytestmark = pytest.mark.slow
@@ -38,13 +42,14 @@ class Layout(NamedTuple):
     zero_stage: int
     kind: str
     """"grpo", "few" (fewer samples than ranks, so that one has nothing to do but must not be waited for), "lora",
-    "mtp" (SFT with multi-token prediction), "mtp few"."""
+    "mtp" (SFT with multi-token prediction), "mtp few", "sft" (other samples, in FP8's widths)."""
     max_tokens: int
     """40: several packs on every rank; 1000: one."""
     expert_parallel: int = 1
     offload: str = "none"
     recompute: bool = False
     optimizer: str = "adamw"
+    fp8_dispatch: bool = False
 
     def cfg(self, num_ranks: int) -> TrainerConfig:
         """With AdamW no clipping and no decay, so that its first moment is a tenth of the gradient."""
@@ -54,11 +59,13 @@ class Layout(NamedTuple):
             CFG, kind="deepspeed", num_ranks=num_ranks, zero_stage=self.zero_stage, dtype=self.dtype, lora=lora,
             expert_parallel=self.expert_parallel, offload=self.offload, recompute=self.recompute,
             optimizer=self.optimizer, grad_clip=clip, weight_decay=decay,
-            bias_update_speed=0.0 if lora else SPEED, balance_coef=COEF,
+            bias_update_speed=0.0 if lora else SPEED, balance_coef=COEF, fp8_dispatch=self.fp8_dispatch,
         )  # fmt: skip
 
     def batch(self) -> Batch:
         """The same samples for every layout of a kind; few: one of them."""
+        if self.kind == "sft":
+            return sentences(0)
         [batch] = rollouts(max_tokens=self.max_tokens)
         if not self.kind.endswith("few"):
             return batch
@@ -72,15 +79,18 @@ class Layout(NamedTuple):
         """What is minimised."""
         if self.kind.startswith("mtp"):
             return SftLoss(), MtpTerm(weight=0.3, detached=False)
-        return GrpoLoss(kl_coef=0.05), NO_MTP
+        return SftLoss() if self.kind == "sft" else GrpoLoss(kl_coef=0.05), NO_MTP
 
     def architecture(self) -> str:
-        """Which of the two checkpoints the model comes from."""
+        """Which of the checkpoints the model comes from."""
+        if self.kind == "sft":
+            return "tiled"
         return "mtp" if self.kind.startswith("mtp") else "plain"
 
     def __str__(self) -> str:
         more = {"experts": self.expert_parallel > 1, f"offload {self.offload}": self.offload != "none"}
-        words = [word for word, said in (more | {"recomputed": self.recompute}).items() if said]
+        more |= {"recomputed": self.recompute, "rows in FP8": self.fp8_dispatch}
+        words = [word for word, said in more.items() if said]
         return " ".join(map(str, (*self[:4], *words)))
 
     def runs_on(self, num_ranks: int) -> bool:
@@ -88,53 +98,45 @@ class Layout(NamedTuple):
         return num_ranks % self.expert_parallel == 0
 
 
-KINDS = ("grpo", "few", "lora", "mtp", "mtp few")
-DATA_PARALLEL = [
-    Layout(dtype, zero_stage, kind, max_tokens, recompute=recompute)
-    for dtype in ("fp32", "bf16")
-    for zero_stage in (1, 2)
-    for kind in KINDS
-    for max_tokens in ((40, 1000) if kind == "grpo" else (40,))
-    for recompute in ((False, True) if kind == "grpo" and max_tokens == 40 else (False,))
+LAYOUTS = [
+    Layout("fp32", 1, "grpo", 1000),
+    Layout("fp32", 1, "grpo", 40),
+    Layout("bf16", 1, "few", 40, offload="optimizer", recompute=True),
+    Layout("fp32", 1, "lora", 40, offload="optimizer"),
+    Layout("bf16", 1, "mtp", 40),
+    Layout("fp32", 1, "mtp few", 40, recompute=True),
+    Layout("bf16", 1, "grpo", 40, 2, offload="optimizer"),
+    Layout("fp32", 1, "few", 40, 2, recompute=True),
+    Layout("bf16", 1, "lora", 40, 2),
+    Layout("fp32", 1, "mtp", 40, 2, offload="optimizer"),
+    Layout("bf16", 1, "mtp few", 40, 2, recompute=True),
+    Layout("bf16", 2, "grpo", 1000),
+    Layout("bf16", 2, "grpo", 40, recompute=True),
+    Layout("fp32", 2, "few", 40),
+    Layout("bf16", 2, "lora", 40, offload="optimizer", recompute=True),
+    Layout("fp32", 2, "mtp", 40, offload="optimizer", recompute=True),
+    Layout("bf16", 2, "mtp few", 40),
+    Layout("fp32", 2, "grpo", 40, 2, offload="optimizer"),
+    Layout("bf16", 2, "few", 40, 2),
+    Layout("fp32", 2, "lora", 40, 2, recompute=True),
+    Layout("bf16", 2, "mtp", 40, 2, offload="optimizer", recompute=True),
+    Layout("fp32", 2, "mtp few", 40, 2, offload="optimizer"),
+    Layout("fp32", 3, "grpo", 40),
+    Layout("bf16", 3, "few", 40, offload="optimizer"),
+    Layout("bf16", 3, "mtp", 40, offload="all", recompute=True),
+    Layout("fp32", 3, "mtp few", 40, offload="all", recompute=True),
+    Layout("bf16", 3, "grpo", 40, 2),
+    Layout("fp32", 3, "grpo", 40, 2, offload="all"),
+    Layout("fp32", 3, "few", 40, 2, offload="all", recompute=True),
+    Layout("fp32", 3, "mtp", 40, 2, offload="optimizer"),
+    Layout("bf16", 3, "mtp few", 40, 2, offload="all", recompute=True),
 ]
-EXPERT_PARALLEL = [
-    Layout(dtype, zero_stage, kind, 40, expert_parallel=2)
-    for dtype in ("fp32", "bf16")
-    for zero_stage in (1, 2, 3)
-    for kind in KINDS
-    if not (kind == "lora" and zero_stage == 3)
-]
-MIXED = [
-    Layout(dtype, zero_stage, kind, 40, expert_parallel, offload, recompute)
-    for dtype in ("fp32", "bf16")
-    for zero_stage, kind, expert_parallel, offload, recompute in (
-        (3, "grpo", 1, "none", False),
-        (3, "mtp few", 1, "none", True),
-        (1, "grpo", 2, "optimizer", False),
-        (2, "mtp", 2, "optimizer", True),
-        (2, "lora", 1, "optimizer", False),
-        (3, "grpo", 2, "optimizer", False),
-        (3, "mtp few", 2, "all", True),
-        (1, "few", 2, "none", True),
-    )
-]
-FLOAT8 = [
-    Layout(dtype, zero_stage, kind, 40, expert_parallel, offload, recompute)
-    for dtype in ("fp8", "fp8_weights")
-    for zero_stage, kind, expert_parallel, offload, recompute in (
-        (1, "grpo", 1, "none", False),
-        (1, "grpo", 2, "none", False),
-        (2, "grpo", 2, "optimizer", True),
-        (3, "grpo", 2, "all", True),
-    )
-]
-LAYOUTS = [*DATA_PARALLEL, *EXPERT_PARALLEL, *MIXED, *FLOAT8]
-SPOILED = [
-    layout
-    for layout in LAYOUTS
-    if layout.kind in ("grpo", "lora", "mtp") and layout.max_tokens == 40 and not layout.recompute
-]
-"""Layouts in which a step is also tried with a gradient that is no number."""
+"""Not the product of all switches: see `test_switches_meet`. LoRA goes without ZeRO-3."""
+
+
+def is_spoiled(layout: Layout) -> bool:
+    """Whether steps are also tried with a gradient that is no number."""
+    return layout.kind in ("grpo", "lora", "mtp") and layout.max_tokens == 40
 
 
 def no_number(loss: Loss) -> Loss:
@@ -154,6 +156,7 @@ Seen = dict[Layout, dict[str, Any]]
 def save_models(folder: Path) -> None:
     make_model().save_checkpoint(folder / "plain", dtype="fp32")
     seeded(replace(ARCHITECTURE, num_nextn_predict_layers=2)).save_checkpoint(folder / "mtp", dtype="fp32")
+    seeded(TILED).save_checkpoint(folder / "tiled", dtype="fp32")
 
 
 def spoil(model: CausalLM, layout: Layout, value: float) -> torch.utils.hooks.RemovableHandle:
@@ -167,25 +170,6 @@ def spoil(model: CausalLM, layout: Layout, value: float) -> torch.utils.hooks.Re
     return parameter.register_hook(change)
 
 
-def steps(folder: Path, world_size: int) -> Seen:
-    out = folder / f"{world_size}.pt"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_rank", str(folder)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world_size), str(out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    for rank in ranks:
-        printed, _ = rank.communicate()
-        assert rank.returncode == 0, printed
-        assert "GB" not in printed, "DeepSpeed's reports of the machine's memory belong in nobody's run"
-    return torch.load(out, weights_only=False)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
@@ -195,11 +179,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(models: Path) -> dict[int, Seen]:
-    """By number of ranks. Processes start slowly, so that each takes the steps of all layouts."""
-    return {world_size: steps(models, world_size) for world_size in (1, 2)}
+    """By number of ranks, each of which takes the steps of all layouts."""
+    (one, two), printed = run_ranks("one_rank", models, ("steps", 1), ("steps", 2))
+    assert "GB" not in printed, "DeepSpeed's reports of the machine's memory belong in nobody's run"
+    return {1: one, 2: two}
 
 
-def on(*num_ranks: int, layouts: list[Layout] = LAYOUTS) -> Any:
+def on(*num_ranks: int, layouts: Sequence[Layout] = LAYOUTS) -> Any:
     """All layouts on so many ranks, but for those that need more."""
     pairs = [(layout, n) for layout in layouts for n in num_ranks if layout.runs_on(n)]
     return pytest.mark.parametrize(("layout", "num_ranks"), pairs, ids=str)
@@ -247,7 +233,7 @@ def summed(models: Path, layout: Layout, batches: list[Batch]) -> dict[str, Tens
     """The fp32 sum of the gradients of all packs."""
     dtype = torch.float32 if layout.dtype == "fp32" else torch.bfloat16
     model = DeepseekV3.from_checkpoint(models / layout.architecture(), dtype)
-    if layout.dtype.startswith("fp8"):
+    if layout.dtype in FLOAT8:
         compute_in_float8(model, layout.dtype)
     if layout.kind == "lora":
         add_lora(model, rank=LORA.rank, alpha=LORA.alpha, targets=LORA.targets, seed=0)
@@ -266,6 +252,43 @@ def error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm().clamp(min=floor)) for name in ours)
 
 
+def assert_adds_up(layout: Layout, num_ranks: int, found: dict[str, Any], models: Path) -> None:
+    gradient = {name: 10 * moment for name, moment in found["moments"].items()}
+    alike = Layout(layout.dtype, 1, layout.kind, layout.max_tokens, layout.expert_parallel)
+    # In bf16 torch multiplies a row that is alone with an expert otherwise than one among others; the few rows of MTP
+    # modules are alone in this process, and not where the ranks' rows meet.
+    alone = layout.dtype == "bf16" and layout.expert_parallel > 1 and layout.kind == "mtp"
+    assert error(gradient, expected(models, alike, num_ranks)) <= (1e-2 if alone else 2e-6)
+    whole = error(gradient, expected(models, alike._replace(max_tokens=100_000, expert_parallel=1), 1))
+    print(f"against one pack {whole:.1e}")
+    # FP8 rounds tokens in groups of 128, which are others in another pack.
+    assert whole <= {"fp32": 1e-5, "bf16": 3e-2, "fp8": 1e-1, "fp8_weights": 3e-2}[layout.dtype]
+    assert len(shard(layout.batch(), num_ranks)[0].packs) > 1 or layout.max_tokens > 40 or "few" in layout.kind
+
+
+def assert_skipped(num_ranks: int, found: dict[str, Any]) -> None:
+    """Neither weights nor biases nor moments have moved, and nothing of it is left in the step that follows."""
+    assert found["skipped"] == [[1, 1, 0]] * num_ranks
+    assert found["unmoved"] == [True] * num_ranks
+    for name, moment in found["moments"].items():
+        assert torch.equal(moment, found["moments after"][name]), name
+
+
+SWITCHES = ("dtype", "zero_stage", "kind", "expert_parallel", "offload", "recompute")
+MEET = [*combinations(SWITCHES, 2), *combinations(SWITCHES[:4], 3), ("dtype", "zero_stage", "offload")]
+
+
+@pytest.mark.parametrize("switches", MEET, ids=" ".join)
+def test_switches_meet(switches: tuple[str, ...]) -> None:
+    """Every value of a switch with every one of another, and of some three, in a layout that is tried here."""
+    values = {name: {getattr(layout, name) for layout in LAYOUTS} for name in SWITCHES}
+    tried = {tuple(getattr(layout, name) for name in switches) for layout in LAYOUTS}
+    for chosen in product(*(values[name] for name in switches)):
+        lora, zero_3, all_away = ("lora" in chosen, 3 in chosen, "all" in chosen)
+        refused = (lora and (zero_3 or all_away)) or (all_away and "zero_stage" in switches and not zero_3)
+        assert refused or chosen in tried
+
+
 @on(1, 2)
 def test_packs_and_ranks_add_up_to_one_gradient(
     layout: Layout, num_ranks: int, seen: dict[int, Seen], models: Path
@@ -274,35 +297,21 @@ def test_packs_and_ranks_add_up_to_one_gradient(
 
     A sum in bf16, in memory or on the way between ranks, would be wrong by 1e-3.
     """
-    gradient = {name: 10 * moment for name, moment in seen[num_ranks][layout]["moments"].items()}
-    alike = Layout(layout.dtype, 1, layout.kind, layout.max_tokens, layout.expert_parallel)
-    # In bf16 torch multiplies a row that is alone with an expert otherwise than one among others; the few rows of MTP
-    # modules are alone in this process, and not where the ranks' rows meet.
-    alone = layout.dtype == "bf16" and layout.expert_parallel > 1 and layout.kind == "mtp"
-    assert error(gradient, expected(models, alike, num_ranks)) <= (1e-2 if alone else 2e-6)
-    whole = expected(models, alike._replace(max_tokens=100_000, expert_parallel=1), 1)
-    found = error(gradient, whole)
-    print(f"against one pack {found:.1e}")
-    # FP8 rounds tokens in groups of 128, which are others in another pack.
-    assert found <= {"fp32": 1e-5, "bf16": 3e-2, "fp8": 1e-1, "fp8_weights": 3e-2}[layout.dtype]
-    assert len(shard(layout.batch(), num_ranks)[0].packs) > 1 or layout.max_tokens > 40 or "few" in layout.kind
+    assert_adds_up(layout, num_ranks, seen[num_ranks][layout], models)
 
 
-@on(1, 2, layouts=SPOILED)
+@on(1, 2, layouts=[layout for layout in LAYOUTS if is_spoiled(layout)])
 def test_a_gradient_or_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(
     layout: Layout, num_ranks: int, seen: dict[int, Seen]
 ) -> None:
-    """Neither weights nor biases nor moments have moved, and nothing of it is left in the step that follows."""
-    found = seen[num_ranks][layout]
-    assert found["skipped"] == [[1, 1, 0]] * num_ranks
-    assert found["unmoved"] == [True] * num_ranks
-    for name, moment in found["moments"].items():
-        assert torch.equal(moment, found["moments after"][name]), name
+    assert_skipped(num_ranks, seen[num_ranks][layout])
 
 
 @pytest.mark.parametrize("layout", [each for each in LAYOUTS if each.dtype == "fp32"], ids=str)
 def test_two_ranks_have_the_numbers_the_load_and_the_biases_of_one(layout: Layout, seen: dict[int, Seen]) -> None:
-    one, two = seen[1][Layout(layout.dtype, 1, layout.kind, layout.max_tokens)], seen[2][layout]
+    size = (layout.dtype, layout.kind, layout.max_tokens)
+    one = next(found for tried, found in seen[1].items() if (tried.dtype, tried.kind, tried.max_tokens) == size)
+    two = seen[2][layout]
     policy = {"kl", "clip_fraction", "logprob_gap"}
     mtp = layout.kind.startswith("mtp")
     names = {"loss", "entropy", "grad_norm", "max_violation", "balance_loss"} | ({"mtp_loss"} if mtp else policy)

@@ -20,7 +20,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__
-from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime import bf16_optimizer, compiler
 from torch import Tensor, distributed, nn
 
 from rlkit.config import TrainerConfig
@@ -42,6 +42,9 @@ def join_ranks(store: distributed.Store, rank: int, world_size: int) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # With bf16 and ZeRO-1 it collects garbage and prints the machine's memory a dozen times, and cannot be told not to.
     bf16_optimizer.see_memory_usage = lambda *_args, **_options: None
+    # ZeRO imports DeepSpeed's Muon whatever the optimiser is, and to compile that loads all of torch's compiler: three
+    # seconds of every start. Ours is another one (`deepspeed_muon`).
+    compiler.compile = lambda: compiler.dummy_decorator
     # ZeRO calls what torch has renamed; nobody who runs a recipe can do anything about it.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))

@@ -64,12 +64,14 @@ def victims(driver: int) -> dict[str, psutil.Process]:
 
 
 def kill(run: subprocess.Popen[str], after: float, draw: random.Random) -> str:
-    """Waits so long, then kills the driver or a rank, and waits for the end; says who it was, or that the run ended."""
+    """Waits so long, kills the driver or a rank and waits for the end; returns who it was, "" if the run had ended."""
     end = monotonic() + after
     while monotonic() < end and run.poll() is None:
         sleep(0.05)
     if run.poll() is not None:
-        return f"nobody: the run had ended with {run.returncode}"
+        if run.returncode:
+            raise RuntimeError(f"a run that nobody had killed ended with {run.returncode}")
+        return ""
     living = victims(run.pid)
     name = draw.choice(sorted(living))
     os.kill(living[name].pid, signal.SIGKILL)
@@ -107,12 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = [*SETTINGS, f"reward={folder}/plugin.py:spread", *given.settings]
         seconds = finish(folder / "whole", settings)
         print(f"the whole run: {seconds:.0f} s", flush=True)
-        done, wrong = 0, 0
+        done, wrong, series = 0, 0, 0
         while done < given.kills:
-            run = folder / f"killed-{done}"
+            series += 1
+            run = folder / f"killed-{series}"
             for _ in range(min(A_SERIES, given.kills - done)):
                 after = draw.uniform(0, seconds)
-                who = kill(start(run, settings), after, draw)
+                if not (who := kill(start(run, settings), after, draw)):
+                    break  # what earlier kills had left to do was done sooner; the next series goes on counting
                 done += 1
                 print(f"kill {done}: after {after:.1f} s, {who}", flush=True)
             finish(run, settings)

@@ -4,7 +4,8 @@
     .venv/bin/python -m benchmarks.sync --model tiny     the quickstart's model in fp32
     .venv/bin/python -m benchmarks.sync --engine torch   the engine without vLLM
 
-The ranks are those of a run but for their optimiser, which a sync does not touch; driver and engine are a run's own.
+The ranks share out the experts (EP=2) and are those of a run but for their optimiser, which a sync does not touch;
+driver and engine are a run's own.
 Seconds are medians; CPU s are those of ranks and engine, and say what the work costs where the machine is shared.
 Memory is what a process has for itself (RssAnon of /proc, read every 2 ms), as growth over what it had before the first
 sync, so the pages of Ray's store, which all processes share and which hold the published weights once, are not in it.
@@ -43,6 +44,7 @@ from rlkit.config import EngineConfig, GrpoRun, TrainerConfig
 from rlkit.config.compose import load_config
 from rlkit.data.tokenizer import read_decoder
 from rlkit.engine.local import TorchEngine
+from rlkit.model.experts import ExpertShare
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import load_model
 from rlkit.run.prepare import initial_checkpoint, prepare
@@ -64,10 +66,11 @@ class Rank(TrainerActor):
     """A trainer rank that holds the policy and no optimiser's state."""
 
     def begin(self, cfg: TrainerConfig, folder: Path, kind: str) -> None:
-        """Loads the model; the ranks need not meet, because replicas publish without asking each other."""
+        """Loads this rank's share; the ranks need not meet, because they publish without asking each other."""
         torch.set_num_threads(1)
         self.num_ranks = cfg.num_ranks
-        model = load_model(folder, DTYPES[cfg.dtype], kind)
+        share = ExpertShare(rank=self.rank, size=cfg.expert_parallel)
+        model = load_model(folder, DTYPES[cfg.dtype], kind, share)
         self.trainer = ModelTrainer(model, TorchStepper(model, cfg), reference=None)
 
     def process(self) -> int:
@@ -145,7 +148,8 @@ def watched(processes: Mapping[str, int]) -> Iterator[dict[str, int]]:
 
 def measure(model: str, engine: str, count: int, folder: Path) -> Found:
     """Starts ranks and engine on Ray and syncs `count` times."""
-    words = [f"engine={engine}", "cluster=ray", f"trainer.num_ranks={NUM_RANKS}", "engine.threads=1"]
+    words = [f"engine={engine}", "cluster=ray", "engine.threads=1"]
+    words += [f"trainer.num_ranks={NUM_RANKS}", f"trainer.expert_parallel={NUM_RANKS}"]
     dtype = "fp32" if model == "tiny" or engine == "torch" else "bf16"
     cfg = load_config("grpo", GrpoRun, [*MODELS[model], *words, f"engine.dtype={dtype}", f"output_dir={folder}"])
     checkpoint = initial_checkpoint(cfg, prepare(cfg)).absolute()

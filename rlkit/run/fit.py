@@ -54,8 +54,8 @@ def check_engine_fit(cfg: EngineRun, architecture: Architecture) -> None:
     _check_drafts(cfg, architecture)
     _check_length(cfg, architecture)
     if cfg.engine.dtype == "fp8":
+        _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")  # on any machine; then what this one cannot do
         _refuse(fp8_problem(), "engine.dtype=fp8: ")
-        _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")
 
 
 def check_shape(cfg: BaseRun, overrides: Sequence[str]) -> None:

@@ -25,13 +25,14 @@ SHAPE = "model.architecture."
 
 def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     """Raises UserError, naming key, value and fix, where the engine or the trainer cannot work with the model."""
-    check_engine_fit(cfg, architecture)
+    _check_engine(cfg, architecture)
     if cfg.served_adapter is not None:
         _refuse(architecture.vllm_adapter_problem(), "trainer.lora.served=adapter: ")
     _check_balance(cfg, architecture)
     _check_layout(cfg, architecture)
     if cfg.trainer.dtype in FLOAT8:
         _refuse(architecture.float8_problem(), f"trainer.dtype={cfg.trainer.dtype}: ")
+    _check_engine_float8(cfg, architecture)
     if cfg.trainer.optimizer == "muon" and (stacks := unknown_stacks(architecture.empty_model())):
         raise UserError(
             f"trainer.optimizer=muon: {_where(cfg)} has stacks of matrices in an order that rlkit does not know "
@@ -43,11 +44,19 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
 
 def check_engine_fit(cfg: RunConfig, architecture: Architecture) -> None:
     """Raises UserError, naming key, value and fix, where the engine cannot work with the model."""
+    _check_engine(cfg, architecture)
+    _check_engine_float8(cfg, architecture)
+
+
+def _check_engine(cfg: RunConfig, architecture: Architecture) -> None:
     if cfg.engine.kind == "vllm":
         _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
     _check_workers(cfg, architecture)
     _check_drafts(cfg, architecture)
     _check_length(cfg, architecture)
+
+
+def _check_engine_float8(cfg: RunConfig, architecture: Architecture) -> None:
     if cfg.engine.dtype == "fp8":
         _refuse(fp8_problem(), "engine.dtype=fp8: ")
         _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")

@@ -25,7 +25,7 @@ def parts(*given: dict[str, Any]) -> tuple[PartConfig, ...]:
     [
         ({"weight": 0.0}, "weight=0.0 must be above 0; remove the part to leave it out"),
         ({"weight": -1.0}, "weight=-1.0 must be above 0; remove the part to leave it out"),
-        ({"weight": math.inf}, "weight=inf must be a finite number, above 0"),
+        ({"weight": math.inf}, "weight=inf must be a finite number, above 0; remove the part to leave it out"),
         ({"source": ""}, "source='' names nothing; give a file, a hub id or a named data set"),
     ],
 )

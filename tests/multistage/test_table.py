@@ -65,7 +65,7 @@ def test_the_whole_table() -> None:
     assert body[1][: ends["rows"]].endswith(" 800") and body[2][: ends["tokens"]].endswith(" 1,000,000")
     assert body[2][: ends["accuracy"]].endswith(" 52.5%")
     start = head.index("recipe")
-    assert [line[start - 1 : start + 3] for line in body] == [" sft", " dis", " gro", "    "]
+    assert [line[start - 1 : start + 3] for line in body] == [" sft", " dis", " grp", "    "]
 
 
 def test_a_table_of_one_stage_has_its_sum() -> None:

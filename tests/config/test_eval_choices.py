@@ -68,7 +68,7 @@ def test_what_is_set_takes_the_place_of_the_suites_own(values: dict[str, Any], e
     """0 is a value, and None is none."""
     found = choice(**values).over(OWN)
     assert (found.temperature, found.top_p, found.max_new_tokens) == expected
-    assert OWN == SamplingConfig(temperature=0.6, top_p=0.95, max_new_tokens=64), "the suite keeps its own"
+    assert SamplingConfig(temperature=0.6, top_p=0.95, max_new_tokens=64) == OWN, "the suite keeps its own"
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,9 @@ def test_every_process_is_counted(recipe: str, changes: dict[str, Any], demand: 
 def test_the_longest_completion_is_that_of_any_stage() -> None:
     def longest(recipe: str, evaluated: int, **sampled: int) -> int:
         words = {"evaluation.sampling.max_new_tokens": evaluated}
-        return but(default(recipe), words | {key.replace("__", "."): n for key, n in sampled.items()}).longest_completion
+        return but(
+            default(recipe), words | {key.replace("__", "."): n for key, n in sampled.items()}
+        ).longest_completion
 
     assert longest("sft", 50) == 50
     assert longest("grpo", 50, algo__sampling__max_new_tokens=40) == 50

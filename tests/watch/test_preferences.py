@@ -97,7 +97,9 @@ def test_pairs_of_equal_length_are_in_neither_half() -> None:
     judged = Judgements(name="x", step=0, scores=(1.0, 0.0, 0.0, 1.0), lengths=(5, 5, 5, 4), labels=())
     assert judged.by_length() == {"chosen_shorter": [], "chosen_longer": [0.0]}
     assert "accuracy/chosen_shorter" not in judged.numbers() and judged.numbers()["accuracy/chosen_longer"] == 0.0
-    assert "where the chosen is shorter" not in judged.summary() and "0.0% where the chosen is longer" in judged.summary()
+    assert (
+        "where the chosen is shorter" not in judged.summary() and "0.0% where the chosen is longer" in judged.summary()
+    )
 
 
 def test_half_a_pair_is_a_mistake_of_ours() -> None:

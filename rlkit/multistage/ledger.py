@@ -72,7 +72,8 @@ def read_row(made: Made, words: Sequence[str]) -> StageRow | None:
     if not file.exists():
         return None
     saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    row = StageRow(**saved | {"words": tuple(saved["words"])})
+    saved["words"] = tuple(saved["words"])
+    row = StageRow(**saved)
     if set(row.words) != set(words):
         other = ", ".join(sorted(set(row.words) ^ set(words)))
         raise UserError(

@@ -82,7 +82,10 @@ def test_every_changed_setting_is_named_and_a_new_suite_is_welcome(tmp_path: Pat
     check_settings(tmp_path, [exam(2), exam(7)])  # what decides a completion is the same
     for changes, words in (
         ({"seed": 1}, r"with other settings: seed \(seed was 0, now 1\); use another output_dir, or the settings as"),
-        ({"seed": 1, "sampling.temperature": 1}, r"settings: sampling.temperature, seed \(sampling.temperature was 0.6"),
+        (
+            {"seed": 1, "sampling.temperature": 1},
+            r"settings: sampling.temperature, seed \(sampling.temperature was 0.6",
+        ),
         ({"new": 1}, r"\(new was None, now 1\)"),
         ({"seed": "0"}, r"\(seed was 0, now '0'\)"),
     ):

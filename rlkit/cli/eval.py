@@ -99,7 +99,8 @@ def _stored(words: Sequence[str], judge: str) -> EvalRun:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
         changed = {"output_dir": str(folder), "reward": {**found["reward"], "fn": judge, "kwargs": {}}}
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is no configuration of an evaluation ({error}); correct output_dir") from error
+        why = str(error).splitlines()[0]
+        raise UserError(f"{file} is no configuration of an evaluation ({why}); correct output_dir") from error
     return parse(EvalRun, found | changed)
 
 

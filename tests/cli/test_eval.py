@@ -40,7 +40,7 @@ def test_a_folder_that_is_held_is_not_evaluated_by_another(tmp_path: Path) -> No
     from rlkit.evaluation.run import opened
 
     held = Lock(tmp_path)
-    with pytest.raises(UserError, match="is in use by another run .*wait for it, end it"), opened(tmp_path):
+    with pytest.raises(UserError, match=r"is in use by another run .*wait for it, end it"), opened(tmp_path):
         pytest.fail("two are in one folder")
     held.release()
     with opened(tmp_path):

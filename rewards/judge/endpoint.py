@@ -68,9 +68,9 @@ class Endpoint:
                 "judge: endpoint is missing; give the address of an OpenAI-compatible server, as "
                 "http://127.0.0.1:8000/v1, or policy for the model that is trained"
             )
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(url):
             raise RewardError(f"judge: endpoint={url!r} is no address; give one as http://127.0.0.1:8000/v1, or policy")
+        parts = urlsplit(url)
         if parts.username or parts.password or parts.query:
             raise RewardError(
                 "judge: endpoint holds a user, a password or a query, which would be written to config.yaml; give the "
@@ -203,6 +203,16 @@ class Endpoint:
     def _hidden(self, text: str) -> str:
         """Shortens a server's words, and takes the key out: some servers repeat it."""
         return (text.replace(self._key, "[key]") if self._key else text)[:MAX_DETAIL]
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        whole = bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:
+        return False
+    return whole and parts.scheme in ("http", "https")
 
 
 def _read_key(key_env: str) -> str:

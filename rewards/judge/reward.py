@@ -221,7 +221,7 @@ def _check_counts(**settings: int) -> None:
 def _check_seconds(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 < value < 1e6:
-            raise RewardError(f"judge: {name}={value!r} must be above 0 seconds")
+            raise RewardError(f"judge: {name}={value!r} must be above 0 seconds, and below 1,000,000")
 
 
 def _refuse_for_policy(**settings: Any) -> None:

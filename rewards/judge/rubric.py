@@ -28,7 +28,7 @@ def read_rubric(text: str) -> str:
     if text.endswith(_FILES) and "\n" not in text:
         try:
             text = Path(text).expanduser().read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # ~nobody has no home
             raise RewardError(f"judge: rubric={text!r} cannot be read ({error}); correct the path") from error
     if not text.strip():
         raise RewardError("judge: rubric is empty; say what a good answer is, with {question} and {reply} in place")

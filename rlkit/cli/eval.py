@@ -95,8 +95,12 @@ def _stored(words: Sequence[str], judge: str) -> EvalRun:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"output_dir={folder} holds no evaluation: there is no {file}; correct output_dir")
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    changed = {"output_dir": str(folder), "reward": {**found["reward"], "fn": judge, "kwargs": {}}}
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        changed = {"output_dir": str(folder), "reward": {**found["reward"], "fn": judge, "kwargs": {}}}
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{file} is no configuration of an evaluation ({why}); correct output_dir") from error
     return parse(EvalRun, found | changed)
 
 

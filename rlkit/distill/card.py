@@ -102,8 +102,13 @@ def _counts(journal: Journal, chosen: Chosen) -> list[str]:
     rows = [(label, f"{count:,}") for label, count in filters(journal, chosen)]
     rows.append(("tokens of all answers", f"{counts.tokens:,}"))
     rows.append(("correct answers of those with a verdict", f"{counts.correct / max(1, counts.judged):.1%}"))
-    reasons = [(f"no verdict: {why or 'no reason'}", f"{count:,}") for why, count in journal.no_verdicts().items()]
+    reasons = [(f"no verdict: {_cell(why)}", f"{count:,}") for why, count in journal.no_verdicts().items()]
     return ["| what | how many |", "|---|---|", *(f"| {label} | {count} |" for label, count in [*rows, *reasons])]
+
+
+def _cell(text: str) -> str:
+    """Returns a text that stays in its cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _front(num_rows: int, language: str | bool) -> str:

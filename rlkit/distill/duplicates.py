@@ -45,7 +45,7 @@ def same_words(words: Sequence[str]) -> int:
 def shingles(words: Sequence[str]) -> Hashes:
     """Returns the distinct pairs of words, sorted; a text of one word is its own."""
     hashes = hashes_of(words)
-    return np.unique(ngrams(hashes, SHINGLE) if len(hashes) > SHINGLE else hashes)
+    return np.unique(ngrams(hashes, SHINGLE) if len(hashes) >= SHINGLE else hashes)
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:

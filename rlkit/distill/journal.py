@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -99,7 +100,11 @@ class Journal:
 
         Raises UserError for the journal of a job with other settings, or of another version, and for no journal.
         """
-        self._sql = sqlite3.connect(file, isolation_level=None)
+        unreadable = "{} cannot be read ({}); set another output_dir, or remove that file"
+        try:
+            self._sql = sqlite3.connect(file, isolation_level=None)
+        except sqlite3.Error as error:
+            raise UserError(unreadable.format(file, error)) from error
         self._inside = False
         self._counts: Counts | None = None
         """Kept up to date by what is written; None where it has to be counted."""
@@ -115,7 +120,10 @@ class Journal:
                 self.write_note("settings", settings)
         except sqlite3.DatabaseError as error:
             self._sql.close()
-            raise UserError(f"{file} cannot be read ({error}); set another output_dir, or remove that file") from error
+            raise UserError(unreadable.format(file, error)) from error
+        except UserError:
+            self._sql.close()
+            raise
         if self.note("settings") != settings:
             self._sql.close()
             raise UserError(f"{file} belongs to a job with other settings or other files; set another output_dir")
@@ -235,7 +243,7 @@ class Journal:
         with self.whole():
             key = (a.row, a.sample)
             new = self._sql.execute(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (*key, a.seed, a.finish, a.num_tokens, *refused),
             )
             if new.rowcount:
@@ -308,11 +316,12 @@ class Journal:
             )
 
     def no_verdicts(self) -> dict[str, int]:
-        """Counts the answers without a verdict, by the reward's reason."""
-        query = (
-            "SELECT coalesce(reason, ''), count(*) FROM answers WHERE correct IS NULL GROUP BY reason ORDER BY reason"
-        )
-        return dict(self._sql.execute(query).fetchall())
+        """Counts the answers without a verdict by the kind of the reward's reason (`Score.kind`), in its order."""
+        query = "SELECT coalesce(reason, ''), count(*) FROM answers WHERE correct IS NULL GROUP BY reason"
+        counts = Counter[str]()
+        for reason, count in self._sql.execute(query):  # details differ from answer to answer
+            counts[Score(value=None, reason=reason).kind] += count
+        return dict(sorted(counts.items()))
 
     def answers(self) -> Iterator[tuple[int, list[Answer]]]:
         """Yields every row that has answers, in order, with what a selection must know of them."""

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlkit.checks import suggestion
+from rlkit.checks import MOST, is_whole, suggestion
 from rlkit.config import TeacherConfig
 from rlkit.distill.journal import Answered, Question
 from rlkit.distill.questions import Asked
@@ -147,7 +147,7 @@ def check_server(cfg: TeacherConfig) -> None:
 
     with OpenAI(base_url=cfg.url, api_key=_key(), timeout=min(CHECK_S, cfg.timeout), max_retries=cfg.retries) as client:
         try:
-            names = [model.id for model in client.models.list()]
+            names = [str(model.id) for model in client.models.list()]
         except APIConnectionError as error:
             raise UserError(
                 f"teacher.url={cfg.url} cannot be reached ({_short(error.__cause__ or error)}); start the server, or "
@@ -193,14 +193,18 @@ def _key() -> str:
 def _read(completion: Any, question: Question, sample: int, seed: int) -> Answered:
     """Reads a completion; raises ValueError for what is none. A thought that comes apart goes back into its marks."""
     choices = getattr(completion, "choices", None)
-    if not choices or getattr(choices[0], "message", None) is None:
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message, usage = getattr(choice, "message", None), getattr(completion, "usage", None)
+    thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
+    content = getattr(message, "content", None) or ""
+    # The library checks none of it: a field may hold anything that JSON can.
+    if not hasattr(message, "content") or not all(isinstance(part, str) for part in (thought, content)):
         raise ValueError(f"{str(completion)[:100]!r}")
-    choice = choices[0]
-    message, usage = choice.message, completion.usage
-    thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    text = (f"<think>{thought}</think>" if thought else "") + (message.content or "")
-    num_tokens = usage.completion_tokens if usage else len(text.split())
-    finish = {"length": "length", "content_filter": REFUSED}.get(choice.finish_reason or "", "stop")
+    text = (f"<think>{thought}</think>" if thought else "") + content
+    counted = getattr(usage, "completion_tokens", None)
+    num_tokens = counted if is_whole(counted) and 0 <= counted <= MOST else len(text.split())
+    reason = getattr(choice, "finish_reason", None)
+    finish = "length" if reason == "length" else REFUSED if reason == "content_filter" else "stop"
     return _answered(question, sample, seed, text, num_tokens, finish)
 
 

@@ -105,8 +105,8 @@ def contest(suite: str, folder: str, first: Mapping[str, Any], this: Mapping[str
         first=estimate([a for a, _ in shares], fewest[0]),
         this=estimate([b for _, b in shares], fewest[1]),
         difference=difference([a for a, _ in shares], [b for _, b in shares]),
-        better=sum(d > 0 for d in differences),
-        worse=sum(d < 0 for d in differences),
+        better=sum(b > a for a, b in shares),
+        worse=sum(b < a for a, b in shares),
         test=MCNEMAR if alone else PERMUTATION,
         p=paired_p(differences),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -18,6 +19,8 @@ from rlkit.watch.evaluations import wilson
 
 LEVEL = 0.95
 """Of every interval."""
+FINEST = 5040
+"""Parts of 1 in which differences are counted at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +133,13 @@ def whole_differences(first: Sequence[Sequence[bool]], second: Sequence[Sequence
     """Returns, for each problem, the share of right samples of `second` less that of `first`, in a common unit.
 
     With n samples on one side and m on the other the unit is 1 / lcm(n, m), so that all differences are whole numbers.
+    Where problems have many numbers of samples, that would be too fine to count in, and differences are rounded to
+    1 / 5040: a test that turns signs around stays exact, as rounding treats d and -d alike.
     """
-    unit = math.lcm(*(len(samples) for samples in (*first, *second)))
-    return [sum(b) * (unit // len(b)) - sum(a) * (unit // len(a)) for a, b in zip(first, second, strict=True)]
+    unit = min(math.lcm(*(len(samples) for samples in (*first, *second))), FINEST)
+    return [
+        round(unit * (Fraction(sum(b), len(b)) - Fraction(sum(a), len(a)))) for a, b in zip(first, second, strict=True)
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

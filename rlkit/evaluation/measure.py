@@ -124,8 +124,10 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no {RESULTS}; give the output_dir of an evaluation that has come to its end")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not all("outcomes" in suite for suite in found["suites"].values()):
-            raise ValueError("it has no outcomes")
+        for suite in found["suites"].values():
+            if not all(samples for samples in suite["outcomes"].values()):
+                raise ValueError("it has problems without samples")
+            _ = suite["settings"]["problems"], suite["reward"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no result of an evaluation ({error}); give the output_dir of one") from error
     return found

@@ -177,8 +177,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return {"suites": {}, "lives": []}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {"suites": dict(found["suites"]), "lives": list(found["lives"])}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        suites = {name: dict(settings) for name, settings in found["suites"].items()}
+        return {"suites": suites, "lives": [dict(life) for life in found["lives"]]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); mend it, or use another output_dir") from error
 
 

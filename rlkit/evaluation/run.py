@@ -19,7 +19,7 @@ from rlkit.errors import PartDiedError, UserError
 from rlkit.evaluation.answering import as_group, await_verdicts, draw, keys_of, not_drawn, not_judged
 from rlkit.evaluation.exams import Exam, write_exams
 from rlkit.evaluation.measure import Measured, measure, write_results
-from rlkit.evaluation.records import Key, Record, begin_life, check_settings, read_settings
+from rlkit.evaluation.records import REDONE, Key, Record, begin_life, check_settings, read_settings
 from rlkit.evaluation.report import summary, warnings, write_report
 from rlkit.evaluation.suites import Suite, read_suites
 from rlkit.interrupt import INTERRUPTED, leaving_at_once
@@ -79,7 +79,7 @@ def rescore(cfg: EvalRun) -> None:
                 f"output_dir={cfg.output_dir} has no completions of suite {suite.name}, only of "
                 f"{', '.join(stored) or 'none'}; run the same without --rescore first"
             )
-        if stored[suite.name]["problems"] != suite.digest:
+        if stored[suite.name].get("problems") != suite.digest:
             raise UserError(
                 f"output_dir={cfg.output_dir} holds completions of suite {suite.name} for other problems than its file "
                 "has now; put the file back as it was"
@@ -137,7 +137,7 @@ def conclude(
     console.line(f"report: {page}")
     for one in measured:
         if one.unjudged > max(1, MAX_MASKED * sum(one.reasons.values())):
-            reason = next((reason for reason in one.reasons if reason in FIXES), "")
+            reason = next((reason for reason in one.reasons if reason in REDONE), "")
             fix = f"; {FIXES[reason]}" if reason else ""
             print(
                 f"error: {one.title}: {one.unjudged:,} completions have no verdict ({reason}){fix}. Then give the same "

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,15 +129,19 @@ class Job:
         """Raises UserError if another job is in the folder, or has left there what this one may not continue."""
         self.cfg, self.prepared, self.folder = cfg, prepared, cfg.output_dir
         self._lock = Lock(self.folder)
+        opened = ExitStack()
         try:
             check_same(cfg)
             write_inputs(cfg)
             self.inputs = fingerprints(cfg)
             settings = json.dumps([settings_of(cfg), self.inputs], sort_keys=True)
             self.journal = Journal(self.folder / JOURNAL, hashlib.sha256(settings.encode()).hexdigest())
+            opened.callback(self.journal.close)
             self.console = Console(self.folder)
+            opened.callback(self.console.close)
             prepared.read(self.journal, cfg)
         except BaseException:
+            opened.close()
             self._lock.release()
             raise
 
@@ -183,10 +187,9 @@ class Job:
 
     def write(self) -> None:
         """Writes the dataset, unless the folder has it already, and says what was left out where."""
-        for why, count in self.journal.no_verdicts().items():
-            kind = why.partition(":")[0]
+        for kind, count in self.journal.no_verdicts().items():
             self.console.warn(
-                f"{count:,} answers have no verdict ({kind or 'no reason'}) and are not in the dataset: "
+                f"{count:,} answers have no verdict ({kind}) and are not in the dataset: "
                 f"{FIXES.get(kind, OTHERWISE)}. The same command asks the reward for them again"
             )
         settings = yaml.safe_load(to_yaml(self.cfg))

@@ -143,7 +143,7 @@ def test_sft_reads_it_and_shows_the_very_text_of_the_teacher(tmp_path: Path) -> 
     assert (len(split.train), len(split.held_out)) == (8, 2)
     texts = [f"{row.question} {row.solution} {row.answer}" for row in split.train]
     tokenizer = train_tokenizer(texts, 400)
-    shown = to_demonstrations(split.train, tokenizer, "", 1.0, 0, 4096)
+    shown = to_demonstrations(split.train, tokenizer, "", 1.0, 0)
     responses = {row["question"]: row["response"] for row in table(folder)}
     for demonstration in shown:
         text = tokenizer.decode(demonstration.completion, skip_special_tokens=True)

@@ -18,13 +18,11 @@ from rlkit.config.compose import clear_errors
 from rlkit.errors import UserError
 from rlkit.multistage.ledger import StageRow, measure, read_row, write_row
 from rlkit.multistage.page import write_page
-from rlkit.multistage.settings import PipelineConfig, read_settings
+from rlkit.multistage.settings import BASE, PipelineConfig, read_settings
 from rlkit.multistage.stage import Links, Made, Pipeline, Recipe, recipe_name
 from rlkit.multistage.table import table
 from rlkit.run.lock import Lock
 
-BASE = "base"
-"""The stage that trains what everything starts from, where no folder is given."""
 Story = Callable[[Pipeline], None]
 
 
@@ -63,14 +61,12 @@ class Checked:
         self.cfg = cfg
         self.commands: list[str] = []
         """The command line of each stage, in order."""
-        self._used: set[str] = set()
         self._shared: set[str] = set()
 
     def base(self, recipe: Recipe) -> Made:
         """`Pipeline.base`."""
         if not self.cfg.base:
             return self.run(BASE, recipe, {})
-        self._used.add(BASE)
         if not Path(self.cfg.base).is_dir():
             raise UserError(f"base={self.cfg.base} is no folder; give the folder of a checkpoint")
         return Made(folder=self.cfg.output_dir, origin=Path(self.cfg.base))
@@ -81,7 +77,6 @@ class Checked:
             raise UserError(f"size={self.cfg.size} of {self.cfg.name} has no settings for the stage {name}")
         number, called = len(self.commands) + 1, recipe_name(recipe)
         words = self.cfg.words(name, called, number, links)
-        self._used.add(name)
         self._shared |= set(words)
         there = {key: found for key, path in links.items() if (found := self._stand_in(key, path)) is not None}
         try:

@@ -23,7 +23,7 @@ CURVES = {"accuracy": "sampled while training", EVAL: "held out"}
 
 def write_page(folder: Path, name: str, rows: Sequence[StageRow], made: Sequence[Made]) -> Path:
     """Writes `folder/report.html` and returns its path."""
-    pieces = [f"<h1>rlkit: {escape(name)}</h1>", _table(rows, made), _curve(rows, made), _milestones(rows, made)]
+    pieces = [_table(rows, made), _curve(rows, made), _milestones(rows, made)]
     path = folder / REPORT
     write_atomic(path, page(f"rlkit: {name}", pieces))
     return path

@@ -20,9 +20,11 @@ from rlkit.errors import UserError
 from rlkit.multistage.stage import Links
 from rlkit.overrides import ConfigError, read_override
 
+BASE = "base"
+"""The stage that trains what everything starts from, where no folder is given."""
 ALL = "all"
 """The table of the settings that every stage gets whose recipe has them."""
-OWN = ("size", "base", "output_dir", "dry_run")
+OWN = ("size", BASE, "output_dir", "dry_run")
 """Keys of a pipeline itself."""
 FOLDER = "output_dir"
 
@@ -77,9 +79,10 @@ def read_settings(name: str, argv: Sequence[str]) -> PipelineConfig:
     `STAGE.KEY=VALUE` is for one stage; any other word for all that have the key.
 
     Raises:
-        UserError: for an unknown size, and for a stage's key that belongs to the pipeline.
+        UserError: for an unknown size, for a stage's key that belongs to the pipeline, and for one of a stage that
+            does not run.
     """
-    own = {"size": "tiny", "base": "", FOLDER: f"outputs/{name}", "dry_run": "false"}
+    own = {"size": "tiny", BASE: "", FOLDER: f"outputs/{name}", "dry_run": "false"}
     words = [(override.key, word) for word in argv for override in [read_override(word)]]
     own |= {key: word.partition("=")[2] for key, word in words if key in OWN}
     sizes = yaml.safe_load((FILES / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -96,21 +99,34 @@ def read_settings(name: str, argv: Sequence[str]) -> PipelineConfig:
         if key in OWN:
             continue
         if stage in stages:
-            if rest in (FOLDER, "dry_run", ""):
-                raise UserError(f"{word}: a stage's folder is {own[FOLDER]}/NUMBER-{stage}; set {FOLDER} instead")
-            stages[stage].append(word.partition(".")[2])
+            _check_stage_word(word, stage, rest, own)
+            sign = word[: len(word) - len(word.lstrip("+~"))]
+            stages[stage].append(sign + word.partition(".")[2])
         else:
             given.append(word)
     return PipelineConfig(
         name=name,
         size=own["size"],
-        base=own["base"],
+        base=own[BASE],
         output_dir=Path(own[FOLDER]).expanduser(),
         dry_run=own["dry_run"] == "true",
         stages={stage: tuple(found) for stage, found in stages.items()},
         shared=tuple(shared),
         given=tuple(given),
     )
+
+
+def _check_stage_word(word: str, stage: str, rest: str, own: Mapping[str, str]) -> None:
+    if not rest:
+        raise UserError(f"{word}: {stage} is a stage; write {stage}.KEY=VALUE, with a key of its recipe")
+    if rest == FOLDER:
+        raise UserError(f"{word}: a stage's folder is {own[FOLDER]}/NUMBER-{stage}; set {FOLDER} instead")
+    if rest == "dry_run":
+        raise UserError(f"{word}: all stages are checked together; set dry_run instead")
+    if stage == BASE and own[BASE]:
+        raise UserError(
+            f"{word}: base={own[BASE]} takes the place of the stage {BASE}, which does not run; leave one of them out"
+        )
 
 
 def as_word(key: str, value: Any) -> str:

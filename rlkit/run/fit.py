@@ -25,7 +25,7 @@ SHAPE = "model.architecture."
 
 def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     """Raises UserError, naming key, value and fix, where the engine or the trainer cannot work with the model."""
-    check_engine_fit(cfg, architecture)
+    _check_engine(cfg, architecture)
     if cfg.served_adapter is not None:
         _refuse(architecture.vllm_adapter_problem(), "trainer.lora.served=adapter: ")
     check_trainer(cfg, architecture)
@@ -37,6 +37,7 @@ def check_trainer(cfg: LearningRun, architecture: Architecture) -> None:
     _check_layout(cfg, architecture)
     if cfg.trainer.dtype in FLOAT8:
         _refuse(architecture.float8_problem(), f"trainer.dtype={cfg.trainer.dtype}: ")
+    _check_engine_float8(cfg, architecture)
     if cfg.trainer.optimizer == "muon" and (stacks := unknown_stacks(architecture.empty_model())):
         raise UserError(
             f"trainer.optimizer=muon: {_where(cfg)} has stacks of matrices in an order that rlkit does not know "
@@ -48,11 +49,19 @@ def check_trainer(cfg: LearningRun, architecture: Architecture) -> None:
 
 def check_engine_fit(cfg: EngineRun, architecture: Architecture) -> None:
     """Raises UserError, naming key, value and fix, where the engine cannot work with the model."""
+    _check_engine(cfg, architecture)
+    _check_engine_float8(cfg, architecture)
+
+
+def _check_engine(cfg: RunConfig, architecture: Architecture) -> None:
     if cfg.engine.kind == "vllm":
         _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
     _check_workers(cfg, architecture)
     _check_drafts(cfg, architecture)
     _check_length(cfg, architecture)
+
+
+def _check_engine_float8(cfg: RunConfig, architecture: Architecture) -> None:
     if cfg.engine.dtype == "fp8":
         _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")  # on any machine; then what this one cannot do
         _refuse(fp8_problem(), "engine.dtype=fp8: ")

@@ -48,3 +48,44 @@ def test_values_of_the_file_are_written_as_the_command_line_has_them() -> None:
     assert as_word("a", True) == "a=true"
     assert as_word("a", 3e-06) == "a=3.0e-06"
     assert as_word("a", {"rewards": ["number", "format"]}) == "a={rewards: [number, format]}"
+
+
+def test_a_sign_before_a_stage_stays_before_its_key() -> None:
+    """`~` takes a key away, which no other way of writing does."""
+    cfg = read_settings("r1_zero", ["~rl.data.tasks.chain_sum", "+rl.seed=4", "rl.data.tasks.gcd={}"])
+    assert cfg.stages["rl"][-3:] == ("~data.tasks.chain_sum", "+seed=4", "data.tasks.gcd={}")
+    assert cfg.given == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rl=3"], "rl=3: rl is a stage; write rl.KEY=VALUE, with a key of its recipe"),
+        (["rl.dry_run=true"], "rl.dry_run=true: all stages are checked together; set dry_run instead"),
+        (["output_dir=there", "base.output_dir=x"], "a stage's folder is there/NUMBER-base; set output_dir instead"),
+        (["base=models/v3", "base.sft.steps=3"],
+         "base.sft.steps=3: base=models/v3 takes the place of the stage base, which does not run; leave one of them"),
+        (["size=papr"], "size=papr is unknown; r1_zero has tiny, paper (did you mean 'paper'?)"),
+        (["size="], "size= is unknown; r1_zero has tiny, paper"),
+        (["dry_run=True"], "dry_run=True is neither true nor false; give one of them"),
+        (["seed"], "'seed' is not an override; write key=value"),
+    ],
+)  # fmt: skip
+def test_words_that_belong_nowhere(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read_settings("r1_zero", words)
+    assert message in str(refused.value)
+
+
+def test_the_pipelines_own_words_are_no_stages() -> None:
+    cfg = read_settings("r1_zero", ["size=paper", "base=/models/v3", "output_dir=~/runs", "dry_run=true", "seed=2"])
+    assert (cfg.size, cfg.base, cfg.dry_run, cfg.given) == ("paper", "/models/v3", True, ("seed=2",))
+    assert cfg.output_dir == Path.home() / "runs" and cfg.folder("rl", 1) == Path.home() / "runs" / "1-rl"
+    plain = read_settings("r1_zero", [])
+    assert (plain.size, plain.base, plain.dry_run) == ("tiny", "", False)
+    assert plain.output_dir == Path("outputs/r1_zero") and set(plain.stages) == {"base", "rl"}
+
+
+def test_the_last_of_two_words_counts() -> None:
+    cfg = read_settings("r1_zero", ["output_dir=a", "output_dir=b=c", "size=paper", "size=tiny"])
+    assert (cfg.output_dir, cfg.size) == (Path("b=c"), "tiny")

@@ -71,7 +71,7 @@ def test_a_line_comes_every_so_often_and_at_the_end(
         job.write()
     printed = capsys.readouterr().out
     assert printed.startswith("6 questions of 6 rows; 0 of 18 answers are there\n")
-    assert "answers: 3/18 (17%)" in printed and "answers: 18/18 (100%)" in printed
+    assert printed.count("answers: ") > 3 and "answers: 18/18 (100%)" in printed
     assert "           6  answers in the dataset\n" in printed
     assert printed.count("this job is complete; for a new one, set another output_dir") == 1
 

@@ -71,3 +71,64 @@ def test_curves_that_part_are_told_and_others_are_not() -> None:
     for model, truth in ((up, up), (down, down), (down, up), (up, noise), (noise, down), (up[:6], down[:6])):
         assert hacked(curve(model, truth)) == ""
     assert hacked([{"step": 1, "part/number": 1.0}] * 16) == "" == hacked([{"step": 1, "part/model": 1.0}] * 16)
+
+
+GRADED = Judgements(name="after", step=1, scores=(2.0, -1.0, 900.0), lengths=(3, 4, 5), labels=(1.0, 1.0, 0.0))
+
+
+def test_graded_samples_by_hand() -> None:
+    """One of three is right; each stands alone in its range of confidence: sigmoid of 2, 1 and, bounded, 900."""
+    numbers = GRADED.numbers()
+    sure = [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1)), 1.0]
+    assert numbers["ece"] == pytest.approx((abs(1 - sure[0]) + sure[1] + sure[2]) / 3)
+    assert sorted(each.confidence for each in GRADED.curve()) == pytest.approx(sorted(sure))
+    assert numbers["accuracy"] == pytest.approx(1 / 3) and set(numbers) == {
+        *("accuracy", "ece", "pairs", "length_correlation"),
+    }
+    assert GRADED.summary().startswith("accuracy 33.3% of 3, expected calibration error 0.617, correlation with length")
+
+
+def test_a_label_of_one_half_is_no_good_sample() -> None:
+    judged = Judgements(name="x", step=0, scores=(1.0, -1.0, 0.0), lengths=(1, 1, 1), labels=(0.5, 0.5, 0.0))
+    assert judged.right == [0.0, 1.0, 1.0]
+
+
+def test_pairs_of_equal_length_are_in_neither_half() -> None:
+    judged = Judgements(name="x", step=0, scores=(1.0, 0.0, 0.0, 1.0), lengths=(5, 5, 5, 4), labels=())
+    assert judged.by_length() == {"chosen_shorter": [], "chosen_longer": [0.0]}
+    assert "accuracy/chosen_shorter" not in judged.numbers() and judged.numbers()["accuracy/chosen_longer"] == 0.0
+    assert (
+        "where the chosen is shorter" not in judged.summary() and "0.0% where the chosen is longer" in judged.summary()
+    )
+
+
+def test_half_a_pair_is_a_mistake_of_ours() -> None:
+    with pytest.raises(ValueError):
+        _ = Judgements(name="x", step=0, scores=(1.0, 0.0, 2.0), lengths=(1, 1, 1), labels=()).margins
+
+
+@pytest.mark.parametrize(
+    ("xs", "ys", "expected"),
+    [([1, 2, 3], [2, 4, 6], 1.0), ([1, 2, 3], [3, 2, 1], -1.0), ([0, 1, 0, 1], [0, 0, 1, 1], 0.0), ([5], [5], 0.0)],
+)
+def test_correlation_by_hand(xs: list[float], ys: list[float], expected: float) -> None:
+    assert correlation(xs, ys) == pytest.approx(expected)
+
+
+def test_judgements_are_files_by_step_and_name(tmp_path: Path) -> None:
+    write_judgements(tmp_path, GRADED)
+    write_judgements(tmp_path, Judgements(name="Step 7: <all>!", step=7, scores=(1.0,), lengths=(1,), labels=(1.0,)))
+    files = sorted(path.name for path in (tmp_path / "preferences").iterdir())
+    assert files == ["000001-after.json", "000007-step-7-all.json"]
+    assert read_judgements(tmp_path)[0] == GRADED and read_judgements(tmp_path / "absent") == []
+
+
+def test_a_section_about_graded_samples_has_no_rows_about_pairs() -> None:
+    section = preference_section([GRADED])
+    assert "<td>accuracy</td><td>33.3% of 3 [6.1, 79.2]</td>" in section and "<td>judged</td><td>3</td>" in section
+    assert "chosen is" not in section and "ECE 0.617" in section
+
+
+def test_names_of_judgements_are_text() -> None:
+    odd = Judgements(name="<i>after</i>", step=0, scores=(1.0, 0.0), lengths=(1, 2), labels=())
+    assert "<i>" not in preference_section([odd]) and "&lt;i&gt;after&lt;/i&gt;" in preference_section([odd])

@@ -1,0 +1,131 @@
+"""What a finished stage came to, read from a folder whose numbers are added up by hand; and the row that says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkit.errors import UserError
+from rlkit.multistage.ledger import ROW_FILE, measure, read_row, write_row
+from rlkit.multistage.stage import Made
+from tests.multistage.written import evaluated, finished, lines, row, shards
+
+WORDS = ["seed=1", "algo.steps=3"]
+
+
+def test_a_stage_that_trains(tmp_path: Path) -> None:
+    """100 + 200 + 300 tokens; the last line, an evaluation, was written after 9.25 seconds."""
+    found = measure("rl", "grpo", WORDS, finished(tmp_path / "2-rl"), seconds=1000.0)
+    assert found == row(words=tuple(WORDS), before=0.25, after=0.5, tokens=600, seconds=9.25)
+
+
+def test_a_stage_that_makes_data(tmp_path: Path) -> None:
+    """3 + 4 + 1 rows; without any metrics the clock of the pipeline counts."""
+    folder = tmp_path / "1-data"
+    shards(folder, [3, 4, 1])
+    (folder / "dataset" / "README.md").write_text("of 8 rows")
+    found = measure("data", "distill_generate", WORDS, Made(folder=folder), seconds=12.5)
+    assert (found.rows, found.tokens, found.seconds, found.before, found.after) == (8, 0, 12.5, None, None)
+
+
+def test_a_data_job_that_kept_nothing_has_zero_rows_and_no_job_has_none(tmp_path: Path) -> None:
+    shards(tmp_path / "empty", [0])
+    assert measure("data", "distill_generate", [], Made(folder=tmp_path / "empty"), 1.0).rows == 0
+    shards(tmp_path / "nothing", [])
+    assert measure("data", "distill_generate", [], Made(folder=tmp_path / "nothing"), 1.0).rows is None
+    assert measure("rl", "grpo", [], Made(folder=tmp_path / "absent"), 1.0).rows is None
+
+
+def test_shards_are_counted_where_the_stage_wrote_them(tmp_path: Path) -> None:
+    """A model that stands elsewhere does not move the rows."""
+    shards(tmp_path / "2-data", [5])
+    made = Made(folder=tmp_path / "2-data", origin=tmp_path / "elsewhere")
+    assert measure("data", "distill_generate", [], made, 1.0).rows == 5
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "before", "after"),
+    [([], None, None), ([0.5], None, 0.5), ([0.25, 0.5], 0.25, 0.5), ([0.25, 0.75, 0.5], 0.25, 0.5)],
+)
+def test_before_and_after_are_the_first_and_the_last(
+    tmp_path: Path, accuracies: list[float], before: float | None, after: float | None
+) -> None:
+    for number, accuracy in enumerate(accuracies):
+        evaluated(tmp_path, f"step {number}", accuracy)
+    found = measure("rl", "grpo", [], Made(folder=tmp_path), 1.0)
+    assert (found.before, found.after) == (before, after)
+
+
+@pytest.mark.parametrize(
+    ("step", "tokens"),
+    [
+        ({"tokens": 7}, 7),
+        ({"tokens": 7, "tok_s": 100.0, "train_tok_s": 50.0, "train_s": 2.0}, 7),
+        ({"sample_s": 2.0, "sample_tok_s": 50.0, "train_s": 4.0, "train_tok_s": 25.0}, 200),
+        ({"sample_s": 2.0, "sample_tok_s": 50.0, "score_s": 9.0, "sync_s": 1.0, "tok_s": 1e9}, 100),
+        ({"sample_s": 3.0, "sample_tok_s": 100 / 3}, 100),
+        ({"loss": 0.5}, 0),
+    ],
+)
+def test_tokens_of_a_step(tmp_path: Path, step: dict[str, Any], tokens: int) -> None:
+    """As it says itself, or its speeds times their seconds: 50 x 2 + 25 x 4 = 200. A phase without tokens has none."""
+    lines(tmp_path, {"stage": "grpo", "step": 1, "elapsed_s": 1.0} | step)
+    assert measure("rl", "grpo", [], Made(folder=tmp_path), 1.0).tokens == tokens
+
+
+def test_an_evaluation_is_no_step(tmp_path: Path) -> None:
+    lines(
+        tmp_path,
+        {"stage": "sft", "step": 1, "elapsed_s": 1.0, "tokens": 10},
+        {"stage": "eval", "step": 1, "elapsed_s": 2.0, "tokens": 1000},
+    )
+    found = measure("base", "sft", [], Made(folder=tmp_path), 99.0)
+    assert (found.tokens, found.seconds) == (10, 2.0)
+
+
+def test_a_torn_last_line_is_not_counted(tmp_path: Path) -> None:
+    lines(tmp_path, {"stage": "sft", "step": 1, "elapsed_s": 1.0, "tokens": 10})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "sft", "step": 2, "tok')
+    assert measure("base", "sft", [], Made(folder=tmp_path), 99.0).tokens == 10
+
+
+def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
+    made = Made(folder=tmp_path / "2-rl")
+    assert read_row(made, WORDS) is None, "nothing is done"
+    written = row(words=tuple(WORDS), before=0.0, after=1 / 3, rows=0, tokens=10**12, seconds=0.1)
+    write_row(made, written)
+    assert read_row(made, WORDS) == written
+    assert set(json.loads((made.folder / ROW_FILE).read_text())) == {
+        *("stage", "recipe", "words", "before", "after", "rows", "tokens", "seconds"),
+    }
+    assert [file.name for file in made.folder.iterdir()] == [ROW_FILE], "nothing half-written is left"
+
+
+def test_the_order_of_words_does_not_matter(tmp_path: Path) -> None:
+    made = Made(folder=tmp_path)
+    write_row(made, row(words=tuple(WORDS)))
+    assert read_row(made, WORDS[::-1]) == row(words=tuple(WORDS))
+
+
+@pytest.mark.parametrize(
+    ("words", "other"),
+    [
+        (["seed=1"], "algo.steps=3"),
+        (["seed=2", "algo.steps=3"], "seed=1, seed=2"),
+        ([*WORDS, "data=math"], "data=math"),
+        ([], "algo.steps=3, seed=1"),
+    ],
+)
+def test_a_stage_that_was_done_with_other_settings(tmp_path: Path, words: list[str], other: str) -> None:
+    made = Made(folder=tmp_path / "2-rl")
+    write_row(made, row(words=tuple(WORDS)))
+    with pytest.raises(UserError) as refused:
+        read_row(made, words)
+    assert str(refused.value) == (
+        f"{made.folder} is done, but with other settings ({other}); use another output_dir, or remove that folder and "
+        "those behind it"
+    )

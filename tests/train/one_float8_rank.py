@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from rlkit.algo import SftLoss, shard
 from rlkit.algo.muon import MOMENTUM
-from rlkit.build import build_trainer
 from rlkit.train.rounding import Rounding
 from rlkit.train.steppers.base import WEIGHT, spread_parameters
-from rlkit.train.steppers.deepspeed import join_ranks
 from rlkit.train.trainer import ModelTrainer
 from tests.train.ranks import Rank
 from tests.train.test_float8 import sentences
@@ -44,15 +42,7 @@ def weights(trainer: ModelTrainer) -> dict[str, Tensor]:
 
 
 def step(rank: Rank, layout: Layout) -> dict[str, Any]:
-    made = build_trainer(
-        layout.cfg(rank.number),
-        rank.folder / str(layout.layers),
-        "deepseek",
-        keep_reference=False,
-        seed=0,
-        store=distributed.HashStore(),
-        rank=rank.index,
-    )
+    made = rank.new(layout.cfg(rank.number), str(layout.layers), keep_reference=False)
     seen = {"logprobs": made.logprobs(SEQUENCES), "otherwise": made.logprobs(SEQUENCES, OTHERWISE)}
     before = weights(made)
     shares = rank.number // layout.pipeline
@@ -62,5 +52,4 @@ def step(rank: Rank, layout: Layout) -> dict[str, Any]:
 
 
 def steps(rank: Rank) -> dict[Layout, dict[str, Any]]:
-    join_ranks(rank.store, rank.index, rank.number)
     return {layout: step(rank, layout) for layout in LAYOUTS if layout.runs_on(rank.number)}

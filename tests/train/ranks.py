@@ -34,12 +34,10 @@ class Rank(NamedTuple):
     number: int
     store: distributed.Store
 
-    def new(self, cfg: TrainerConfig, architecture: str) -> ModelTrainer:
-        """A trainer of the model in that folder, with a reference."""
-        checkpoint = self.folder / architecture
-        return build_trainer(
-            cfg, checkpoint, "deepseek", keep_reference=True, seed=0, store=self.store, rank=self.index
-        )
+    def new(self, cfg: TrainerConfig, checkpoint: str, *, keep_reference: bool = True) -> ModelTrainer:
+        """A trainer of the model of that name in the folder."""
+        met = {"store": self.store, "rank": self.index}
+        return build_trainer(cfg, self.folder / checkpoint, "deepseek", keep_reference=keep_reference, seed=0, **met)
 
     def from_all(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.number
@@ -51,19 +49,14 @@ def run_ranks(program: str, folder: Path, *launches: tuple[str, int]) -> tuple[l
     """One launch after the other, each a function on so many new processes: what rank 0 saw of each, and all that was
     printed. Ends them all as soon as one fails, or when this call is interrupted."""
     words = [f"{function}:{number}" for function, number in launches]
-    launcher = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.train.ranks", f"tests.train.{program}", str(folder), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, _ = launcher.communicate()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait()
+    command = [sys.executable, "-W", "ignore", "-m", "tests.train.ranks", f"tests.train.{program}", str(folder), *words]
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **piped, start_new_session=True) as launcher:
+        try:
+            printed, _ = launcher.communicate()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
     assert launcher.returncode == 0, printed
     return [torch.load(seen_by_rank_0(folder, word), weights_only=False) for word in words], printed
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,11 +15,12 @@ from torch.nn import functional as F
 from rlkit.algo import BradleyTerryLoss, PointwiseLoss, pack_labelled, pack_pairs
 from rlkit.config import LoraConfig, TrainerConfig
 from rlkit.model.load import load_model
+from rlkit.model.matrices import matrix_shapes
 from rlkit.model.scorer import DeepseekScorer, write_scorer
 from rlkit.train.reward_model import ScorerTrainer
-from rlkit.train.steppers.muon import matrix_shapes
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.types import Batch
+from tests.train.ranks import run_ranks
 from tests.train.test_trainer import CFG, make_model
 
 DRAW = torch.Generator().manual_seed(5)
@@ -126,19 +125,7 @@ def test_the_head_is_not_for_muon_and_new_for_lora(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_have_it_in_every_layout(folder: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_scorer_rank", str(folder)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), "2", str(folder / "seen.pt")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    printed = [rank.communicate()[0] for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(printed)
-    seen: dict[str, dict[str, Any]] = torch.load(folder / "seen.pt", weights_only=False)
+    [seen], _ = run_ranks("one_scorer_rank", folder, ("steps", 2))
     model = scorer(folder)
     with torch.no_grad():
         scores = [float(model(torch.tensor(tokens))) for tokens in SEQUENCES]

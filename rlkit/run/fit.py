@@ -29,6 +29,7 @@ def check_fit(cfg: TrainingRun, architecture: Architecture) -> None:
     if cfg.served_adapter is not None:
         _refuse(architecture.vllm_adapter_problem(), "trainer.lora.served=adapter: ")
     check_trainer(cfg, architecture)
+    _check_engine_float8(cfg, architecture)
 
 
 def check_trainer(cfg: LearningRun, architecture: Architecture) -> None:
@@ -37,7 +38,6 @@ def check_trainer(cfg: LearningRun, architecture: Architecture) -> None:
     _check_layout(cfg, architecture)
     if cfg.trainer.dtype in FLOAT8:
         _refuse(architecture.float8_problem(), f"trainer.dtype={cfg.trainer.dtype}: ")
-    _check_engine_float8(cfg, architecture)
     if cfg.trainer.optimizer == "muon" and (stacks := unknown_stacks(architecture.empty_model())):
         raise UserError(
             f"trainer.optimizer=muon: {_where(cfg)} has stacks of matrices in an order that rlkit does not know "
@@ -53,7 +53,7 @@ def check_engine_fit(cfg: EngineRun, architecture: Architecture) -> None:
     _check_engine_float8(cfg, architecture)
 
 
-def _check_engine(cfg: RunConfig, architecture: Architecture) -> None:
+def _check_engine(cfg: EngineRun, architecture: Architecture) -> None:
     if cfg.engine.kind == "vllm":
         _refuse(architecture.vllm_problem(on_gpu=torch.cuda.is_available()))
     _check_workers(cfg, architecture)
@@ -61,7 +61,7 @@ def _check_engine(cfg: RunConfig, architecture: Architecture) -> None:
     _check_length(cfg, architecture)
 
 
-def _check_engine_float8(cfg: RunConfig, architecture: Architecture) -> None:
+def _check_engine_float8(cfg: EngineRun, architecture: Architecture) -> None:
     if cfg.engine.dtype == "fp8":
         _refuse(architecture.vllm_fp8_problem(), "engine.dtype=fp8: ")  # on any machine; then what this one cannot do
         _refuse(fp8_problem(), "engine.dtype=fp8: ")

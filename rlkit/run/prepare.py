@@ -78,8 +78,8 @@ def prepare(cfg: TrainingRun) -> Task:
     else:
         tokenizer, architecture = _new_model(cfg, split, material)
     check_fit(cfg, architecture)
-    for asked in cfg.reward.models:
-        check_reward_model(asked, tokenizer, cfg.engine.max_model_len)
+    for model in cfg.reward.models:
+        check_reward_model(model, tokenizer, cfg.engine.max_model_len)
     asked: Split[Row] = split if split is not None else Split(train=(), held_out=(), repeated=0)
     room, drop = cfg.engine.max_model_len - cfg.longest_completion, _drops(cfg)
     prompts = to_prompts(asked.train, tokenizer, cfg.data.instruction, room, drop=drop)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,20 +63,22 @@ class ModelTrainer:
         for pack in batch.packs:
             pack = self._with_reference(to_device(pack, self.device), batch.temperature)
             with self.balance.recording() as routings:
-                objective, measured, pack_gap = self.objective(pack, batch.temperature, loss, mtp)
+                output = self.stepper.module(pack, batch.temperature, mtp)
+            judged = self.judged(output)
+            objective, measured = self.objective(loss(judged, pack), output, pack, mtp)
             objective = objective + self.balance.count(routings, pack, batch.num_samples)
             self.stepper.backward(objective * one_if_finite(objective))
             add_to(sums, measured)
-            gap = max(gap, pack_gap)
+            gap = max(gap, largest_gap(judged, pack))
         return self._step(sums, gap, batch, lr)
 
-    def objective(
-        self, pack: Pack, temperature: float, loss: Loss, mtp: MtpTerm
-    ) -> tuple[Tensor, dict[str, Tensor], float]:
-        """Runs one pack; returns its part of the loss, what is measured of it, and its largest log-prob gap."""
-        output = self.stepper.module(pack, temperature, mtp)
-        objective, measured = objective_of(loss(output.logprobs_T, pack), output, pack, mtp)
-        return objective, measured, largest_gap(output.logprobs_T, pack)
+    def judged(self, output: Any) -> Tensor:
+        """Returns what a loss is a function of: here log p of every token, [T]."""
+        return output.logprobs_T
+
+    def objective(self, terms: LossTerms, output: Any, pack: Pack, mtp: MtpTerm) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what is minimised of a pack, without the balance loss, and what is measured of it."""
+        return objective_of(terms, output, pack, mtp)
 
     def _step(self, sums: Mapping[str, float], gap: float, batch: Batch, lr: float) -> Numbers:
         """Ends the step of `update`: what this rank measured becomes the numbers of the batch, and the weights move."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import NamedTuple
 
-from rlkit.algo.calibration import Bin, calibration_curve, expected_calibration_error
+from rlkit.watch.calibration import Bin, calibration_curve, expected_calibration_error
 from rlkit.watch.evaluations import wilson
 from rlkit.watch.figures import Lines, figure
 from rlkit.watch.metrics import PART, write_atomic

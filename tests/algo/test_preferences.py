@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli
 
 from rlkit.algo import BradleyTerryLoss, PointwiseLoss, pack_labelled, pack_pairs, shard
-from rlkit.algo.calibration import calibration_curve, expected_calibration_error
 from rlkit.algo.losses import bradley_terry_loss, pointwise_loss
 from rlkit.algo.losses.preference import at_ends
 from rlkit.types import Batch, LabelledPack, PairPack
+from rlkit.watch.calibration import calibration_curve, expected_calibration_error
 
 PAIRS = [([1, 2, 3], [1, 4]), ([5], [6, 7, 8, 9]), ([10, 11], [12, 13]), ([14, 15, 16], [17]), ([18], [19])]
 LABELLED = [([1, 2, 3], 1.0), ([4], 0.0), ([5, 6], 0.25)]

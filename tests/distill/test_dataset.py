@@ -145,9 +145,10 @@ def test_sft_reads_it_and_shows_the_very_text_of_the_teacher(tmp_path: Path) -> 
     tokenizer = train_tokenizer(texts, 400)
     shown = to_demonstrations(split.train, tokenizer, "", 1.0, 0)
     responses = {row["question"]: row["response"] for row in table(folder)}
-    for demonstration in shown:
-        text = tokenizer.decode(demonstration.completion, skip_special_tokens=True)
-        assert text == responses[demonstration.prompt.meta["question"]]
+    for row, demonstration in zip(split.train, shown, strict=True):
+        ((first, end),) = demonstration.trained
+        text = tokenizer.decode(demonstration.tokens[first:end], skip_special_tokens=True)
+        assert demonstration.id == row.id and text == responses[row.question]
 
 
 LOADED = """

@@ -25,8 +25,8 @@ V3 = DeepseekV3Config(num_nextn_predict_layers=1)
         (Layout(ranks=96, pipeline_stages=36), "pipeline_stages=36 does not divide gpus=96; use 32 or 48"),
         (
             Layout(ranks=128, pipeline_stages=32),
-            "pipeline_stages=32: DualPipeV gives every stage two pieces, and the model has 62 layers for the 64; "
-            "use at most 31",
+            "pipeline_stages=32: DualPipeV gives every stage two pieces, and the model has 61 layers for the 64; "
+            "use at most 30",
         ),
         (Layout(ranks=8, pipeline_stages=2, zero_stage=2), "zero_stage=2 with pipeline_stages=2: .* use zero_stage=1"),
         (Layout(ranks=8, zero_stage=4), "zero_stage=4 is unknown; use 1, 2 or 3"),

@@ -127,7 +127,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         for suite in found["suites"].values():
             if not all(samples for samples in suite["outcomes"].values()):
                 raise ValueError("it has problems without samples")
-            _ = suite["settings"].items(), suite["reward"]
+            _ = suite["settings"]["problems"], suite["reward"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no result of an evaluation ({error}); give the output_dir of one") from error
     return found

@@ -47,6 +47,7 @@ def test_everything_is_answered_and_judged_once(whole_calls: bool, tmp_path: Pat
     assert set(reward.judged.values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_calls", [True, False])
 @pytest.mark.parametrize("dies_after", [0, 1, 11, 12, 13, 29])
 def test_a_teacher_that_dies_loses_nothing_and_doubles_nothing(

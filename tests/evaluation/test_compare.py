@@ -108,6 +108,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_whole_evaluations_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From two models to a page: one solves all problems, the other every second one."""
     model, own = model_folder(tmp_path / "model"), sums(tmp_path / "own.jsonl", 8)

@@ -20,7 +20,7 @@ from rlkit.evaluation.suites import FOLDER, Suite, _read_about
 from tests.watch.test_report import Page
 
 MATH = RewardConfig(fn="math", kwargs={}, workers=1, timeout=20)
-SETTINGS = {"seed": 0, "sampling.temperature": 0.6}
+SETTINGS = {"seed": 0, "sampling.temperature": 0.6, "problems": "p"}
 
 
 def suite(number: int, name: str = "gsm8k") -> Suite:

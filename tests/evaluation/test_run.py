@@ -36,6 +36,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek", "llama"])
 def test_two_runs_with_one_seed_agree_exactly_and_no_trainer_is_started(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -56,6 +57,7 @@ def test_two_runs_with_one_seed_agree_exactly_and_no_trainer_is_started(
     assert other["suites"]["own"]["samples"] == 3 and other["versions"][0]["torch"]
 
 
+@pytest.mark.slow
 def test_results_and_report_say_what_was_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +101,7 @@ def test_hostile_completions_stay_text_in_the_report(
     assert lines(tmp_path / "out" / "completions" / "own.jsonl")[0]["completion"] == evil
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_drawn_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More samples, more problems, a torn line, a lost one: only what is missing is drawn, and it is the same."""
     out, own = tmp_path / "out", sums(tmp_path / "own.jsonl")
@@ -131,6 +134,7 @@ def start(monkeypatch: pytest.MonkeyPatch, model: Path, *words: str) -> Scripted
     return engine
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_where_it_was(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine dies in the middle of the second suite; what it gave is kept, and the end is that of a whole run."""
     own, other = sums(tmp_path / "own.jsonl"), sums(tmp_path / "other.jsonl", 4)
@@ -188,6 +192,7 @@ def test_only_verdicts_that_a_machine_owes_are_asked_for_again(
     assert len(lines(out / "verdicts" / "own.jsonl")) == 8 + 2
 
 
+@pytest.mark.slow
 def test_rescore_judges_what_is_stored_by_another_reward(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +222,7 @@ def test_rescore_judges_what_is_stored_by_another_reward(
     assert "no reward is called" in refused(capsys, "--rescore", "numbre", f"output_dir={out}")
 
 
+@pytest.mark.slow
 def test_changed_settings_in_the_same_folder_are_refused_by_name(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +245,7 @@ def test_changed_settings_in_the_same_folder_are_refused_by_name(
     assert (out / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_context_is_cut_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

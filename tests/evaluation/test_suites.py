@@ -108,6 +108,7 @@ def test_references_earn_everything_and_those_of_other_problems_nothing(
     assert (right["pass@1"]["high"], wrong["pass@1"]["low"]) == pytest.approx((1, 0))
 
 
+@pytest.mark.slow
 def test_what_is_shipped_is_whole() -> None:
     nowhere = Path("nowhere")
     assert [len(read(name, nowhere)) for name in ("gsm8k", "humaneval", "mbpp")] == [1319, 164, 500]

@@ -51,6 +51,7 @@ def drawn(engine: TorchEngine, prompts: Sequence[Prompt], n: int, sampling: Samp
     return [groups[prompt.id] for prompt in prompts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_batch", [256, 2])
 def test_greedy_equals_transformers_generate(max_batch: int, tmp_path: Path) -> None:
     model = seeded(CONFIG)
@@ -102,6 +103,7 @@ def test_rollouts_end_at_the_end_token_or_at_the_limit() -> None:
         assert stopped or len(rollout.tokens) == 12
 
 
+@pytest.mark.slow
 def test_a_rollout_does_not_depend_on_its_batch() -> None:
     """Alone, in small waves, among many, and beside samples that stop early (so that the batch is compacted)."""
     together = drawn(an_engine(), PROMPTS, 10, SAMPLING)
@@ -222,6 +224,7 @@ def test_refuses_a_batch_of_none() -> None:
         an_engine(max_batch=0)
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_takes_the_tokens_that_its_own_generate_takes(tmp_path: Path) -> None:
     """Greedy, against transformers' generate, one prompt at a time; prompts of different lengths share a batch here."""
     reference = make("llama")

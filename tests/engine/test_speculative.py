@@ -157,6 +157,7 @@ def layer_output(model: DeepseekV3, joined_TD: Tensor) -> Tensor:
     return module.shared_head.norm(module(joined_TD, model.model.rotations(ragged.positions_T), ragged))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extra", "max_batch"), [(1, 256), (3, 256), (2, 2)])
 def test_greedy_output_is_the_one_without(extra: int, max_batch: int) -> None:
     model = seeded(replace(MTP, num_nextn_predict_layers=2))
@@ -190,6 +191,7 @@ def exact(model: DeepseekV3, prompt: Sequence[int], sampling: Sampling) -> dict[
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extra", "temperature", "top_p"), [(1, 1.0, 1.0), (3, 1.0, 1.0), (2, 0.7, 0.9)])
 def test_whole_completions_have_their_exact_probabilities(extra: int, temperature: float, top_p: float) -> None:
     model = seeded(replace(MTP, vocab_size=5))
@@ -208,6 +210,7 @@ def test_whole_completions_have_their_exact_probabilities(extra: int, temperatur
             assert sum(rollout.logprobs) == pytest.approx(torch.tensor(p).log().item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rollout_does_not_depend_on_its_batch() -> None:
     def flat(groups: Sequence[Group]) -> list[Rollout]:
         return [rollout for group in groups for rollout in group.rollouts]

@@ -21,7 +21,7 @@ FIXES = {
     "worker_lost": "the reward ends its own process (out of memory?); lower reward.workers, or correct the reward",
     "infra": "the sandbox or the judge's server failed, not the model; `python -m sandbox doctor` looks at the first, "
     "`rlkit reward score` says what the second answers",
-    "no_verdict": "let the reward return a number; a judge that answers without a verdict shows in `rlkit reward score`",
+    "no_verdict": "let the reward return a number; `rlkit reward score` shows what a judge without a verdict says",
     "gold_unparsable": "correct or remove the rows that `rlkit reward verify-dataset` lists",
     "no_tests": "name the column that holds the tests, or remove the rows without any",
 }

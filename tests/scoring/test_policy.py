@@ -147,7 +147,7 @@ def test_a_run_that_fails_while_it_samples_ends_although_a_judge_waits() -> None
         verdicts = reward(group("good"))
         assert asks.wait(120)
     with pytest.raises(OverError):
-        verdicts.result(0)
+        verdicts.result(60)
 
 
 @pytest.mark.slow

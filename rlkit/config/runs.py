@@ -137,11 +137,6 @@ class RunConfig(EngineRun, RowsRun):
         """Returns how many processes compute, each of which wants a CPU and a GPU."""
         return replace(super().demand, judges=sum(asked.actors for asked in self.reward.models))
 
-    @property
-    def longest_completion(self) -> int:
-        """Returns the most tokens that any stage samples after a prompt."""
-        raise NotImplementedError
-
     def counted(self, num_demonstrations: int | None) -> Self:
         """Returns the same run with what the data decides filled in: the steps of so many epochs."""
         return self

@@ -70,7 +70,6 @@ def check_place(cfg: BaseRun, *, weights: int) -> None:
     check_folder("output_dir", cfg.output_dir, "set another output_dir")
     if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         gpu_share(torch.cuda.device_count(), cfg.demand, share=cfg.cluster.share_gpus)
-    if cfg.cluster.kind == "ray" and not cfg.cluster.address:
         _check_ray_folders()
         files = sum(file.stat().st_size for file in Path(cfg.model.path).glob("*.safetensors")) if cfg.model.path else 0
         _check_shared_memory(cfg.cluster.object_store_bytes(files or 4 * weights))

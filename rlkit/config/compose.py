@@ -47,7 +47,10 @@ NOT_ALL_LISTED = (*OPEN_DICTS, "model.architecture", "trainer.lora")
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
 """`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
 group is taken and this key set to the value."""
-PATHS = ("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn", "algo.loss_fn", "suite_dir")
+PATHS = (
+    *("output_dir", "model.path", "model.tokenizer", "teacher.path", "data.source", "data.eval_source"),
+    *("reward.fn", "algo.loss_fn", "suite_dir"),
+)
 """Keys in which a leading ~ is the home folder, as in a shell; a shell leaves it alone behind the `=`."""
 FIXES = {
     "int": "give a whole number",

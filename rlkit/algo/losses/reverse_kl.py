@@ -33,6 +33,6 @@ class ReverseKlLoss:
     def __call__(self, logprobs_T: Tensor, pack: Pack) -> LossTerms:
         """Computes `reverse_kl_loss` of one pack."""
         assert isinstance(pack, TaughtPack)
-        kl_T = kl_k1(logprobs_T.detach(), pack.teacher_logprobs_T)
+        kl_T = kl_k1(logprobs_T, pack.teacher_logprobs_T).detach()
         loss = reverse_kl_loss(logprobs_T, pack.teacher_logprobs_T, pack.weights_T)
         return LossTerms(loss=loss, sums={"reverse_kl": (pack.weights_T * kl_T).sum()})

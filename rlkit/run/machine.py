@@ -94,6 +94,9 @@ def check_memory(cfg: LearningRun, architecture: Architecture) -> None:
         device = torch.cuda.get_device_properties(0).total_memory
         _refuse_bytes(cfg, f"a trainer rank ({keys}) needs", trainer.states, "its GPU", device)
         _refuse_bytes(cfg, f"an engine ({sampler}) needs", engine, "its GPU", device)
+        if isinstance(cfg, OnPolicyDistillRun):
+            each = _teacher_bytes(cfg) // cfg.teacher.tensor_parallel
+            _refuse_bytes(cfg, f"the teacher (teacher.dtype={cfg.teacher.dtype}) needs", each, "its GPU", device)
         return
     what = f"trainer.num_ranks={ranks} ({keys})"
     what += f" and engine.num_engines={engines} ({sampler}) need" if engines else " needs"

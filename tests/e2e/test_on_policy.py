@@ -1,4 +1,4 @@
-"""On-policy distillation as a user starts it: a kill, another layout, and a dense student under a teacher with experts."""
+"""On-policy distillation as a user starts it: a kill, other layouts, a dense student under a teacher with experts."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.students --folder outputs/students
 
-Sums of five terms. A teacher is fine-tuned to work half of the sums out and to guess the others; it is right in somewhat
-more than half of the cases. GRPO makes a better one of it. Then, with `recipes.distill_generate`, the first teacher
+Sums of five terms. A teacher is fine-tuned to work half of the sums out and to guess the others; it is right in more
+than half of the cases. GRPO makes a better one of it. Then, with `recipes.distill_generate`, the first teacher
 answers each of some thousand questions once, at temperature 1.
 
 Filtering: a new dense student of 0.3 M parameters (`model=dense_tiny`, the teacher's tokenizer) is fine-tuned on the
@@ -11,8 +11,8 @@ verified answers, and another one on unfiltered answers of the same job, cut to 
 epochs; the seeds draw the student's first weights and the order of what it is shown.
 
 Practice: from the student on verified answers three runs go on for as many steps: on-policy distillation under the
-first teacher, under the better one, and SFT on the same answers. An optimiser step of practice learns from the student's
-own rollouts, one of SFT from as many demonstrations.
+first teacher, under the better one, and SFT on the same answers. A step of practice learns from the student's own
+rollouts, one of SFT from as many demonstrations.
 
 Every number is held-out accuracy on the same questions, one answer each at temperature 1. The folder keeps every run,
 so that the same command goes on where it was. Results: benchmarks/RESULTS.md.
@@ -99,9 +99,9 @@ def write_rows(file: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def answered(journal: Path) -> list[tuple[dict[str, str], bool, int]]:
-    """Every answer of a job that is not cut off, in the order of the questions: row, whether it is right, its tokens."""
-    query = """SELECT q.question, q.answer, t.text, a.correct, a.num_tokens FROM answers a JOIN texts t USING (row, sample)
-               JOIN questions q USING (row) WHERE a.finish = 'stop' ORDER BY a.row, a.sample"""
+    """Every answer of a job that was not cut off, in the order of the questions: row, whether it is right, tokens."""
+    query = """SELECT q.question, q.answer, t.text, a.correct, a.num_tokens
+               FROM answers a JOIN texts t USING (row, sample) JOIN questions q USING (row) WHERE a.finish = 'stop' ORDER BY a.row, a.sample"""
     with closing(sqlite3.connect(journal)) as opened:
         found = opened.execute(query).fetchall()
     return [({"question": q, "answer": a, "response": text}, bool(right), size) for q, a, text, right, size in found]

@@ -101,7 +101,8 @@ def write_rows(file: Path, rows: Sequence[dict[str, str]]) -> None:
 def answered(journal: Path) -> list[tuple[dict[str, str], bool, int]]:
     """Every answer of a job that was not cut off, in the order of the questions: row, whether it is right, tokens."""
     query = """SELECT q.question, q.answer, t.text, a.correct, a.num_tokens
-               FROM answers a JOIN texts t USING (row, sample) JOIN questions q USING (row) WHERE a.finish = 'stop' ORDER BY a.row, a.sample"""
+               FROM answers a JOIN texts t USING (row, sample) JOIN questions q USING (row)
+               WHERE a.finish = 'stop' ORDER BY a.row, a.sample"""
     with closing(sqlite3.connect(journal)) as opened:
         found = opened.execute(query).fetchall()
     return [({"question": q, "answer": a, "response": text}, bool(right), size) for q, a, text, right, size in found]

@@ -15,6 +15,7 @@ from rlkit.config.placement import Demand
 from rlkit.config.runs import EngineRun, TrainingRun
 from rlkit.config.stages import SamplingConfig
 from rlkit.errors import UserError, named_by
+from rlkit.quant.fp8 import FLOAT8
 from rlkit.model.load import kind_of
 
 
@@ -97,6 +98,12 @@ class OnPolicyDistillRun(TrainingRun):
                 f"{self.trainer.dealt_to}; change one of them"
             )
         self._check_room("on_policy", cfg.sampling)
+        for key, dtype in (("trainer.dtype", self.trainer.dtype), ("teacher.dtype", self.teacher.dtype)):
+            if dtype in ("fp8", *FLOAT8):
+                raise UserError(
+                    f"{key}={dtype} with recipe on_policy_distill: log-ratios of two models in FP8 were not tried; set "
+                    f"{key}=bf16"
+                )
         try:
             _ = self._teacher_engine
         except UserError as error:

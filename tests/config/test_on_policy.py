@@ -34,6 +34,8 @@ def run(changes: dict[str, Any]) -> OnPolicyDistillRun:
         ({"trainer.num_ranks": 3}, r"on_policy.prompts_per_step x on_policy.samples = 128 rollouts .*num_ranks=3"),
         ({"teacher.tensor_parallel": 0}, "the teacher, whose engine .*: engine.tensor_parallel=0 must be at least 1"),
         ({"engine.kind": "torch", "teacher.dtype": "bf16"}, "the teacher, .*: engine.dtype=bf16 needs engine=vllm"),
+        ({"trainer.dtype": "fp8"}, "trainer.dtype=fp8 with recipe on_policy_distill: .* were not tried; set .*=bf16"),
+        ({"teacher.dtype": "fp8"}, "teacher.dtype=fp8 with recipe on_policy_distill"),
         ({"cluster.kind": "local"}, "engine=vllm needs a process of its own"),
     ],
 )  # fmt: skip

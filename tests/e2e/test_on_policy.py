@@ -83,6 +83,15 @@ def test_a_student_comes_closer_in_this_process(folder: Path, capsys: pytest.Cap
     assert "student against teacher" in (folder / "closer" / "report.html").read_text()
 
 
+def test_an_adapter_is_trained_and_merged(folder: Path) -> None:
+    own = ["on_policy.steps=2", "trainer.lora={rank: 4, alpha: 8}", "checkpoint.every=0"]
+    on_policy_distill.main(words(folder, "adapter", *LOCAL, *FAST, *own))
+    before, after = final_weights(folder / "student"), final_weights(folder / "adapter")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any("experts" in name or "norm" in name for name in moved)
+    assert (folder / "adapter" / "model" / "adapter").is_dir()
+
+
 def test_experts_on_two_ranks_learn_as_one_rank_does_and_go_on_with_the_same_bits(folder: Path) -> None:
     short = ["on_policy.steps=2", "trainer.bias_update_speed=0.001"]
     on_policy_distill.main(words(folder, "here", *LOCAL, *short))
@@ -109,7 +118,7 @@ def test_a_dense_student_under_a_teacher_with_experts_on_vllm_and_deepspeed(fold
     tokenizer = f"model.tokenizer={folder}/teacher/model"
     base = [word for word in TINY if not word.startswith(("algo.", "model."))]
     sft.main([*base, *LOCAL, "model=dense_tiny", "sft.steps=2", tokenizer, f"output_dir={folder}/dense"])
-    own = ["on_policy.steps=1", "trainer.num_ranks=2", "trainer.zero_stage=2"]
+    own = ["on_policy.steps=1", "trainer.num_ranks=2", "trainer.zero_stage=3"]
     printed = finish("on_policy_distill", *words(folder, "vllm", *own, student="dense"))
     assert "starting 1 engine(s), a teacher and 2 trainer rank(s) on Ray" in printed
     [_, step, _] = map(dict, steps(folder / "vllm"))

@@ -15,8 +15,8 @@ from rlkit.config.placement import Demand
 from rlkit.config.runs import EngineRun, TrainingRun
 from rlkit.config.stages import SamplingConfig
 from rlkit.errors import UserError, named_by
-from rlkit.quant.fp8 import FLOAT8
 from rlkit.model.load import kind_of
+from rlkit.quant.fp8 import FLOAT8
 
 
 @dataclass(frozen=True, kw_only=True)

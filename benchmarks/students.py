@@ -6,9 +6,11 @@ Sums of five terms. A teacher is fine-tuned to work half of the sums out and to 
 than half of the cases. GRPO makes a better one of it. Then, with `recipes.distill_generate`, the first teacher
 answers each of some thousand questions once, at temperature 1.
 
-Filtering: a new dense student of 0.3 M parameters (`model=dense_tiny`, the teacher's tokenizer) is fine-tuned on the
-verified answers, and another one on unfiltered answers of the same job, cut to the same number of tokens, for as many
-epochs; the seeds draw the student's first weights and the order of what it is shown.
+The student is a dense model of 0.3 M parameters (`model=dense_tiny`, the teacher's tokenizer) that has seen worked-out
+and guessed sums alike, which stands for its pre-training.
+
+Filtering: the student is fine-tuned on the verified answers, and another copy of it on unfiltered answers of the same
+job, cut to the same number of tokens, for as many epochs; seeds draw the order in which they are shown.
 
 Practice: from the student on verified answers three runs go on for as many steps: on-policy distillation under the
 first teacher, under the better one, and SFT on the same answers. A step of practice learns from the student's own
@@ -37,7 +39,7 @@ from rlkit.config.compose import load_config
 from rlkit.data.rows import read_rows
 
 CONSTANT = "{{lr: {lr}, warmup_steps: 4, kind: constant, final_ratio: 1.0}}"
-COSINE = "{{lr: {lr}, warmup_steps: 20, kind: cosine, final_ratio: 0.1}}"
+COSINE = "{{lr: {lr}, warmup_steps: 5, kind: cosine, final_ratio: 0.1}}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class Sizes:
 
     questions: int
     held_out: int
+    base_steps: int
+    """Of what stands for the student's pre-training."""
     epochs: float
     batch_size: int
     further_steps: int
@@ -175,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", type=Path, help="the model folder of an imperfect teacher, if there is one")
     parser.add_argument("--questions", type=int, default=4000)
     parser.add_argument("--held-out", type=int, default=512)
-    parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--base-steps", type=int, default=400)
+    parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--further-steps", type=int, default=40)
     parser.add_argument("--grpo-steps", type=int, default=16)
     parser.add_argument("place", nargs="*", default=["cluster=local", "engine=torch", "trainer=torch"])
@@ -183,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = Sizes(
         questions=given.questions,
         held_out=given.held_out,
+        base_steps=given.base_steps,
         epochs=given.epochs,
         batch_size=64,
         further_steps=given.further_steps,
@@ -198,13 +204,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     better = folder / "better"
     run(grpo, better, [f"model.path={teacher}", f"algo.steps={sizes.grpo_steps}", *sizes.place])
     files = make_data(folder, teacher, sizes)
+    base = folder / "base"
+    words = ["model=dense_tiny", f"model.tokenizer={teacher}", f"sft.steps={sizes.base_steps}", "sft.think_share=0.5"]
+    run(sft, base, [*words, *sizes.place])
     rows = []
     for seed in given.seeds:
-        row = {}
+        row: dict[str, float] = {}
         for name, data in (("verified", files.verified), ("unfiltered", files.unfiltered)):
-            words = [*sft_words(files, data, sizes, seed), "model=dense_tiny", f"model.tokenizer={teacher}"]
-            words += ["sft.steps=0", f"sft.epochs={sizes.epochs}", f"sft.schedule={COSINE.format(lr='4e-3')}"]
-            row[name] = run(sft, folder / f"{name}-{seed}", words)["after SFT"]
+            words = [*sft_words(files, data, sizes, seed), f"model.path={base / 'model'}"]
+            words += ["sft.steps=0", f"sft.epochs={sizes.epochs}", f"sft.schedule={COSINE.format(lr='1e-3')}"]
+            found = run(sft, folder / f"{name}-{seed}", words)
+            row |= {"student": found["before SFT"], name: found["after SFT"]}
         teachers = {"under-first": teacher, "under-better": better / "model"}
         row |= practise(folder, files, folder / f"verified-{seed}" / "model", teachers, sizes, seed)
         rows.append(row)

@@ -90,7 +90,7 @@ def test_a_recipe_file_imports_what_lies_beside_it_and_hides_nothing(
             "gripo",
             [
                 "recipe 'gripo' is unknown (did you mean 'grpo'?)",
-                "extend_context, grpo, on_policy_distill, r1",
+                "extend_context, grpo, on_policy",
                 "./file.py",
             ],
         ),

@@ -156,14 +156,29 @@ def sft_words(files: Files, rows: Path, sizes: Sizes, seed: int) -> list[str]:
     ]
 
 
-def practise(folder: Path, files: Files, student: Path, teachers: dict[str, Path], sizes: Sizes, seed: int) -> dict:
+def fine_tune(folder: Path, files: Files, student: Path, sizes: Sizes, seed: int) -> dict[str, float]:
+    """Trains two copies of the student, on verified and on unfiltered answers; returns the accuracies of all three."""
+    row: dict[str, float] = {}
+    for name, data in (("verified", files.verified), ("unfiltered", files.unfiltered)):
+        words = [*sft_words(files, data, sizes, seed), f"model.path={student}", "sft.steps=0"]
+        words += [f"sft.epochs={sizes.epochs}", f"sft.schedule={COSINE.format(lr='1e-3')}"]
+        found = run(sft, folder / f"{name}-{seed}", words)
+        row |= {"student": found["before SFT"], name: found["after SFT"]}
+    return row
+
+
+def practise(
+    folder: Path, files: Files, student: Path, teachers: dict[str, Path], sizes: Sizes, seed: int
+) -> dict[str, float]:
     """Goes on from a student in three ways, for as many steps, and returns the accuracies at their ends."""
-    steps, found = sizes.further_steps, {}
+    steps = sizes.further_steps
+    found: dict[str, float] = {}
     for name, teacher in teachers.items():
         words = [f"model.path={student}", f"teacher.path={teacher}", f"data={files.questions}"]
         words += [f"data.eval_source={files.held_out}", f"data.eval_size={sizes.held_out}", f"seed={seed}"]
         words += [f"on_policy.steps={steps}", f"on_policy.prompts_per_step={sizes.prompts}", "on_policy.samples=2"]
         words += [f"on_policy.schedule={CONSTANT.format(lr='1e-3')}", "checkpoint.every=0", *sizes.place]
+        found |= {} if found else {"student": accuracies(student.parent)["after SFT"]}
         found[name] = run(on_policy_distill, folder / f"{name}-{seed}", words)["after distillation"]
     words = [*sft_words(files, files.verified, sizes, seed), f"model.path={student}", f"sft.steps={steps}"]
     words += [f"sft.schedule={CONSTANT.format(lr='1e-3')}", f"sft.batch_size={2 * sizes.prompts}"]
@@ -176,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/students"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--practice-seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--teacher", type=Path, help="the model folder of an imperfect teacher, if there is one")
     parser.add_argument("--questions", type=int, default=4000)
     parser.add_argument("--held-out", type=int, default=512)
@@ -207,33 +223,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = folder / "base"
     words = ["model=dense_tiny", f"model.tokenizer={teacher}", f"sft.steps={sizes.base_steps}", "sft.think_share=0.5"]
     run(sft, base, [*words, *sizes.place])
-    rows = []
+    filtered: dict[str, dict[str, float]] = {}
+    practised: dict[str, dict[str, float]] = {}
     for seed in given.seeds:
-        row: dict[str, float] = {}
-        for name, data in (("verified", files.verified), ("unfiltered", files.unfiltered)):
-            words = [*sft_words(files, data, sizes, seed), f"model.path={base / 'model'}"]
-            words += ["sft.steps=0", f"sft.epochs={sizes.epochs}", f"sft.schedule={COSINE.format(lr='1e-3')}"]
-            found = run(sft, folder / f"{name}-{seed}", words)
-            row |= {"student": found["before SFT"], name: found["after SFT"]}
-        teachers = {"under-first": teacher, "under-better": better / "model"}
-        row |= practise(folder, files, folder / f"verified-{seed}" / "model", teachers, sizes, seed)
-        rows.append(row)
-        print_table(given.seeds, rows)
+        filtered[f"{seed}"] = fine_tune(folder, files, base / "model", sizes, seed)
+    print_table(filtered, "verified", "unfiltered")
+    teachers = {"under-first": teacher, "under-better": better / "model"}
+    for seed in given.practice_seeds:
+        practised[f"{seed}"] = practise(folder, files, folder / f"verified-{seed}" / "model", teachers, sizes, seed)
+        print_table(practised, "under-better", "sft")
     print(f"before: {before}; after: {machine()}; {' '.join(sys.argv[1:])}")
 
 
-def print_table(seeds: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
-    """Prints accuracies by seed, with what filtering and practice are worth."""
-    names = list(rows[0])
-    print(f"\n| seed | {' | '.join(names)} | filtering | practice under better - sft |\n|{'---|' * (len(names) + 3)}")
-    shown = [
-        *zip(map(str, seeds), rows, strict=False),
-        ("mean", {name: fmean(r[name] for r in rows) for name in names}),
-    ]
-    for label, row in shown:
-        gains = [row["verified"] - row["unfiltered"], row["under-better"] - row["sft"]]
-        numbers = [f"{row[name]:.1%}" for name in names] + [f"{100 * gain:+.1f} points" for gain in gains]
-        print(f"| {label} | {' | '.join(numbers)} |", flush=True)
+def print_table(rows: dict[str, dict[str, float]], one: str, other: str) -> None:
+    """Prints accuracies by seed, and the difference of two of them."""
+    names = list(next(iter(rows.values())))
+    print(f"\n| seed | {' | '.join(names)} | {one} - {other} |\n|{'---|' * (len(names) + 2)}")
+    mean = {name: fmean(row[name] for row in rows.values()) for name in names}
+    for label, row in {**rows, "mean": mean}.items():
+        numbers = [f"{row[name]:.1%}" for name in names]
+        print(f"| {label} | {' | '.join(numbers)} | {100 * (row[one] - row[other]):+.1f} points |", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,11 +58,9 @@ def test_questions_to_learn_from_are_not_held_out(tmp_path: Path) -> None:
 
 
 def test_the_table_has_the_means_and_the_differences(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        {"verified": 0.8, "unfiltered": 0.5, "under-first": 0.6, "under-better": 0.9, "sft": 0.85},
-        {"verified": 0.6, "unfiltered": 0.5, "under-first": 0.5, "under-better": 0.8, "sft": 0.85},
-    ]
-    students.print_table([0, 1], rows)
+    rows = {"0": {"verified": 0.8, "unfiltered": 0.5}, "1": {"verified": 0.6, "unfiltered": 0.5}}
+    students.print_table(rows, "verified", "unfiltered")
     printed = capsys.readouterr().out
-    assert "| 0 | 80.0% | 50.0% | 60.0% | 90.0% | 85.0% | +30.0 points | +5.0 points |" in printed
-    assert "| mean | 70.0% | 50.0% | 55.0% | 85.0% | 85.0% | +20.0 points | +0.0 points |" in printed
+    assert "| seed | verified | unfiltered | verified - unfiltered |" in printed
+    assert "| 0 | 80.0% | 50.0% | +30.0 points |" in printed
+    assert "| mean | 70.0% | 50.0% | +20.0 points |" in printed

@@ -47,7 +47,10 @@ NOT_ALL_LISTED = (*OPEN_DICTS, "model.architecture", "trainer.lora")
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
 """`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
 group is taken and this key set to the value."""
-PATHS = ("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn", "algo.loss_fn", "suite_dir")
+PATHS = (
+    *("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn", "algo.loss_fn", "suite_dir"),
+    *("data.mixture[].source", "stages[].source"),
+)
 """Keys in which a leading ~ is the home folder, as in a shell; a shell leaves it alone behind the `=`."""
 FIXES = {
     "int": "give a whole number",
@@ -293,19 +296,23 @@ def _explain(error: Exception, recipe: str | Path) -> str:
 
 
 def _expand(values: dict[str, Any], key: str) -> None:
-    """Writes a leading ~ out, and refuses names that nothing can have."""
+    """Writes a leading ~ out, and refuses names that nothing can have; `[]` stands for every entry of a list."""
     *groups, name = key.split(".")
+    tables = [values]
     for group in groups:
-        values = values.get(group) or {}
-    value = values.get(name)
-    if key == "output_dir" and value == "":
-        raise ConfigError("output_dir= is empty; name the folder of the run, as output_dir=outputs/first")
-    if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{key}={value!r} holds a zero byte, which is in no name of a file; take it out")
-    if isinstance(value, str) and value.startswith("~"):
-        values[name] = os.path.expanduser(value)
-        if values[name] == value:
-            raise ConfigError(f"{key}={value}: there is no such user; write ./{value} for a file of that name")
+        below = [table.get(group.removesuffix("[]")) for table in tables]
+        entries = [entry for found in below for entry in (found if isinstance(found, list) else [found])]
+        tables = [entry for entry in entries if isinstance(entry, dict)]  # others are refused where types are checked
+    for table in tables:
+        value = table.get(name)
+        if key == "output_dir" and value == "":
+            raise ConfigError("output_dir= is empty; name the folder of the run, as output_dir=outputs/first")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{key}={value!r} holds a zero byte, which is in no name of a file; take it out")
+        if isinstance(value, str) and value.startswith("~"):
+            table[name] = os.path.expanduser(value)
+            if table[name] == value:
+                raise ConfigError(f"{key}={value}: there is no such user; write ./{value} for a file of that name")
 
 
 def _key(item: Any) -> str:

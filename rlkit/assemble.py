@@ -14,7 +14,7 @@ from torch import distributed
 
 from rlkit.build import build_engine, build_trainer
 from rlkit.cluster.reaper import reaped
-from rlkit.config import DistillRun, EngineRun, LearningRun, RewardConfig, RunConfig, TrainingRun
+from rlkit.config import DistillRun, EngineRun, LearningRun, OnPolicyDistillRun, RewardConfig, RunConfig, TrainingRun
 from rlkit.data.tokenizer import load_tokenizer
 from rlkit.distill.server import ServerTeacher
 from rlkit.distill.teacher import EngineTeacher, Teacher
@@ -147,6 +147,21 @@ def teacher(cfg: DistillRun, checkpoint: Path | None) -> Iterator[Teacher]:
         return
     with engine(cfg, checkpoint.absolute()) as sampler:
         yield EngineTeacher(sampler, cfg.samples, sampling)
+
+
+@contextmanager
+def teaching(cfg: OnPolicyDistillRun, run: Run) -> Iterator[Engine]:
+    """Starts the frozen engine that is asked for log-probs; before the student's parts, as ranks take what is left."""
+    with ExitStack() as stack:
+        with leaving_at_once():
+            if cfg.cluster.kind == "ray":
+                from rlkit.cluster.start import on_ray
+
+                stack.enter_context(reaped())
+                stack.enter_context(on_ray(cfg, run.initial()))  # whose weights are those that travel
+            teacher_run = cfg.teacher_run
+            sampler = stack.enter_context(engine(teacher_run, Path(cfg.teacher.path).absolute()))
+        yield sampler
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Something that the user can mend: the message names the key or file, its value, and the fix.
@@ -9,6 +12,15 @@ class UserError(ValueError):
     A command prints it as one paragraph. A plain ValueError, from a library or from a mistake of ours, is not caught.
     In `rewards`, which does not know rlkit, the same is a RewardError.
     """
+
+
+@contextmanager
+def named_by(key: str) -> Iterator[None]:
+    """Lets a UserError about the folder in model.path name another key, which holds a folder of the same kind."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("model.path", key)) from error
 
 
 class PartDiedError(RuntimeError):

@@ -164,12 +164,26 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyPack(Pack):
-    """A pack with what GRPO needs; every tensor is aligned with `tokens_T` and zero on prompt tokens."""
+class SampledPack(Pack):
+    """A pack of rollouts; every tensor is aligned with `tokens_T` and zero on prompt tokens."""
 
-    advantages_T: Tensor
     old_logprobs_T: Tensor
     """log p under the policy that sampled the token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaughtPack(SampledPack):
+    """A pack of the student's rollouts, with what its teacher says of them."""
+
+    teacher_logprobs_T: Tensor
+    """log p of the same tokens under the teacher."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPack(SampledPack):
+    """A pack with what GRPO needs."""
+
+    advantages_T: Tensor
     ref_logprobs_T: Tensor | None = None
     """log p under the reference policy. A trainer that keeps a reference fills it in; else it stays absent."""
 

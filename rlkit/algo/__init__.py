@@ -11,13 +11,15 @@ from rlkit.algo.losses import (
     LossTerms,
     MtpTerm,
     PointwiseLoss,
+    ReverseKlLoss,
     SftLoss,
     bradley_terry_loss,
     grpo_loss,
     pointwise_loss,
+    reverse_kl_loss,
     sft_loss,
 )
-from rlkit.algo.packing import pack_demonstrations, pack_labelled, pack_pairs, pack_rollouts, shard
+from rlkit.algo.packing import pack_demonstrations, pack_labelled, pack_pairs, pack_rollouts, pack_taught, shard
 from rlkit.algo.schedule import Schedule
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "LossTerms",
     "MtpTerm",
     "PointwiseLoss",
+    "ReverseKlLoss",
     "Schedule",
     "SftLoss",
     "bradley_terry_loss",
@@ -41,7 +44,9 @@ __all__ = [
     "pack_labelled",
     "pack_pairs",
     "pack_rollouts",
+    "pack_taught",
     "pointwise_loss",
+    "reverse_kl_loss",
     "sft_loss",
     "shard",
     "token_logprobs",

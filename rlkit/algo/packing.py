@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from rlkit.types import (
     Prompt,
     Rollout,
     ScoredGroup,
+    TaughtPack,
 )
 
 AGGREGATES = ("token", "sequence")
@@ -60,6 +61,32 @@ def pack_rollouts(
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     dealt = [[samples[i] for i in part] for part in order.tensor_split(min(num_batches, max(1, len(samples))))]
     return [_batch(part, max_tokens=max_tokens, temperature=temperature, aggregate=aggregate) for part in dealt]
+
+
+def pack_taught(
+    groups: Sequence[ScoredGroup],
+    taught: Sequence[Sequence[Sequence[float]]],
+    *,
+    max_tokens: int,
+    aggregate: str = "token",
+) -> Batch:
+    """Turns the student's rollouts into the batch of one step; `taught` has the teacher's log-probs of every token.
+
+    Args:
+        groups: rollouts, sampled at temperature 1.
+        taught: of each rollout of each group log p of its tokens under the teacher, in nats.
+        max_tokens: a pack holds at most this many tokens, or one sample.
+        aggregate: "token" or "sequence", as in `pack_rollouts`.
+    """
+    samples = [
+        TaughtPack(
+            **_sampled(group.prompt, rollout),
+            teacher_logprobs_T=_after_prompt(len(group.prompt.tokens), torch.tensor(logprobs)),
+        )
+        for group, of_group in zip(groups, taught, strict=True)
+        for rollout, logprobs in zip(group.rollouts, of_group, strict=True)
+    ]
+    return _batch(samples, max_tokens=max_tokens, temperature=1.0, aggregate=aggregate)
 
 
 def pack_demonstrations(demonstrations: Sequence[Demonstration], *, max_tokens: int) -> Batch:
@@ -143,15 +170,20 @@ def tensor_names(pack: Pack) -> list[str]:
 
 
 def _policy_sample(prompt: Prompt, rollout: Rollout, advantage: float) -> PolicyPack:
+    advantages_T = _after_prompt(len(prompt.tokens), torch.full((len(rollout.tokens),), advantage))
+    return PolicyPack(**_sampled(prompt, rollout), advantages_T=advantages_T)
+
+
+def _sampled(prompt: Prompt, rollout: Rollout) -> dict[str, Any]:
+    """Returns what every `SampledPack` of one rollout has."""
     before, after = len(prompt.tokens), len(rollout.tokens)
-    return PolicyPack(
-        tokens_T=torch.tensor([*prompt.tokens, *rollout.tokens]),
-        lengths=(before + after,),
-        weights_T=_after_prompt(before, torch.ones(after)),
-        ids=(prompt.id,),
-        advantages_T=_after_prompt(before, torch.full((after,), advantage)),
-        old_logprobs_T=_after_prompt(before, torch.tensor(rollout.logprobs)),
-    )
+    return {
+        "tokens_T": torch.tensor([*prompt.tokens, *rollout.tokens]),
+        "lengths": (before + after,),
+        "weights_T": _after_prompt(before, torch.ones(after)),
+        "ids": (prompt.id,),
+        "old_logprobs_T": _after_prompt(before, torch.tensor(rollout.logprobs)),
+    }
 
 
 def _after_prompt(num_prompt: int, values: Tensor) -> Tensor:

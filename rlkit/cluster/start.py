@@ -21,7 +21,7 @@ from rlkit.cluster.deaths import named_parts
 from rlkit.cluster.placement import placed
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer, remote_copy
 from rlkit.config import BaseRun, EngineRun, LearningRun, RunConfig
-from rlkit.config.placement import bundle, bundles, check_room, gpu_share
+from rlkit.config.placement import bundle, check_room, gpu_share
 from rlkit.interrupt import end_process
 from rlkit.scoring.models import Copies, closing_all
 from rlkit.watch.progress import Progress
@@ -55,11 +55,13 @@ def on_ray(cfg: BaseRun, checkpoint: Path) -> Iterator[None]:
 def engines_on_ray(cfg: EngineRun, checkpoint: Path, progress: Progress) -> Iterator[RemoteEngines]:
     """Starts `engine.num_engines` actors, which may still be loading when the block begins and end with it."""
     loading = (cfg.engine, checkpoint, cfg.model.kind, cfg.served_adapter)
-    engines, _ = _bundles(cfg)
+    engines = [bundle(cfg.engine.tensor_parallel, _gpus(cfg))] * cfg.engine.num_engines
     # A second thread answers how far sampling is while the first one samples.
     with placed(EngineActor, engines, "PACK", max_concurrency=2) as new:
         actors = [actor.remote(*loading) for actor in new]
-        with _ending({f"engine {number + 1} of {len(actors)}": actor for number, actor in enumerate(actors)}):
+        with _ending(
+            {f"{cfg.engine_name} {number + 1} of {len(actors)}": actor for number, actor in enumerate(actors)}
+        ):
             yield RemoteEngines(actors, progress)
             if cfg.engine.tensor_parallel > 1:  # killed, it would leave its workers to notice, and to complain of it
                 ray.get([actor.close.remote() for actor in actors])
@@ -82,8 +84,7 @@ def reward_models_on_ray(cfg: RunConfig) -> Iterator[dict[str, Copies]]:
 @contextmanager
 def trainer_on_ray(cfg: LearningRun, checkpoint: Path) -> Iterator[RemoteTrainer]:
     """Starts `trainer.num_ranks` actors, which meet in a store on the first one's machine and end with the block."""
-    _, ranked = _bundles(cfg)
-    with placed(TrainerActor, ranked, "SPREAD") as new:
+    with placed(TrainerActor, [bundle(1, _gpus(cfg))] * cfg.trainer.num_ranks, "SPREAD") as new:
         ranks = [actor.remote(rank) for rank, actor in enumerate(new)]
         with _ending({f"trainer rank {rank} of {len(ranks)}": actor for rank, actor in enumerate(ranks)}):
             store = ranks[0].host_store.remote(cfg.trainer.num_ranks)
@@ -100,11 +101,6 @@ def _ending(parts: Mapping[str, Any]) -> Iterator[None]:
     # A block that raises ends the run, and with it Ray: nothing is asked of a Ray that may be what has failed.
     for actor in parts.values():
         ray.kill(actor)
-
-
-def _bundles(cfg: BaseRun) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Computes what engines and ranks reserve on this cluster; raises UserError as `_gpus` does."""
-    return bundles(cfg.demand, _gpus(cfg))
 
 
 def _gpus(cfg: BaseRun) -> float:

@@ -19,6 +19,7 @@ from rlkit.config.groups import (
     ParityConfig,
     RewardConfig,
 )
+from rlkit.config.on_policy import LogprobTeacherConfig, OnPolicyConfig, OnPolicyDistillRun, TeacherRun
 from rlkit.config.reward_model import RewardModelConfig, RewardModelRun
 from rlkit.config.runs import (
     BaseRun,
@@ -51,8 +52,11 @@ __all__ = [
     "GrpoRun",
     "LearningRun",
     "LoggingConfig",
+    "LogprobTeacherConfig",
     "LoraConfig",
     "ModelConfig",
+    "OnPolicyConfig",
+    "OnPolicyDistillRun",
     "ParityConfig",
     "PartConfig",
     "RewardConfig",
@@ -69,6 +73,7 @@ __all__ = [
     "SftThenGrpoRun",
     "SuiteConfig",
     "TeacherConfig",
+    "TeacherRun",
     "TrainerConfig",
     "TrainingRun",
 ]

@@ -30,6 +30,8 @@ class ModelConfig:
     architecture: DeepseekV3Config | None
     """The shape of a new DeepSeek-V3; its vocab_size bounds the tokenizer that is trained. With a `path` the folder
     says the shape."""
+    tokenizer: str = ""
+    """The folder of the tokenizer that a new model gets, as that of its teacher; "" trains one on the task's text."""
 
     def __post_init__(self) -> None:
         """Refuses an unknown kind, and a model that has neither a folder nor a shape to be made in."""
@@ -38,6 +40,11 @@ class ModelConfig:
             raise UserError(
                 "model.path='' but model=hf starts from a checkpoint; set model.path=FOLDER, one that save_pretrained "
                 "or a download made"
+            )
+        if self.path and self.tokenizer:
+            raise UserError(
+                f"model.tokenizer={self.tokenizer} is for a new model, and that of model.path={self.path} has its own; "
+                "leave one of them empty"
             )
         if self.kind == "hf" and self.architecture is not None:
             raise UserError("model.architecture: model=hf takes the model's sizes from its folder; set it to null")

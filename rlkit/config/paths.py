@@ -8,8 +8,8 @@ from typing import Any
 from rlkit.overrides import ConfigError
 
 PATHS = (
-    *("output_dir", "model.path", "data.source", "data.eval_source", "reward.fn", "algo.loss_fn", "suite_dir"),
-    *("data.mixture[].source", "stages[].source"),
+    *("output_dir", "model.path", "model.tokenizer", "teacher.path", "data.source", "data.eval_source"),
+    *("reward.fn", "algo.loss_fn", "suite_dir", "data.mixture[].source", "stages[].source"),
 )
 """Keys in which a leading ~ is the home folder, as in a shell; a shell leaves it alone behind the `=`."""
 

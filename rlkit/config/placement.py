@@ -29,15 +29,19 @@ class Demand:
     ranks: int
     judges: int = 0
     """Reward models, each in a process of its own."""
+    teacher: int = 0
+    """Worker processes of the engine of a teacher that is asked for log-probs; 0 = there is none."""
 
     @property
     def processes(self) -> int:
         """Returns how many processes compute, each of which wants a GPU of its own."""
-        return self.engines * self.workers + self.ranks + self.judges
+        return self.engines * self.workers + self.ranks + self.judges + self.teacher
 
     def __str__(self) -> str:
         engine = f"{self.engines} engine(s)" + (f" of {self.workers} workers" if self.workers > 1 else "")
-        parts = [engine, *([f"{self.judges} reward model(s)"] if self.judges else [])]
+        teacher = "a teacher" + (f" of {self.teacher} workers" if self.teacher > 1 else "")
+        parts = [engine, *([teacher] if self.teacher else [])]
+        parts += [f"{self.judges} reward model(s)"] if self.judges else []
         return f"{', '.join(parts)} and {self.ranks} trainer rank(s)" if self.ranks else " and ".join(parts)
 
 
@@ -51,11 +55,12 @@ def gpu_share(num_gpus: int, demand: Demand, *, share: bool) -> float:
     if num_gpus >= demand.processes:
         return 1.0
     few = f"{demand} need {demand.processes} GPUs, and there are {num_gpus}"
-    if demand.workers > 1:
-        raise UserError(
-            f"engine.tensor_parallel={demand.workers}: {few}, which workers of one engine cannot share; lower "
-            "engine.tensor_parallel, engine.num_engines or trainer.num_ranks"
-        )
+    for key, workers in (("engine.tensor_parallel", demand.workers), ("teacher.tensor_parallel", demand.teacher)):
+        if workers > 1:
+            raise UserError(
+                f"{key}={workers}: {few}, which workers of one engine cannot share; lower {key}, engine.num_engines "
+                "or trainer.num_ranks"
+            )
     if not share:
         raise UserError(
             f"cluster.share_gpus=false: {few}; lower engine.num_engines or trainer.num_ranks, or know that {SHARING}"
@@ -76,12 +81,19 @@ def bundle(processes: int, gpus: float) -> dict[str, float]:
 def check_room(machines: Sequence[Mapping[str, float]], demand: Demand, gpus: float) -> None:
     """Raises UserError if a cluster of these machines, idle, could not hold the run; the scheduler would wait forever.
 
-    The engines, whose bundles are large, are placed first, each on the first machine with room, and then the ranks.
+    The engines, whose bundles are large, are placed first, the teacher's before the others, each on the first machine
+    with room, and then the ranks.
     """
     free = [dict(machine) for machine in machines]
     engines, ranks = bundles(demand, gpus)
     judges = [bundle(1, gpus)] * demand.judges
-    for name, parts in (("engine", engines), ("reward model", judges), ("trainer rank", ranks)):
+    teacher = [bundle(demand.teacher, gpus)] if demand.teacher else []
+    for name, parts in (
+        ("teacher", teacher),
+        ("engine", engines),
+        ("reward model", judges),
+        ("trainer rank", ranks),
+    ):
         for place, part in enumerate(parts):
             for machine in free:
                 if all(machine.get(kind, 0.0) + 1e-9 >= amount for kind, amount in part.items()):

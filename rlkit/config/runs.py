@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rlkit.algo.losses import UserLoss
 from rlkit.checks import number, one_of, seed, whole
@@ -66,6 +66,8 @@ class EngineRun(BaseRun):
     """What everything needs that samples: engines."""
 
     engine: EngineConfig
+    engine_name: ClassVar[str] = "engine"
+    """What messages call an engine of this run."""
 
     def __post_init__(self) -> None:
         """Refuses engines that the place cannot hold."""

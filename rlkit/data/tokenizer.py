@@ -120,6 +120,26 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
     return described(one) == described(other)
 
 
+def first_difference(
+    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> str | None:
+    """Says where two tokenizers first part, of what both need so that ids mean the same; None where they do not.
+
+    Compared are the tokens id by id, the end token, how a text becomes tokens, and the chat template.
+    """
+    first, second = names
+    tokens = [{number: token for token, number in each.get_vocab().items()} for each in (one, other)]
+    for number in sorted(tokens[0].keys() | tokens[1].keys()):
+        words = [repr(each[number]) if number in each else "no token" for each in tokens]
+        if words[0] != words[1]:
+            return f"id {number} is {words[0]} for {first} and {words[1]} for {second}"
+    if one.eos_token_id != other.eos_token_id:
+        return f"{first} ends with {one.eos_token!r}, {second} with {other.eos_token!r}"
+    if one.chat_template != other.chat_template:
+        return "their chat templates differ"
+    return None if same_tokenizer(one, other) else "they cut the same text into other tokens"
+
+
 def read_decoder(folder: Path) -> Callable[[Sequence[int]], str]:
     """Returns what turns the ids of a completion into text, without special tokens; all engines share it.
 

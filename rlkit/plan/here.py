@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlkit.config import LearningRun, TrainingRun
+from rlkit.config import EngineRun, LearningRun
 from rlkit.model.architecture import Architecture
 from rlkit.plan.adapters import adapter_parameters
 from rlkit.plan.counts import Held, held_by_stage
@@ -45,7 +45,7 @@ def trainer_here(cfg: LearningRun, architecture: Architecture) -> TrainerBytes:
     )
 
 
-def engine_here(cfg: TrainingRun, architecture: Architecture) -> EngineBytes:
+def engine_here(cfg: EngineRun, architecture: Architecture) -> EngineBytes:
     """Returns the bytes of an engine's weights, all of them, and of the cache of all its sequences at full length."""
     size, width = architecture.size(), WIDTH[cfg.engine.dtype]
     numbers = architecture.num_hidden_layers * size.cache_numbers

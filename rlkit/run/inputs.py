@@ -20,7 +20,7 @@ import yaml
 
 from rewards.model_score import PREFIX
 from rewards.own_files import own_modules
-from rlkit.config import RowsRun, RunConfig, SftRun
+from rlkit.config import OnPolicyDistillRun, RowsRun, RunConfig, SftRun
 from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.data.sources import files_of
 from rlkit.errors import UserError
@@ -38,8 +38,8 @@ MAY_CHANGE = (
 
 How the trainer's ranks share the model out changes the last digits of a sum, and with trainer.dtype=fp8 which tokens
 are rounded together; nothing else."""
-FOLDERS = ("model.path ", PREFIX)
-"""Beginnings of the records of files that lie in a model's folder: the policy's, or a reward model's."""
+FOLDERS = ("model.path ", "model.tokenizer ", "teacher.path ", PREFIX)
+"""Beginnings of the records of files that lie in a model's folder: the policy's, a teacher's, or a reward model's."""
 JUDGE_CACHE = "reward.kwargs.cache"
 """Where reward=judge keeps answers: a file that grows while it is used, and that says nothing of what is learned."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -86,7 +86,9 @@ def fingerprints(cfg: RowsRun) -> dict[str, str]:
     # What is streamed may be larger than what can be read before every start.
     found = {f"{key} {file.name}": digest(file, sampled="mixture" in key) for key, file in _named_files(cfg)}
     asked = cfg.reward.models if isinstance(cfg, RunConfig) else []
-    folders = {"model.path": cfg.model.path} if cfg.model.path else {}
+    folders = {"model.path": cfg.model.path, "model.tokenizer": cfg.model.tokenizer}
+    folders["teacher.path"] = cfg.teacher.path if isinstance(cfg, OnPolicyDistillRun) else ""
+    folders = {key: folder for key, folder in folders.items() if folder}
     for key, folder in {**folders, **{one.name: one.folder for one in asked}}.items():
         for file in sorted(Path(folder).iterdir()):
             if file.is_file() and file.suffix in MODEL_FILES:

@@ -15,10 +15,11 @@ from tempfile import TemporaryFile
 
 import torch
 
-from rlkit.config import BaseRun, EngineRun, LearningRun, TrainingRun
+from rlkit.config import BaseRun, EngineRun, LearningRun, OnPolicyDistillRun, TrainingRun
 from rlkit.config.placement import gpu_share
 from rlkit.errors import UserError
 from rlkit.model.architecture import Architecture
+from rlkit.model.load import read_architecture
 from rlkit.plan.hardware import main_memory
 from rlkit.plan.here import engine_here, trainer_here
 from rlkit.plan.recipes import planned_as
@@ -93,10 +94,22 @@ def check_memory(cfg: LearningRun, architecture: Architecture) -> None:
         device = torch.cuda.get_device_properties(0).total_memory
         _refuse_bytes(cfg, f"a trainer rank ({keys}) needs", trainer.states, "its GPU", device)
         _refuse_bytes(cfg, f"an engine ({sampler}) needs", engine, "its GPU", device)
+        if isinstance(cfg, OnPolicyDistillRun):
+            each = _teacher_bytes(cfg) // cfg.teacher.tensor_parallel
+            _refuse_bytes(cfg, f"the teacher (teacher.dtype={cfg.teacher.dtype}) needs", each, "its GPU", device)
         return
     what = f"trainer.num_ranks={ranks} ({keys})"
     what += f" and engine.num_engines={engines} ({sampler}) need" if engines else " needs"
-    _refuse_bytes(cfg, what, ranks * trainer.resting + engines * engine, "this machine", main_memory())
+    needed = ranks * trainer.resting + engines * engine
+    if isinstance(cfg, OnPolicyDistillRun):
+        what, needed = f"teacher.path={cfg.teacher.path}, {what}", needed + _teacher_bytes(cfg)
+    _refuse_bytes(cfg, what, needed, "this machine", main_memory())
+
+
+def _teacher_bytes(cfg: OnPolicyDistillRun) -> int:
+    """Returns the bytes of the teacher's weights in its engine."""
+    teacher = cfg.teacher_run
+    return engine_here(teacher, read_architecture(Path(cfg.teacher.path), teacher.model.kind)).weights
 
 
 def _refuse_bytes(cfg: LearningRun, what: str, needed: int, where: str, there: int) -> None:

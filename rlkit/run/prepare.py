@@ -13,20 +13,27 @@ import torch
 
 import rewards
 from rewards.model_score import Asked
-from rlkit.config import GrpoRun, RewardConfig, SftRun, TrainingRun
+from rlkit.config import GrpoRun, OnPolicyDistillRun, RewardConfig, SftRun, TrainingRun
 from rlkit.data.demonstrations import Material, encode, read_material
 from rlkit.data.documents import FIM_MARKS
 from rlkit.data.mixture import Mixture
 from rlkit.data.prompts import to_prompts
 from rlkit.data.rows import Row, Split, read_rows
-from rlkit.data.tokenizer import load_tokenizer, same_tokenizer, save_tokenizer, train_tokenizer
-from rlkit.errors import UserError
+from rlkit.data.tokenizer import (
+    copy_tokenizer,
+    first_difference,
+    load_tokenizer,
+    same_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from rlkit.errors import UserError, named_by
 from rlkit.model.architecture import Architecture
 from rlkit.model.config import ScorerConfig
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.model.files.end_tokens import end_tokens
 from rlkit.model.load import read_architecture
-from rlkit.run.fit import check_fit
+from rlkit.run.fit import check_engine_fit, check_fit
 from rlkit.scoring.policy import check_room
 from rlkit.types import Prompt
 
@@ -78,6 +85,8 @@ def prepare(cfg: TrainingRun) -> Task:
     else:
         tokenizer, architecture = _new_model(cfg, split, material)
     check_fit(cfg, architecture)
+    if isinstance(cfg, OnPolicyDistillRun):
+        check_teacher(cfg, architecture, tokenizer)
     for model in cfg.reward.models:
         check_reward_model(model, tokenizer, cfg.engine.max_model_len)
     asked: Split[Row] = split if split is not None else Split(train=(), held_out=(), repeated=0)
@@ -119,6 +128,30 @@ def read_checkpoint(checkpoint: Path, kind: str) -> tuple[Architecture, PreTrain
     return architecture, tokenizer
 
 
+def check_teacher(cfg: OnPolicyDistillRun, student: Architecture, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError if the teacher cannot say how likely the student's tokens are: another tokenizer, too few ids.
+
+    It is asked about the very ids that the student has drawn, so an id has to be the same token for both.
+    """
+    folder, key = Path(cfg.teacher.path), f"teacher.path={cfg.teacher.path}"
+    teacher_run = cfg.teacher_run
+    with named_by("teacher.path"):
+        architecture, own = read_checkpoint(folder, teacher_run.model.kind)
+        check_engine_fit(teacher_run, architecture)
+    if difference := first_difference(tokenizer, own, ("the student", "the teacher")):
+        raise UserError(
+            f"{key}: its tokenizer is not the student's: {difference}. The teacher is asked for log-probs of the very "
+            "ids that the student draws; take a teacher of the student's family, give a new student the teacher's "
+            "tokenizer (model.tokenizer), or show the student the teacher's texts instead (recipes distill_generate "
+            "and sft)"
+        )
+    if student.vocab_size > architecture.vocab_size:
+        raise UserError(
+            f"{key}: it has a vocab_size of {architecture.vocab_size}, the student one of {student.vocab_size}, which "
+            "may draw ids that the teacher does not have; take a teacher with as many"
+        )
+
+
 def check_reward_model(asked: Asked, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
     """Raises UserError if a folder holds no reward model that can judge what this tokenizer's model writes."""
     folder, key = Path(asked.folder), f"reward={asked.name}"
@@ -149,17 +182,29 @@ def _drops(cfg: TrainingRun) -> bool:
 def _new_model(
     cfg: TrainingRun, split: Split[Row] | None, material: Material | None
 ) -> tuple[PreTrainedTokenizerBase, Architecture]:
-    """Trains a tokenizer on all that the run reads, and fits the shape of the new model to it."""
+    """Takes a tokenizer, or trains one on all that the run reads, and fits the shape of the new model to it."""
+    assert cfg.model.architecture is not None, "ModelConfig refuses this"
+    tokenizer = _given_tokenizer(cfg) if cfg.model.tokenizer else _trained_tokenizer(cfg, split, material)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = replace(cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids)
+    return tokenizer, DeepseekArchitecture(config=config)
+
+
+def _given_tokenizer(cfg: TrainingRun) -> PreTrainedTokenizerBase:
+    with named_by("model.tokenizer"):
+        return load_tokenizer(Path(cfg.model.tokenizer))
+
+
+def _trained_tokenizer(
+    cfg: TrainingRun, split: Split[Row] | None, material: Material | None
+) -> PreTrainedTokenizerBase:
     assert cfg.model.architecture is not None, "ModelConfig refuses this"
     if material is not None:
         texts, has_holes = material.texts, any(part.cfg.fim_rate for part in material.parts)
     else:
         rows = split.train if split is not None else ()
         texts, has_holes = [f"{cfg.data.instruction}\n{r.question} {r.solution} {r.answer}" for r in rows], False
-    tokenizer = train_tokenizer(texts, cfg.model.architecture.vocab_size, FIM_MARKS if has_holes else ())
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = replace(cfg.model.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids)
-    return tokenizer, DeepseekArchitecture(config=config)
+    return train_tokenizer(texts, cfg.model.architecture.vocab_size, FIM_MARKS if has_holes else ())
 
 
 def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:
@@ -185,7 +230,10 @@ def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:
             torch.manual_seed(cfg.seed)
             model = task.architecture.new_model()
         task.architecture.write(unfinished, model.checkpoint_weights(), "fp32")
-        save_tokenizer(task.tokenizer, unfinished)
+        if cfg.model.tokenizer:
+            copy_tokenizer(Path(cfg.model.tokenizer), unfinished)
+        else:
+            save_tokenizer(task.tokenizer, unfinished)
         unfinished.rename(folder)
     return folder
 

@@ -24,17 +24,17 @@ from rlkit.data.tokenizer import read_decoder
 from rlkit.errors import DivergedError
 from rlkit.train.base import Trainer
 from rlkit.train.rounding import Rounding
-from rlkit.types import Batch, LabelledPack, Numbers, Pack, PairPack, PolicyPack, Weights
+from rlkit.types import Batch, LabelledPack, Numbers, Pack, PairPack, PolicyPack, TaughtPack, Weights
 
 SKIPPED = "skipped"
 """The folder of such batches, inside the output folder."""
 COUNTS = "skipped.json"
 """In a checkpoint: how many updates there were, and how many of the last ones were skipped."""
-PACKS = {kind.__name__: kind for kind in (Pack, PolicyPack, PairPack, LabelledPack)}
+PACKS = {kind.__name__: kind for kind in (Pack, PolicyPack, TaughtPack, PairPack, LabelledPack)}
 """The packs that a file may hold, by their names there."""
 ADVICE = (
     "look at it, at the reward and at a loss of your own, or start again in another output_dir with a lower learning "
-    "rate (sft.schedule.lr or algo.schedule.lr)"
+    "rate (sft.schedule.lr, algo.schedule.lr or on_policy.schedule.lr)"
 )
 
 

@@ -25,7 +25,7 @@ from rlkit.train.policy import Policy, PolicyOutput
 from rlkit.train.publishing import share_of
 from rlkit.train.rounding import Rounding, rounded_anew
 from rlkit.train.steppers.base import Stepper
-from rlkit.types import Batch, Numbers, Pack, PolicyPack
+from rlkit.types import Batch, Numbers, Pack, PolicyPack, SampledPack
 
 
 class ModelTrainer:
@@ -86,7 +86,7 @@ class ModelTrainer:
         numbers["grad_norm"] = self.stepper.step(lr, lr if "mtp_loss" in numbers else 0.0)
         taken = math.isfinite(numbers["grad_norm"])
         numbers["skipped"] = float(not taken)
-        if isinstance(batch.packs[0], PolicyPack):
+        if isinstance(batch.packs[0], SampledPack):
             numbers["logprob_gap"] = ranks.largest(gap, self.device)
         return numbers | self.balance.end(step=taken)
 
@@ -212,7 +212,7 @@ def add_to(sums: dict[str, float], measured: Mapping[str, Tensor]) -> None:
 
 def largest_gap(logprobs_T: Tensor, pack: Pack) -> float:
     """max |log p_trainer - log p_engine| over the trained tokens of a pack, in nats; 0 where nothing was sampled."""
-    if not isinstance(pack, PolicyPack):
+    if not isinstance(pack, SampledPack):
         return 0.0
     gaps_T = (logprobs_T.detach() - pack.old_logprobs_T).abs()[pack.weights_T != 0]
     return float(gaps_T.max()) if gaps_T.numel() else 0.0

@@ -199,6 +199,14 @@ _SAMPLED = (
     _Column(("flat_groups", "groups"), "flat", "", 9, "count"),
 )
 """Columns of a step that sampled completions and has their rewards."""
+_SHARED = {column.keys[0]: column for column in _SAMPLED}
+_TAUGHT = (
+    _Column(("reverse_kl",), "rev. KL", "", 9, "science"),
+    *(_SHARED[key] for key in ("accuracy", "entropy", "length", "parity", "sample_tok_s", "train_tok_s", "sample_s")),
+    _Column(("teach_s",), "teach", "seconds", 6, "seconds"),
+    *(_SHARED[key] for key in ("train_s", "sync_s")),
+)
+"""Columns of a step that sampled completions and asked a teacher about them."""
 _TRAINED = (
     _Column(("loss",), "loss", "", 9, "fixed"),
     _Column(("lr",), "lr", "", 9, "science"),
@@ -215,13 +223,15 @@ _WORDS: dict[str, Callable[[float], str]] = {
 """Numbers that stand behind the last column, where there are any, in words of their own."""
 _QUIET = frozenset(
     ("weight_version", "truncated", "masked", "reward_p50_s", "reward_p99_s", "lr", "loss", "grad_norm", "entropy")
-) | {"logprob_gap", "tokens", "mean_violation", "load_entropy", "skipped"}
+) | {"logprob_gap", "tokens", "mean_violation", "load_entropy", "skipped", "reward", "groups", "score_s", "teach_tok_s"}
 """Numbers that a row leaves to the report and to metrics.jsonl, unless they are columns of its table."""
 _STEP_WIDTH = 10
 
 
 def _columns(values: Mapping[str, float]) -> tuple[_Column, ...]:
     """Chooses the table that a step's numbers belong to; () for a step that neither sampled nor trained."""
+    if "reverse_kl" in values:
+        return _TAUGHT
     return _SAMPLED if "reward" in values else _TRAINED if "loss" in values else ()
 
 

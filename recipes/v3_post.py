@@ -1,4 +1,4 @@
-"""DeepSeek-V3's post-training: an expert makes the data that the model itself learns from (arXiv:2412.19437, section 5).
+"""DeepSeek-V3's post-training: an expert makes the data that the model learns from (arXiv:2412.19437, section 5).
 
 rlkit run v3_post [size=tiny|paper] [base=FOLDER] key=value ...
 """

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -39,3 +44,83 @@ def test_r1_zero_killed_in_its_second_stage_ends_as_if_nobody_had(tmp_path: Path
     assert any(not torch.equal(expected[name], start_of_rl[name]) for name in expected), "the second stage learned"
     rows = [json.loads((whole / stage / "stage.json").read_text()) for stage in ("1-base", "2-rl")]
     assert [row["recipe"] for row in rows] == ["sft", "grpo"] and all(row["tokens"] > 0 for row in rows)
+
+
+JUDGES = """
+def spread(completion: str) -> float:
+    return (sum(completion.encode()) % 97) / 96
+
+def often(completion: str) -> float:
+    return float(sum(completion.encode()) % 3 > 0)
+"""
+SMALL = [
+    "model.architecture.hidden_size=64",
+    "model.architecture.num_hidden_layers=2",
+    "model.architecture.intermediate_size=64",
+    "model.architecture.moe_intermediate_size=32",
+    "engine.threads=1",
+    "trainer.threads=1",
+    "reward.workers=1",
+    "logging.tensorboard=false",
+    "checkpoint.every=1",
+    "data.train_size=40",
+    "sft.batch_size=16",
+    "algo.prompts_per_step=2",
+    "algo.group_size=4",
+    "base.checkpoint.every=20",
+    "base.sft.steps=60",
+    "base.sft.schedule={lr: 5e-3, warmup_steps: 5, kind: cosine, final_ratio: 0.1}",
+]
+
+
+def small(plugin: Path, *, sft: Sequence[str], grpo: Sequence[str]) -> list[str]:
+    """Words for two steps of every stage; what a rule would judge is judged by what always differs."""
+    words = [*LOCAL, *SMALL, *(f"{stage}.data.eval_size=4" for stage in ("base", *sft, *grpo))]
+    words += [f"{stage}.sft.steps=2" for stage in sft]
+    words += [f"{stage}.algo.steps=2" for stage in grpo]
+    words += [
+        "rejection_sampling.data.train_size=30",
+        "rejection_sampling.samples=2",
+        "rejection_sampling.reward.kwargs={}",
+    ]
+    words += [f"rejection_sampling.reward={plugin}:often", "rejection_sampling.rows_per_call=10"]
+    words += [f"preferences.reward={plugin}:spread", "preferences.reward.kwargs={}", "preferences.data.train_size=40"]
+    words += ["preferences.selection.pair_margin=0.05", "preferences.rows_per_call=10", "preferences.samples=3"]
+    return [
+        *words,
+        "reward_model.data.eval_size=4",
+        "reward_model.reward_model.steps=3",
+        "reward_model.reward_model.batch_size=4",
+    ]
+
+
+@pytest.mark.slow
+def test_r1_killed_in_every_stage_ends_as_if_nobody_had(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(JUDGES)
+    words = small(plugin, sft=["cold_start", "sft_again"], grpo=["reasoning_rl", "all_scenarios_rl"])
+    words += [f"reasoning_rl.reward={plugin}:spread", "reasoning_rl.reward.kwargs={}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.dying", "r1", str(tmp_path), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    stages = ["base", "cold_start", "reasoning_rl", "rejection_sampling", "sft_again", "preferences", "reward_model"]
+    stages = [f"{number}-{stage}" for number, stage in enumerate([*stages, "all_scenarios_rl"], start=1)]
+    deaths = json.loads((tmp_path / "deaths.json").read_text())
+    assert [stage for stage, _, _, died in deaths if died] == stages
+    for stage in stages:
+        whole, killed = tmp_path / "whole" / stage, tmp_path / "killed" / stage
+        model = whole / "model" / "model.safetensors"
+        assert model.exists() == ("sampling" not in stage and "preferences" not in stage)
+        assert not model.exists() or model.read_bytes() == (killed / "model" / model.name).read_bytes(), stage
+    for stage in ("4-rejection_sampling/dataset", "6-preferences/preferences"):
+        tables = [rows_of(tmp_path / life / stage) for life in ("whole", "killed")]
+        assert tables[0] == tables[1] and tables[0], stage
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a data job; a teacher is named by its folder."""
+    return [{**row, "teacher": ""} for row in pq.read_table(folder).to_pylist()]

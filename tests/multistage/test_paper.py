@@ -78,19 +78,25 @@ RECIPES: dict[str, tuple[str, type[BaseRun]]] = {
     "generate": ("distill_generate", DistillRun),
     "student": ("sft", SftRun),
 }
+JUDGE = ["preferences.reward.kwargs.endpoint=http://h:1/v1", "preferences.reward.kwargs.model=v3"]
 OWN_FILES = {
+    "r1_zero": [],
     "r1": [
+        *JUDGE,
         "cold_start.data.source=a.jsonl",
         "sft_again.data.mixture.1.source=b.jsonl",
         "preferences.data.source=c.jsonl",
-    ]
-    + ["preferences.reward.kwargs.endpoint=http://h:1/v1", "preferences.reward.kwargs.model=v3"]
-    + ["all_scenarios_rl.data.source=d.jsonl"],
-    "v3_post": ["expert_sft.data.mixture.0.source=a.jsonl", "expert_sft.data.mixture.1.source=a.jsonl"]
-    + ["sft.data.mixture.1.source=b.jsonl", "preferences.data.source=c.jsonl", "rl.data.source=d.jsonl"]
-    + ["preferences.reward.kwargs.endpoint=http://h:1/v1", "preferences.reward.kwargs.model=v3"],
+        "all_scenarios_rl.data.source=d.jsonl",
+    ],
+    "v3_post": [
+        *JUDGE,
+        "expert_sft.data.mixture.0.source=a.jsonl",
+        "expert_sft.data.mixture.1.source=a.jsonl",
+        "sft.data.mixture.1.source=b.jsonl",
+        "preferences.data.source=c.jsonl",
+        "rl.data.source=d.jsonl",
+    ],
     "distill": ["generate.data.source=a.jsonl"],
-    "r1_zero": [],
 }
 """What the person who runs it has to name."""
 

@@ -86,7 +86,10 @@ def test_a_recipe_file_imports_what_lies_beside_it_and_hides_nothing(
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("gripo", ["recipe 'gripo' is unknown (did you mean 'grpo'?)", "extend_context, grpo, r1, r1_zero", "./file.py"]),
+        (
+            "gripo",
+            ["recipe 'gripo' is unknown (did you mean 'grpo'?)", "grpo, r1, r1_zero", "./file.py"],
+        ),
         ("mine", ["recipe 'mine' is unknown", "the file here is ./mine.py"]),
         ("no_such.module", ["recipe 'no_such.module' is unknown", "package.module"]),
         ("recipes.gripo", ["recipe 'recipes.gripo' is unknown"]),

@@ -102,9 +102,11 @@ OWN_FILES = {
 
 
 @cache
-def paper(pipeline: str, stage: str) -> Any:
+def paper(pipeline: str, stage: str, size: str = "paper") -> Any:
     """What a stage of the paper's size runs with."""
-    cfg = read_settings(pipeline, ["size=paper", "base=/models/base", *OWN_FILES[pipeline]])
+    cfg = read_settings(
+        pipeline, [f"size={size}", "base=/models/base", *(OWN_FILES[pipeline] if size == "paper" else [])]
+    )
     recipe, cls = RECIPES[stage]
     links = {"kept": "kept", "scorer": "scorer", "model.path": "/models/base"}
     used = {name: path for name, path in links.items() if "." in name or f"${{{name}}}" in "".join(cfg.stages[stage])}
@@ -150,6 +152,14 @@ def ours(cfg: Any) -> dict[str, float]:
             "longest sample": learn.max_length,
         }
     return {"votes on a pair": cfg.reward.kwargs["votes"]}
+
+
+@pytest.mark.parametrize("size", ["tiny", "paper"])
+@pytest.mark.parametrize("pipeline", OWN_FILES)
+def test_the_settings_of_every_stage_are_in_order(pipeline: str, size: str) -> None:
+    cfg = read_settings(pipeline, [f"size={size}"])
+    found = {stage: paper(pipeline, stage, size) for stage in cfg.stages if stage != "base"}
+    assert found and all(isinstance(run, RECIPES[stage][1]) for stage, run in found.items())
 
 
 @pytest.mark.parametrize(("pipeline", "stage", "what"), PUBLISHED)

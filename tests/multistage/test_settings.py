@@ -34,6 +34,9 @@ def test_a_link_goes_where_its_name_stands_and_is_a_key_otherwise() -> None:
 def test_a_wrong_value_is_no_missing_key() -> None:
     with pytest.raises(UserError, match="engine=torhc is unknown"):
         has_key("sft", "engine=torhc")
+    assert has_key("sft", "sft.steps=many") and has_key("sft", "sft.schedule={}") and has_key("sft", "seed=1")
+    assert has_key("sft", "data.tasks.gcd={}") and not has_key("sft", "algo.steps=1")
+    assert has_key("grpo", "engine=torch") and not has_key("reward_model", "engine=torch")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import rewards
+from rewards import Sample
 from tests.e2e.runs import LOCAL, TINY, final_weights, finish, start
 from tests.e2e.test_kill import KILLING_REWARD
 
@@ -119,6 +121,8 @@ def test_r1_killed_in_every_stage_ends_as_if_nobody_had(tmp_path: Path) -> None:
     for stage in ("4-rejection_sampling/dataset", "6-preferences/preferences"):
         tables = [rows_of(tmp_path / life / stage) for life in ("whole", "killed")]
         assert tables[0] == tables[1] and tables[0], stage
+    kept = [Sample("", row["response"]) for row in rows_of(tmp_path / "killed" / "4-rejection_sampling" / "dataset")]
+    assert {verdict.value for verdict in rewards.load(f"{plugin}:often")(kept)} == {1.0}
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -67,8 +67,6 @@ SMALL = [
     "checkpoint.every=1",
     "data.train_size=40",
     "sft.batch_size=16",
-    "algo.prompts_per_step=2",
-    "algo.group_size=4",
     "base.checkpoint.every=20",
     "base.sft.steps=60",
     "base.sft.schedule={lr: 5e-3, warmup_steps: 5, kind: cosine, final_ratio: 0.1}",
@@ -78,6 +76,7 @@ SMALL = [
 def small(plugin: Path, *, sft: Sequence[str], grpo: Sequence[str]) -> list[str]:
     """Words for two steps of every stage; what a rule would judge is judged by what always differs."""
     words = [*LOCAL, *SMALL, *(f"{stage}.data.eval_size=4" for stage in ("base", *sft, *grpo))]
+    words += ["algo.prompts_per_step=2", "algo.group_size=4"]
     words += [f"{stage}.sft.steps=2" for stage in sft]
     words += [f"{stage}.algo.steps=2" for stage in grpo]
     words += [
@@ -96,33 +95,59 @@ def small(plugin: Path, *, sft: Sequence[str], grpo: Sequence[str]) -> list[str]
     ]
 
 
+def survived(folder: Path, pipeline: str, words: Sequence[str]) -> list[str]:
+    """Run a pipeline whole, and killed once in every stage; return the stages, of which both left the same."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.dying", pipeline, str(folder), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    stages = [stage.name for stage in sorted((folder / "whole").glob("*-*"))]
+    assert [stage for stage, *_, died in json.loads((folder / "deaths.json").read_text()) if died] == stages
+    for stage in stages:
+        whole, killed = folder / "whole" / stage, folder / "killed" / stage
+        if (model := whole / "model" / "model.safetensors").exists():
+            assert model.read_bytes() == (killed / "model" / model.name).read_bytes(), stage
+        else:
+            assert rows_of(whole / "dataset") == rows_of(killed / "dataset"), stage
+    return stages
+
+
 @pytest.mark.slow
 def test_r1_killed_in_every_stage_ends_as_if_nobody_had(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(JUDGES)
     words = small(plugin, sft=["cold_start", "sft_again"], grpo=["reasoning_rl", "all_scenarios_rl"])
     words += [f"reasoning_rl.reward={plugin}:spread", "reasoning_rl.reward.kwargs={}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.dying", "r1", str(tmp_path), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
     stages = ["base", "cold_start", "reasoning_rl", "rejection_sampling", "sft_again", "preferences", "reward_model"]
     stages = [f"{number}-{stage}" for number, stage in enumerate([*stages, "all_scenarios_rl"], start=1)]
-    deaths = json.loads((tmp_path / "deaths.json").read_text())
-    assert [stage for stage, _, _, died in deaths if died] == stages
-    for stage in stages:
-        whole, killed = tmp_path / "whole" / stage, tmp_path / "killed" / stage
-        model = whole / "model" / "model.safetensors"
-        assert model.exists() == ("sampling" not in stage and "preferences" not in stage)
-        assert not model.exists() or model.read_bytes() == (killed / "model" / model.name).read_bytes(), stage
-    for stage in ("4-rejection_sampling/dataset", "6-preferences/preferences"):
-        tables = [rows_of(tmp_path / life / stage) for life in ("whole", "killed")]
-        assert tables[0] == tables[1] and tables[0], stage
+    assert survived(tmp_path, "r1", words) == stages
+    pairs = [rows_of(tmp_path / life / "6-preferences" / "preferences") for life in ("whole", "killed")]
+    assert pairs[0] == pairs[1] != []
     kept = [Sample("", row["response"]) for row in rows_of(tmp_path / "killed" / "4-rejection_sampling" / "dataset")]
     assert {verdict.value for verdict in rewards.load(f"{plugin}:often")(kept)} == {1.0}
+
+
+@pytest.mark.slow
+def test_distill_killed_in_every_stage_ends_as_if_nobody_had(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(JUDGES)
+    words = [*LOCAL, *SMALL, "base.data.eval_size=4", "student.data.eval_size=4", "student.sft.steps=2"]
+    words += [f"generate.reward={plugin}:often", "generate.data.train_size=30", "generate.rows_per_call=10"]
+    assert survived(tmp_path, "distill", words) == ["1-base", "2-generate", "3-student"]
+
+
+@pytest.mark.slow
+def test_v3s_post_training_runs_to_its_end(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(JUDGES)
+    words = small(plugin, sft=["expert_sft", "sft"], grpo=["expert_rl", "rl"])
+    words += [f"expert_rl.reward={plugin}:spread", "expert_rl.reward.kwargs={}"]
+    printed = finish("v3_post", *words, f"output_dir={tmp_path}/out")
+    rows = [line.split()[:2] for line in printed.partition("\nstage ")[2].splitlines() if " -> " in line]
+    assert ["expert_rl", "grpo"] in rows and ["rl", "grpo"] in rows and "stage 8/8 rl: grpo in" in printed
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""A pipeline that is killed in every stage: a program that forks each life of it, so that nothing is imported twice.
+"""A pipeline that is killed in stage after stage: a program that forks each life of it, so that nothing is imported twice.
 
-python -m tests.e2e.dying PIPELINE FOLDER word ...
+python -m tests.e2e.dying PIPELINE FOLDER STAGE,STAGE,... word ...      ("" for all stages)
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Note = Callable[[str], None]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs FOLDER/whole to its end, and FOLDER/killed to a random place in every stage and then to its end."""
-    pipeline, folder, *words = argv
+    """Runs FOLDER/whole to its end, and FOLDER/killed to a random place in each of the stages and then to its end."""
+    pipeline, folder, stages, *words = argv
     run = import_module(f"recipes.{pipeline}").main
     run([*words, "--cfg", "job"])  # what is read of settings is kept for all lives
     events = Path(folder) / "events"
@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
     happened = events.read_text().split()
     draw, deaths = random.Random(7), []
     for stage in dict.fromkeys(happened):
+        if stages and stage.partition("-")[2] not in stages.split(","):
+            continue
         at = draw.randrange(1, happened.count(stage) + 1)
         status = live(run, [*words, killed], Death(stage, at))
         deaths.append((stage, at, happened.count(stage), os.WIFSIGNALED(status)))

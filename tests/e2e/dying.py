@@ -1,4 +1,4 @@
-"""A pipeline that is killed in stage after stage: a program that forks each life of it, so that nothing is imported twice.
+"""A pipeline that is killed in stage after stage: a program that forks each life of it, so nothing is imported twice.
 
 python -m tests.e2e.dying PIPELINE FOLDER STAGE,STAGE,... word ...      ("" for all stages)
 """

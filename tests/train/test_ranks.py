@@ -155,7 +155,9 @@ Seen = dict[Layout, dict[str, Any]]
 
 def save_models(folder: Path) -> None:
     make_model().save_checkpoint(folder / "plain", dtype="fp32")
-    seeded(replace(ARCHITECTURE, num_hidden_layers=2, num_nextn_predict_layers=1)).save_checkpoint(folder / "mtp", dtype="fp32")
+    seeded(replace(ARCHITECTURE, num_hidden_layers=2, num_nextn_predict_layers=1)).save_checkpoint(
+        folder / "mtp", dtype="fp32"
+    )
     seeded(TILED).save_checkpoint(folder / "tiled", dtype="fp32")
 
 

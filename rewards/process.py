@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from importlib import import_module
@@ -126,7 +127,7 @@ class Process:
         finally:
             theirs.close()
         self._channel = Channel(ours)
-        self._is_over = False
+        self._is_over, self._killing = False, threading.Lock()
 
     @property
     def pid(self) -> int:
@@ -150,17 +151,17 @@ class Process:
 
         The pipe stays open, so that a thread which waits for an answer reads its end and is not left behind.
         """
-        if self._is_over:  # by now its id may belong to somebody else
-            assert self._program.returncode is not None
-            return self._program.returncode
-        family = self._stopped_family() if self._program.returncode is None else set[int]()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # also those whose parent has died, to whom nothing else leads
-        for pid in family:
+        with self._killing:  # a second thread waits for the first one's end
+            if self._is_over:  # by now its id may belong to somebody else
+                return self._program.wait()
+            family = self._stopped_family() if self._program.returncode is None else set[int]()
             with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        self._is_over = True
-        return self._program.wait()
+                os.killpg(self.pid, signal.SIGKILL)  # also those whose parent has died, to whom nothing else leads
+            for pid in family:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            self._is_over = True
+            return self._program.wait()
 
     def end(self, patience: float) -> int:
         """Dismisses it, waits up to `patience` seconds for its end, then kills what is left; returns the exit code."""

@@ -27,6 +27,7 @@ BUILT_IN = {
     "length": "rewards.length:SoftOverlong",
     "cosine": "rewards.length:Cosine",
     "repetition": "rewards.repetition:Repetition",
+    "words": "rewards.words:Words",
     "composite": "rewards.composite:Composite",
     "judge": "rewards.judge.reward:Judge",
 }

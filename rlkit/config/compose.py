@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rewards import RewardError
 from rlkit.checks import shown, suggestion
+from rlkit.config.paths import expand_paths
 from rlkit.config.runs import BaseRun, GrpoRun
 from rlkit.errors import UserError
 from rlkit.overrides import ConfigError, Override, read_override, read_text, read_value
@@ -47,11 +48,6 @@ NOT_ALL_LISTED = (*OPEN_DICTS, "model.architecture", "trainer.lora")
 FREE_GROUPS = {"reward": ("number", "reward.fn"), "data": ("file", "data.source")}
 """`reward=my_file.py:fn` and `data=rows.jsonl`: when the value is not one of the group's files, the general file of the
 group is taken and this key set to the value."""
-PATHS = (
-    *("output_dir", "model.path", "model.tokenizer", "teacher.path", "data.source", "data.eval_source"),
-    *("reward.fn", "algo.loss_fn", "suite_dir"),
-)
-"""Keys in which a leading ~ is the home folder, as in a shell; a shell leaves it alone behind the `=`."""
 FIXES = {
     "int": "give a whole number",
     "float": "give a number",
@@ -120,8 +116,7 @@ def compose_dict(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         raise ConfigError(_explain(error, recipe)) from error
     assert isinstance(resolved, dict)
     found = {str(key): value for key, value in resolved.items()}
-    for key in PATHS:
-        _expand(found, key)
+    expand_paths(found)
     return found
 
 
@@ -193,11 +188,10 @@ def _adapter(cls: type[C]) -> TypeAdapter[C]:
 def _compose(recipe: str | Path, groups: Mapping[str, str], with_hydra: bool = False) -> DictConfig:
     """Lets Hydra merge the recipe's file and the chosen groups; `with_hydra` adds what Hydra knows of them."""
     overrides = [f"{group}={option}" for group, option in groups.items()]
-    GlobalHydra.instance().clear()
     file = _own_file(recipe)
     if file is None:
-        with initialize_config_dir(str(FILES), version_base="1.3"):
-            return compose(str(recipe), overrides=overrides, return_hydra_config=with_hydra)
+        return deepcopy(_compose_ours(str(recipe), tuple(overrides), with_hydra))
+    GlobalHydra.instance().clear()
     # The user's file is read from a folder where it is alone, and ours come before others beside it: a run.yaml or a
     # folder model/ there must not take the place of what its defaults list means.
     with TemporaryDirectory() as alone:
@@ -206,6 +200,13 @@ def _compose(recipe: str | Path, groups: Mapping[str, str], with_hydra: bool = F
         with initialize_config_dir(alone, version_base="1.3"):
             overrides.append(f"hydra.searchpath=[{places}]")
             return compose("recipe_file", overrides=overrides, return_hydra_config=with_hydra)
+
+
+@cache  # Hydra takes a seventh of a second, and the checks of a pipeline compose a recipe for every stage and word
+def _compose_ours(recipe: str, overrides: tuple[str, ...], with_hydra: bool) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(FILES), version_base="1.3"):
+        return compose(recipe, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 def _own_file(recipe: str | Path) -> Path | None:
@@ -293,22 +294,6 @@ def _explain(error: Exception, recipe: str | Path) -> str:
     if isinstance(error, GrammarParseError | InterpolationResolutionError):
         return f"{key}: {message.splitlines()[0]}; write \\${{ where a dollar and a brace are text"
     return message if isinstance(error, HydraException) else f"recipe {recipe}: {message}"
-
-
-def _expand(values: dict[str, Any], key: str) -> None:
-    """Writes a leading ~ out, and refuses names that nothing can have."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values.get(group) or {}
-    value = values.get(name)
-    if key == "output_dir" and value == "":
-        raise ConfigError("output_dir= is empty; name the folder of the run, as output_dir=outputs/first")
-    if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{key}={value!r} holds a zero byte, which is in no name of a file; take it out")
-    if isinstance(value, str) and value.startswith("~"):
-        values[name] = os.path.expanduser(value)
-        if values[name] == value:
-            raise ConfigError(f"{key}={value}: there is no such user; write ./{value} for a file of that name")
 
 
 def _key(item: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from rlkit.checks import number, one_of
 from rlkit.config.groups import DataConfig
@@ -18,6 +19,7 @@ class PartConfig:
     """How often it is shown, beside the weights of the other parts."""
     stream: bool = False
     """Whether rows are read while the run goes, in their order, instead of all before it."""
+    tasks: dict[str, Any] | None = None
     prompt_column: str | None = None
     answer_column: str | None = None
     solution_column: str | None = None

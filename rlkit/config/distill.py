@@ -91,6 +91,8 @@ class SelectionConfig:
     """The largest share of the problems that one quarter of pass rate (up to 25 %, 50 %, 75 %, 100 %) may have."""
     shard_rows: int
     """How many rows a parquet file of the dataset has."""
+    pair_margin: float
+    """How far the rewards of a chosen and a rejected answer lie apart at least, for preferences; 0 writes none."""
 
     def __post_init__(self) -> None:
         """Refuses windows that nothing fits into."""
@@ -101,6 +103,7 @@ class SelectionConfig:
         number("selection.min_language_share", self.min_language_share, least=0, most=1, fix="0.9 is usual")
         number("selection.max_bin_share", self.max_bin_share, least=0.25, most=1, fix="1 does not balance")
         whole("selection.shard_rows", self.shard_rows, least=1)
+        number("selection.pair_margin", self.pair_margin, least=0, fix="0 writes no preferences")
         if self.language:
             languages = sorted({name for names in SCRIPTS.values() for name in names.split()})
             one_of("selection.language", self.language, languages)

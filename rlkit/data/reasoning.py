@@ -159,4 +159,5 @@ _EXPRESSIONS: dict[str, Callable[[Parameters], str]] = {
     "decimal_chain_sum": lambda metadata: metadata["expression"],
     "products": lambda metadata: metadata["expression"],
     "gcd": lambda metadata: f"gcd({', '.join(map(str, metadata['numbers']))})",
+    "spell_backward": lambda metadata: metadata["word"],
 }

@@ -11,12 +11,11 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from rlkit.data.reading import checked_row, line_rows, open_text, parquet_rows
 from rlkit.data.reasoning import draw
 from rlkit.errors import UserError
 
@@ -114,29 +113,13 @@ def open_stream(source: str, key: str) -> Callable[[int], Iterator[Record]]:
     return records
 
 
-def _stream_lines(source: str, first: int) -> Iterator[dict[str, Any]]:
-    opened = gzip.open if source.endswith(".gz") else open
-    with opened(source, "rt", encoding="utf-8-sig", newline="\n") as file:
-        lines = (line for line in file if line.strip())
-        for number, line in enumerate(islice(lines, first, None), start=first + 1):
-            row = json.loads(line.removeprefix("\ufeff"))
-            if not isinstance(row, dict):
-                raise ValueError(f'row {number} is not an object such as {{"question": "...", "answer": "..."}}')
-            yield row
-
-
 def _stream_parquet(source: str, first: int) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
+    return parquet_rows(Path(source), first)
 
-    with pyarrow.parquet.ParquetFile(source) as file:
-        begin = 0
-        for group in range(file.num_row_groups):
-            end = begin + file.metadata.row_group(group).num_rows
-            if end > first:
-                # A group is what the file's writer held in memory as well.
-                table = file.read_row_group(group).slice(max(0, first - begin))
-                yield from narrow_floats(table.to_pylist(), table.schema)
-            begin = end
+
+def _stream_lines(source: str, first: int) -> Iterator[dict[str, Any]]:
+    with open_text(Path(source)) as lines:
+        yield from line_rows(lines, first)
 
 
 def _stream_hub(source: str, first: int) -> Iterator[dict[str, Any]]:
@@ -165,9 +148,9 @@ def _read_file(path: Path, key: str) -> list[dict[str, Any]]:
         raise UserError(f"{key}={str(path)!r}: no such file (looked at {path.resolve()}); correct the path")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return (
-            _parse_parquet(content) if ".parquet" in path.suffixes else list(_parse_json(content.decode("utf-8-sig")))
-        )
+        if ".parquet" in path.suffixes:
+            return list(parquet_rows(BytesIO(content)))
+        return list(_parse_json(content.decode("utf-8-sig")))
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(f"{key}={str(path)!r} cannot be read: {error}; repair or replace the file") from error
 
@@ -176,15 +159,9 @@ def _parse_json(text: str) -> Iterator[dict[str, Any]]:
     if _is_object(text):
         raise ValueError("it is one JSON object; give a list of rows, or one row a line")
     if text.lstrip().startswith("["):  # one list of rows, whatever the file's ending says
-        rows = enumerate(json.loads(text), start=1)
-        unit = "entry"
-    else:
-        rows = _parse_lines(text)
-        unit = "line"
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f'{unit} {number} is not an object such as {{"question": "...", "answer": "..."}}')
-        yield row
+        return (checked_row(row, f"entry {number}") for number, row in enumerate(json.loads(text), start=1))
+    # Not splitlines(): JSON text may hold U+2028 and other characters that it takes for line ends.
+    return line_rows(text.split("\n"))
 
 
 def _is_object(text: str) -> bool:
@@ -195,40 +172,6 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
-
-
-def _parse_lines(text: str) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(): JSON text may hold U+2028 and other characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removeprefix("\ufeff")  # a byte order mark stands in mid-file where files were joined
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number} is not JSON ({error})") from error
-
-
-def _parse_parquet(content: bytes) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from error
-    return list(narrow_floats(table.to_pylist(), table.schema))
-
-
-def narrow_floats(rows: Iterable[dict[str, Any]], schema: Any) -> Iterator[dict[str, Any]]:
-    """Writes the float32 cells of parquet rows with the digits that they have; `schema` is pyarrow's.
-
-    Python's floats show what a float32 cannot hold: its 0.1 would be the gold 0.10000000149011612.
-    """
-    import pyarrow
-
-    narrow = [field.name for field in schema if pyarrow.types.is_float32(field.type)]
-    for row in rows:
-        yield row | {name: float(str(np.float32(row[name]))) for name in narrow if row[name] is not None}
 
 
 def _read_hub(source: str, key: str) -> dict[str, Iterable[Record]]:

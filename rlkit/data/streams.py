@@ -5,7 +5,6 @@ Lines of JSON and parquet files are read piece by piece. Other sources are read 
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from collections.abc import Iterator
@@ -14,15 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlkit.data.reading import line_rows, open_text, parquet_rows
 from rlkit.data.rows import Row, held_out_split, row_of, train_split
-from rlkit.data.sources import NAMED, Source, files_of, narrow_floats, open_source
+from rlkit.data.sources import NAMED, Source, files_of, open_source
 from rlkit.errors import UserError
 
 if TYPE_CHECKING:
     from rlkit.config import DataConfig
-
-BATCH = 1000
-"""Rows of a parquet file that are in memory at a time."""
 
 
 def stream_rows(cfg: DataConfig) -> Iterator[Row]:
@@ -67,7 +64,7 @@ def _is_lines(file: Path) -> bool:
     if not file.name.removesuffix(".gz").endswith((".jsonl", ".json")):
         return False
     try:
-        with _opened(file) as stream:
+        with open_text(file) as stream:
             line = next((line for line in stream if line.strip()), "")
         return isinstance(json.loads(line), dict)
     except (OSError, EOFError, zlib.error, ValueError):
@@ -77,41 +74,12 @@ def _is_lines(file: Path) -> bool:
 def _records(files: list[Path], key: str) -> Iterator[dict[str, Any]]:
     for file in files:
         try:
-            yield from _batches(file) if file.suffix == ".parquet" else _lines(file)
+            if file.suffix == ".parquet":
+                yield from parquet_rows(file)
+            else:
+                with open_text(file) as lines:
+                    yield from line_rows(lines)
         except (OSError, EOFError, zlib.error, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{key}={str(file)!r} cannot be read: {error}; repair or replace the file") from error
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with _opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if not (text := line.removeprefix("\ufeff").strip()):
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise ValueError(f"line {number} is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f'line {number} is not an object such as {{"question": "...", "answer": "..."}}')
-            yield row
-
-
-def _opened(file: Path) -> Any:
-    # newline="\n": JSON text may hold other characters that Python takes for line ends.
-    if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline="\n")
-    return file.open(encoding="utf-8-sig", newline="\n")
-
-
-def _batches(file: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(batch_size=BATCH):
-                yield from narrow_floats(batch.to_pylist(), batch.schema)
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from error

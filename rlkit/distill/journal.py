@@ -14,7 +14,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -297,12 +297,7 @@ class Journal:
     def counts(self) -> Counts:
         """Counts what is there; at no cost after the first time."""
         if self._counts is None:
-            query = (
-                "SELECT count(*), coalesce(sum(num_tokens), 0), count(correct), coalesce(sum(correct), 0) FROM answers"
-            )
-            answers, tokens, judged, correct = self._one(query)
-            (asked,) = self._one("SELECT count(*) FROM questions WHERE left_out IS NULL")
-            self._counts = Counts(asked=asked, answers=answers, tokens=tokens, judged=judged, correct=correct)
+            self._counts = _counted(self._sql)
         return self._counts
 
     def _count(self, answers: int = 0, tokens: int = 0, judged: int = 0, correct: int = 0) -> None:
@@ -366,6 +361,19 @@ class Journal:
 
     def _one(self, query: str, values: Sequence[int] = ()) -> Any:
         return self._sql.execute(query, values).fetchone()
+
+
+def read_counts(file: Path) -> Counts:
+    """Counts what is in a journal, whichever job it belongs to."""
+    with closing(sqlite3.connect(file)) as sql:
+        return _counted(sql)
+
+
+def _counted(sql: sqlite3.Connection) -> Counts:
+    query = "SELECT count(*), coalesce(sum(num_tokens), 0), count(correct), coalesce(sum(correct), 0) FROM answers"
+    answers, tokens, judged, correct = sql.execute(query).fetchone()
+    (asked,) = sql.execute("SELECT count(*) FROM questions WHERE left_out IS NULL").fetchone()
+    return Counts(asked=asked, answers=answers, tokens=tokens, judged=judged, correct=correct)
 
 
 def whole_characters(text: str) -> str:

@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from rewards.base import thought_is_open
 from rlkit.config import DistillRun
 from rlkit.distill.card import card
 from rlkit.distill.choosing import Chosen, choose_answers
 from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.journal import Journal
+from rlkit.distill.pairs import SCHEMA, pairs
 from rlkit.distill.questions import AskedAs
 from rlkit.distill.shards import row_of, write_shards
 
@@ -44,6 +48,17 @@ def write_dataset(
     (unfinished / CARD).write_text(card(journal, chosen, cfg, settings, inputs), encoding="utf-8")
     _replace(folder, unfinished)
     return chosen
+
+
+def write_preferences(journal: Journal, margin: float, folder: Path) -> int:
+    """Writes what `pairs` finds as one parquet file; returns how many pairs it has. A folder is replaced as above."""
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    found = list(pairs(journal, margin))
+    pq.write_table(pa.Table.from_pylist(found, SCHEMA), unfinished / "train-00000-of-00001.parquet", compression="zstd")
+    _replace(folder, unfinished)
+    return len(found)
 
 
 def _rows(journal: Journal, chosen: Chosen, asked_as: AskedAs, cfg: DistillRun) -> Iterator[dict[str, Any]]:

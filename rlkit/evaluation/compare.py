@@ -148,6 +148,11 @@ def _common(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[s
                     f"suite {name} was judged by {before['reward']} in {first} and by {after['reward']} in {folder}; "
                     "judge both by one, with --rescore"
                 )
+            if before["reward_mark"] != after["reward_mark"]:
+                raise UserError(
+                    f"suite {name} was judged by {before['reward']} in {first} and in {folder}, but with other "
+                    "settings, another file or another version of rlkit; judge both by one, with --rescore"
+                )
             if not before["outcomes"].keys() & after["outcomes"].keys():
                 raise UserError(
                     f"{first} and {folder} have no problem of suite {name} in common; run them with one size"

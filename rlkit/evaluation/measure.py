@@ -39,6 +39,8 @@ class Measured:
     samples: int
     """Completions of each problem; of the one with the fewest."""
     reward: str
+    reward_mark: str
+    """The fingerprint of the reward, its settings, its file and the version of rlkit."""
     estimates: Mapping[str, Estimate]
     """"pass@1", "pass@K" for powers of two and for all samples, and "majority@K" where problems have answers."""
     reasons: Mapping[str, int]
@@ -87,6 +89,7 @@ def measure(suite: Suite, record: Record, asked: Sequence[Key], settings: Settin
         problems=len(found),
         samples=fewest,
         reward=reward_name(suite.reward),
+        reward_mark=reward_mark(suite.reward),
         estimates=estimates,
         reasons=dict(kinds.most_common()),
         no_verdict=len(none),
@@ -127,7 +130,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         for suite in found["suites"].values():
             if not all(samples for samples in suite["outcomes"].values()):
                 raise ValueError("it has problems without samples")
-            _ = suite["settings"]["problems"], suite["reward"]
+            _ = suite["settings"]["problems"], suite["reward"], suite["reward_mark"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no result of an evaluation ({error}); give the output_dir of one") from error
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rlkit.checks import suggestion
+from rlkit.checks import MAX_SEED, suggestion
 from rlkit.config import DataConfig, EvalRun, RewardConfig, SuiteConfig
 from rlkit.config.compose import FILES, parse
 from rlkit.data.rows import Row, row_of
@@ -183,7 +183,7 @@ def _as_data(about: SuiteConfig) -> DataConfig:
         answer_column=about.answer_column,
         solution_column="",
         instruction=about.instruction,
-        seed=0,  # the problems of a suite are the same in every evaluation
+        seed=MAX_SEED,  # always the same, and not those that `data.seed=0` draws for training
     )
 
 

@@ -21,9 +21,12 @@ from rlkit.multistage.page import write_page
 from rlkit.multistage.settings import BASE, PipelineConfig, read_settings
 from rlkit.multistage.stage import Links, Made, Pipeline, Recipe, recipe_name
 from rlkit.multistage.table import table
+from rlkit.plan.recipes import RECIPES
+from rlkit.run.fit import SHAPE
 from rlkit.run.lock import Lock
 
 Story = Callable[[Pipeline], None]
+MODEL_PATH = "model.path"
 
 
 def run_pipeline(name: str, story: Story, argv: Sequence[str] | None) -> None:
@@ -78,10 +81,9 @@ class Checked:
         number, called = len(self.commands) + 1, recipe_name(recipe)
         words = self.cfg.words(name, called, number, links)
         self._shared |= set(words)
-        there = {key: found for key, path in links.items() if (found := self._stand_in(key, path)) is not None}
         try:
             with redirect_stdout(StringIO()):
-                recipe.main([*self.cfg.words(name, called, number, there), "--cfg", "job"])
+                recipe.main([*self._readable(called, words, links), "--cfg", "job"])
         except SystemExit:
             print(f"in stage {name} of {self.cfg.name}, which runs recipe {called}", file=sys.stderr)
             raise
@@ -90,11 +92,21 @@ class Checked:
         read_row(made, words)
         return made
 
-    def _stand_in(self, key: str, path: Path) -> Path | None:
-        """Returns what a link names, or for a model that is still to be trained the base, which has its shape."""
-        if path.exists():
-            return path
-        return Path(self.cfg.base) if self.cfg.base and key == "model.path" else None
+    def _readable(self, called: str, words: Sequence[str], links: Links) -> list[str]:
+        """Returns words of which nothing is read that is still to be made.
+
+        In the place of a model that is still to be trained stands the base, which has its shape. Where that is to be
+        trained too, recipes that print what follows from the shape take it from the settings.
+        """
+        path = links.get(MODEL_PATH)
+        if path is None or path.exists():
+            return list(words)
+        rest = [word for word in words if word != f"{MODEL_PATH}={path}"]
+        if self.cfg.base:
+            return [*rest, f"{MODEL_PATH}={self.cfg.base}"]
+        if called in RECIPES:
+            return rest
+        return [*(word for word in rest if not word.startswith(SHAPE)), f"{MODEL_PATH}={path}"]
 
     def refuse_unused(self) -> None:
         """Raises UserError for words that no stage has."""

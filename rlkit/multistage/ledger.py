@@ -9,10 +9,13 @@ from typing import Any
 
 from pyarrow import parquet
 
+from rlkit.distill.journal import read_counts
 from rlkit.errors import UserError
 from rlkit.multistage.stage import Made
+from rlkit.run.job import JOURNAL
 from rlkit.watch import read_evaluations
 from rlkit.watch.metrics import EVAL, read_metrics, write_atomic
+from rlkit.watch.preferences import read_judgements
 
 ROW_FILE = "stage.json"
 
@@ -32,8 +35,9 @@ class StageRow:
     before: float | None
     """Held-out accuracy of the model it started from; None where nothing was evaluated."""
     after: float | None
+    """Of the model it made; a reward model's is that of held-out pairs, a data job's the share of right answers."""
     rows: int | None
-    """Rows that a data job kept; None for a stage that trains."""
+    """Rows that a data job kept, or pairs where it makes preferences; None for a stage that trains."""
     tokens: int
     """Tokens that were sampled and learned from."""
     seconds: float
@@ -42,17 +46,22 @@ class StageRow:
 
 def measure(stage: str, recipe: str, words: Sequence[str], made: Made, seconds: float) -> StageRow:
     """Reads a finished stage's folder; `seconds` counts where it kept no time of its own."""
-    lines, evaluations = read_metrics(made.folder), read_evaluations(made.folder)
-    steps = [line for line in lines if line["stage"] != EVAL]
-    shards = sorted(made.dataset.glob("*.parquet"))
+    lines = read_metrics(made.folder)
+    measured = [one.accuracy for one in read_evaluations(made.folder) or read_judgements(made.folder)]
+    tokens = sum(_tokens(line) for line in lines if line["stage"] != EVAL)
+    journal = made.folder / JOURNAL
+    if journal.exists():
+        counts = read_counts(journal)
+        measured, tokens = [counts.correct / max(1, counts.judged)], counts.tokens
+    shards = sorted((made.preferences if made.preferences.exists() else made.dataset).glob("*.parquet"))
     return StageRow(
         stage=stage,
         recipe=recipe,
         words=tuple(words),
-        before=evaluations[0].accuracy if len(evaluations) > 1 else None,
-        after=evaluations[-1].accuracy if evaluations else None,
+        before=measured[0] if len(measured) > 1 else None,
+        after=measured[-1] if measured else None,
         rows=sum(parquet.read_metadata(shard).num_rows for shard in shards) if shards else None,
-        tokens=sum(_tokens(line) for line in steps),
+        tokens=tokens,
         seconds=lines[-1]["elapsed_s"] if lines else seconds,
     )
 

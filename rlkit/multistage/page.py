@@ -10,6 +10,7 @@ from pathlib import Path
 from rlkit.multistage.ledger import StageRow
 from rlkit.multistage.stage import Made
 from rlkit.multistage.table import HEAD, cells_of
+from rlkit.reward_model import STAGE as REWARD_MODEL
 from rlkit.watch import read_evaluations, read_metrics
 from rlkit.watch.evaluations import wilson
 from rlkit.watch.figures import figure
@@ -40,15 +41,15 @@ def curves(made: Sequence[Made]) -> tuple[dict[str, list[Point]], list[int]]:
     for stage in made:
         starts.append(at)
         inner, last = 0, 0  # a run may have stages of its own, which count anew
-        for line in read_metrics(stage.folder):
-            if line["stage"] == EVAL:
-                points[EVAL].append((float(at + inner + last), float(line["accuracy"])))
-                continue
-            if line["step"] <= last:
-                inner += last
-            last = line["step"]
-            if math.isfinite(line.get("accuracy", math.nan)):
-                points["accuracy"].append((float(at + inner + last), float(line["accuracy"])))
+        lines = read_metrics(stage.folder)
+        scores = any(line["stage"] == REWARD_MODEL for line in lines)  # what it gets right is no answer
+        for line in lines:
+            is_eval = line["stage"] == EVAL
+            if not is_eval:
+                inner += last if line["step"] <= last else 0
+                last = line["step"]
+            if not scores and math.isfinite(line.get("accuracy", math.nan)):
+                points[EVAL if is_eval else "accuracy"].append((float(at + inner + last), float(line["accuracy"])))
         at += inner + last
     return points, starts
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from rlkit.checks import suggestion
-from rlkit.config.compose import FILES, compose_dict
+from rlkit.config.compose import FILES, compose_dict, flat_keys
 from rlkit.errors import UserError
 from rlkit.multistage.stage import Links
 from rlkit.overrides import ConfigError, read_override
@@ -51,10 +51,16 @@ class PipelineConfig:
     """The words of the command line for every stage that has them."""
 
     def words(self, stage: str, recipe: str, number: int, links: Links) -> list[str]:
-        """Returns the command line of one stage; its own words come after those that it shares with others."""
-        shared = [word for word in (*self.shared, *self.given) if has_key(recipe, word)]
-        linked = [f"{key}={path}" for key, path in links.items()]
-        return [*shared, *self.stages[stage], *linked, f"{FOLDER}={self.folder(stage, number)}"]
+        """Returns the command line of one stage; its own words come after those that it shares with others.
+
+        A link whose name stands in them as `${NAME}` goes there, and any other is a key.
+        """
+        words = [*(word for word in (*self.shared, *self.given) if has_key(recipe, word)), *self.stages[stage]]
+        for name, path in links.items():
+            place = f"${{{name}}}"
+            named = any(place in word for word in words)
+            words = [word.replace(place, str(path)) for word in words] + ([] if named else [f"{name}={path}"])
+        return [*words, f"{FOLDER}={self.folder(stage, number)}"]
 
     def folder(self, stage: str, number: int) -> Path:
         """Returns where a stage runs: its place and its name, below the pipeline's own folder."""
@@ -64,6 +70,8 @@ class PipelineConfig:
 @cache
 def has_key(recipe: str, word: str) -> bool:
     """Says whether a recipe has the group or key that a word sets; raises ConfigError where only its value is wrong."""
+    if read_override(word).key in _keys(recipe):
+        return True
     try:
         compose_dict(recipe, [word])
     except ConfigError as error:
@@ -71,6 +79,13 @@ def has_key(recipe: str, word: str) -> bool:
             return False
         raise
     return True
+
+
+@cache
+def _keys(recipe: str) -> frozenset[str]:
+    """Returns the keys that stand in a recipe's files, but no groups, whose choices have to be looked at."""
+    names = [name.split(".") for name, _ in flat_keys(compose_dict(recipe))]
+    return frozenset(".".join(parts[:length]) for parts in names for length in range(2, len(parts) + 1))
 
 
 def read_settings(name: str, argv: Sequence[str]) -> PipelineConfig:
@@ -129,9 +144,18 @@ def _check_stage_word(word: str, stage: str, rest: str, own: Mapping[str, str]) 
         )
 
 
+class _Written(yaml.SafeDumper):
+    """Writes out what an anchor of the file names, as often as it is named."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Says that nothing stands for anything else."""
+        return True
+
+
 def as_word(key: str, value: Any) -> str:
     """Writes a setting of the file as a word of the command line."""
     if isinstance(value, str):
         return f"{key}={value}"
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=2**20).strip()
+    text = yaml.dump(value, Dumper=_Written, default_flow_style=True, sort_keys=False, width=2**20, allow_unicode=True)
+    text = text.strip()
     return f"{key}={text.removesuffix('...').strip()}"

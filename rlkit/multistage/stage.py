@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rlkit.run.job import DATASET, PREFERENCES
 from rlkit.run.progress import MODEL
 
-DATASET = "dataset"
-"""Folder of the rows that a data job keeps, inside its output folder."""
 Links = Mapping[str, Path]
-"""Keys of a recipe that name what an earlier stage made: `{"model.path": base.model}`."""
+"""What a stage takes from earlier ones: a key of its recipe, as `{"model.path": base.model}`, or a name that stands in
+the stage's settings as `${NAME}`, as in `data.mixture: [{source: "${kept}"}, ...]`."""
 
 
 class Recipe(Protocol):
@@ -46,6 +46,11 @@ class Made:
     def dataset(self) -> Path:
         """Returns the folder of the rows that a data job kept."""
         return self.folder / DATASET
+
+    @property
+    def preferences(self) -> Path:
+        """Returns the folder of the pairs that a data job made."""
+        return self.folder / PREFERENCES
 
 
 class Pipeline(Protocol):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from rlkit.model.config import DeepseekV3Config
+from rlkit.model.stages import Stage
 from rlkit.plan.layout import Layout
-from rlkit.plan.shards import published_index, stage_of
+from rlkit.plan.shards import published_index
 from rlkit.plan.trainer import Held
 
 
@@ -46,24 +47,35 @@ def layer_counts(config: DeepseekV3Config) -> tuple[LayerCount, ...]:
     )
 
 
-def stage_layers(config: DeepseekV3Config, layout: Layout) -> list[list[int]]:
+def stage_layers(config: DeepseekV3Config, layout: Layout) -> Sequence[Sequence[int]]:
     """Returns the layers of every stage, those of multi-token prediction in the first."""
-    layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
-    stages = range(layout.pipeline_stages)
-    return [[layer for layer in layers if stage_of(layer, config, layout) == stage] for stage in stages]
+    return _stage_layers(config, layout.pipeline_stages)
 
 
-def held_by_stage(config: DeepseekV3Config, layout: Layout, adapters: int = 0) -> list[Held]:
+def held_by_stage(config: DeepseekV3Config, layout: Layout, adapters: int = 0) -> Sequence[Held]:
     """Returns what a rank of each stage holds; LoRA's `adapters` are counted where there is one stage."""
+    return _held_by_stage(config, layout.pipeline_stages, layout.expert_parallel, adapters)
+
+
+# A search for the smallest cluster tries thousands of layouts, which differ in what does not matter here.
+@cache
+def _stage_layers(config: DeepseekV3Config, stages: int) -> Sequence[Sequence[int]]:
+    found: list[list[int]] = [[] for _ in range(stages)]
+    for layer in range(config.num_hidden_layers + config.num_nextn_predict_layers):
+        found[Stage(rank=0, size=stages).of(layer, config.num_hidden_layers)].append(layer)
+    return found
+
+
+@cache
+def _held_by_stage(config: DeepseekV3Config, stages: int, parts: int, adapters: int) -> Sequence[Held]:
     counts = layer_counts(config)
     return [
-        _held(config, [counts[layer] for layer in layers] + ([counts[-1]] if stage == 0 else []), layout, adapters)
-        for stage, layers in enumerate(stage_layers(config, layout))
+        _held(config, [counts[layer] for layer in layers] + ([counts[-1]] if stage == 0 else []), parts, adapters)
+        for stage, layers in enumerate(_stage_layers(config, stages))
     ]
 
 
-def _held(config: DeepseekV3Config, counts: Sequence[LayerCount], layout: Layout, adapters: int) -> Held:
-    parts = layout.expert_parallel
+def _held(config: DeepseekV3Config, counts: Sequence[LayerCount], parts: int, adapters: int) -> Held:
     stacked = 2 * config.moe_intermediate_size * config.hidden_size * config.n_routed_experts // parts
     largest = max(count.largest for count in counts)
     return Held(

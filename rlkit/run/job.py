@@ -25,7 +25,7 @@ from rlkit.distill.journal import Counts, Journal
 from rlkit.distill.questions import AskedAs, asked_of_a_server, asked_of_an_engine, exam_questions, read_questions
 from rlkit.distill.server import check_server
 from rlkit.distill.teacher import TeacherError
-from rlkit.distill.writing import write_dataset
+from rlkit.distill.writing import write_dataset, write_preferences
 from rlkit.errors import PartDiedError
 from rlkit.interrupt import INTERRUPTED, raise_again
 from rlkit.rollout.judging import FIXES, OTHERWISE
@@ -38,7 +38,7 @@ from rlkit.run.progress import SAY_ALL
 from rlkit.watch import Console
 
 JOURNAL = "journal.sqlite"
-DATASET = "dataset"
+DATASET, PREFERENCES = "dataset", "preferences"
 REPORT_S = 15.0
 """Seconds between two lines of progress."""
 GO_ON = "what was answered is in the journal, and the same command goes on"
@@ -201,6 +201,9 @@ class Job:
             return
         asked_as, tests = self.prepared.asked_as, self.prepared.tests
         chosen = write_dataset(self.journal, tests, asked_as, self.cfg, folder, settings=settings, inputs=self.inputs)
+        if margin := self.cfg.selection.pair_margin:
+            count = write_preferences(self.journal, margin, self.folder / PREFERENCES)
+            self.console.line(f"{count:>12,}  preferences: {self.folder / PREFERENCES}")
         self.journal.write_note("written", state)
         for label, count in filters(self.journal, chosen):
             self.console.line(f"{count:>12,}  {label}")

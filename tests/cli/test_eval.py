@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_words_that_make_no_command(words: list[str], said: str) -> None:
     with pytest.raises(UserError) as refused:
         main(words)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("model", ["job", "./lr=3", "some/lr=3.x"])
+def test_a_model_may_have_any_name(model: str) -> None:
+    words = ["--cfg", "job", model, "suite=gsm8k"]
+    with pytest.raises(UserError, match=re.escape(f"{Path(model)}: no such folder")):
+        main(words)
 
 
 def test_a_folder_that_is_held_is_not_evaluated_by_another(tmp_path: Path) -> None:

@@ -88,11 +88,7 @@ def test_a_recipe_file_imports_what_lies_beside_it_and_hides_nothing(
     [
         (
             "gripo",
-            [
-                "recipe 'gripo' is unknown (did you mean 'grpo'?)",
-                "extend_context, grpo, on_policy",
-                "./file.py",
-            ],
+            ["recipe 'gripo' is unknown (did you mean 'grpo'?)", "grpo, on_policy_distill, r1, r1_zero", "./file.py"],
         ),
         ("mine", ["recipe 'mine' is unknown", "the file here is ./mine.py"]),
         ("no_such.module", ["recipe 'no_such.module' is unknown", "package.module"]),

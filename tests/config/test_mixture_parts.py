@@ -95,7 +95,7 @@ def test_a_part_stands_for_data_itself() -> None:
             {"source": "a", "weight": 3.0, "stream": True},
             {"source": "b", "response_column": "", "instruction": ""},
             {"source": "c", "response_column": "", "text_column": "t", "fim_rate": 0.5},
-            {"source": "d", "system_prompt": "", "prompt_column": "q"},
+            {"source": "d", "system_prompt": "", "prompt_column": "q", "tasks": {"gcd": {}}},
         ),
     )
     a, b, c, d = (whole.over(part) for part in whole.mixture)
@@ -103,4 +103,5 @@ def test_a_part_stands_for_data_itself() -> None:
     assert (b.source, b.instruction, b.response_column, b.system_prompt) == ("b", "", "", "")
     assert (c.text_column, c.fim_rate, c.system_prompt, c.instruction) == ("t", 0.5, "", "Add.")
     assert (d.system_prompt, d.prompt_column, d.response_column) == ("", "q", "r")
+    assert (list(c.tasks), d.tasks) == (["chain_sum"], {"gcd": {}})
     assert {(one.mixture, one.eval_source, one.train_size) for one in (a, b, c, d)} == {((), "", whole.train_size)}

@@ -33,6 +33,7 @@ def selection(**values: Any) -> SelectionConfig:
         "min_language_share": 0.9,
         "max_bin_share": 1.0,
         "shard_rows": 100,
+        "pair_margin": 0,
     }
     return SelectionConfig(**given | values)
 
@@ -96,6 +97,7 @@ def test_shares_that_leave_everything_out(values: dict[str, Any], message: str) 
         ({"min_language_share": 1.1}, "selection.min_language_share=1.1 must be at least 0 and at most 1; 0.9 is"),
         ({"max_bin_share": 0.2}, "selection.max_bin_share=0.2 must be at least 0.25 and at most 1; 1 does not"),
         ({"shard_rows": 0}, "selection.shard_rows=0 must be at least 1"),
+        ({"pair_margin": -1}, "selection.pair_margin=-1 must be at least 0; 0 writes no preferences"),
         ({"language": "xx"}, "selection.language='xx' is unknown; use "),
         ({"max_tokens": 3, "min_tokens": 4},
          "selection.max_tokens=3 is below selection.min_tokens=4, so that no answer fits; raise the first or lower"),

@@ -72,6 +72,8 @@ def test_bare_keeps_the_expression_alone() -> None:
         assert record["question"] == record["metadata"]["expression"]
     [record] = records({"gcd": {"bare": True}}, 1)
     assert record["question"] == f"gcd({', '.join(map(str, record['metadata']['numbers']))})"
+    [record] = records({"spell_backward": {"bare": True}}, 1)
+    assert record["question"] == record["metadata"]["word"] and record["answer"] == record["question"][::-1]
     with pytest.raises(ValueError, match=r"data\.tasks\.leg_counting\.bare=true: only chain_sum"):
         records({"leg_counting": {"bare": True}}, 1)
 

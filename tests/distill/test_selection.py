@@ -31,6 +31,7 @@ CFG = SelectionConfig(
     min_language_share=0.9,
     max_bin_share=1.0,
     shard_rows=10,
+    pair_margin=0,
 )
 GOOD = Answer(sample=0, num_tokens=5, finish="stop", correct=True)
 

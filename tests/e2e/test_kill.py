@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.e2e.runs import ALL_CORES, GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights, finish, start
+from tests.e2e.runs import ALL_CORES, GRPO_ONLY, SPREAD_REWARD, final_weights, finish, start
 
 # A group is judged while others are sampled or wait for their verdict: a kill from there is in the middle of a step.
 KILLING_REWARD = (
@@ -49,11 +49,10 @@ def processes_of(mark: str) -> list[str]:
     ("place", "call"),
     [
         # In step 4: step 3 is done, not measured, again.
-        ([*LOCAL, "checkpoint.every=2", "evaluation.every=1"], 30),
-        (["cluster=local", "engine=torch"], 14),
+        (["cluster=local", "engine=torch", "checkpoint.every=2", "evaluation.every=1"], 30),
         (["cluster=ray", "trainer.num_ranks=2", "trainer.expert_parallel=2"], 14),
     ],
-    ids=["local-torch", "local-deepspeed", "ray"],
+    ids=["local", "ray"],
 )
 def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"

@@ -19,7 +19,7 @@ Outcomes = Mapping[str, Sequence[bool | None]]
 def written(folder: Path, outcomes: Outcomes, suite: str = "own", **changes: Any) -> Path:
     """A results.json with what a comparison reads."""
     folder.mkdir(exist_ok=True)
-    one = {"outcomes": outcomes, "settings": {"problems": "p"}, "reward": "math"} | changes
+    one = {"outcomes": outcomes, "settings": {"problems": "p"}, "reward": "math", "reward_mark": "a"} | changes
     (folder / "results.json").write_text(json.dumps({"suites": {suite: one}}))
     return folder
 
@@ -100,6 +100,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     for changes, words in (
         ({"settings": {"problems": "q"}}, "other problems under the name own"),
         ({"reward": "number"}, "judge both by one, with --rescore"),
+        ({"reward_mark": "b"}, "but with other settings, another file or another version of rlkit"),
         ({"suite": "other"}, "no suite is in all"),
         ({"outcomes": {"own/7": [True]}}, "no problem of suite own in common"),
     ):

@@ -13,7 +13,7 @@ from rlkit.evaluation.estimates import FINEST, Vote, majority, paired_p, pass_at
 
 
 def suite_of(outcomes: object, reward: str = "math", problems: str = "p") -> dict[str, object]:
-    return {"outcomes": outcomes, "settings": {"problems": problems}, "reward": reward}
+    return {"outcomes": outcomes, "settings": {"problems": problems}, "reward": reward, "reward_mark": reward}
 
 
 def written(folder: Path, **suites: object) -> Path:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rlkit.config import EvalRun
+from rlkit.config import EvalRun, SftRun
 from rlkit.config.compose import load_config
-from rlkit.data.rows import Row
+from rlkit.data.rows import Row, read_rows
 from rlkit.errors import UserError
 from rlkit.evaluation.measure import same_answer
 from rlkit.evaluation.suites import read_suites, suite_names
@@ -117,6 +117,17 @@ def test_what_is_shipped_is_whole() -> None:
     assert "assert" in read("mbpp", nowhere)[0].question
     first, again = (read("reasoning_gym", nowhere) for _ in range(2))
     assert first == again and len({row.question for row in first}) == 400
+
+
+def test_generated_problems_are_not_those_that_a_run_of_the_default_seed_trains_on(tmp_path: Path) -> None:
+    """The space is so wide (5 numbers of up to 4 digits) that two seeds share no sum."""
+    task = {"chain_sum": {"min_terms": 5, "max_terms": 5, "max_digits": 4}}
+    suite = tmp_path / "sums.yaml"
+    suite.write_text(json.dumps({"title": "sums", "source": "reasoning_gym", "tasks": task, "size": 20}))
+    words = [f"data.tasks={json.dumps(task)}", "data.train_size=20", "data.eval_size=5"]
+    trained = read_rows(load_config("sft", SftRun, words).data)
+    seen = {row.question for row in (*trained.train, *trained.held_out)}
+    assert len(seen) == 25 and not seen & {row.question for row in read(str(suite), tmp_path)}
 
 
 def test_a_suite_that_cannot_be_shipped_says_where_its_file_goes(tmp_path: Path) -> None:

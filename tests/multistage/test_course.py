@@ -13,6 +13,7 @@ from rlkit.multistage.course import run_pipeline
 from rlkit.multistage.stage import Pipeline, Recipe
 
 CALLS: list[list[str]] = []
+LOOKS: list[list[str]] = []
 
 
 def recipe(name: str) -> Recipe:
@@ -22,6 +23,7 @@ def recipe(name: str) -> Recipe:
     def main(argv: Sequence[str] | None = None) -> None:
         words = list(argv or [])
         if "--cfg" in words:
+            LOOKS.append(words)
             return
         CALLS.append(words)
         if "seed=13" in words:
@@ -106,3 +108,21 @@ def test_looking_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "rlkit run grpo model=deepseek_v3_tiny" in capsys.readouterr().out
     run_pipeline("r1_zero", story, ["--help"])
     assert "STAGE.key=value" in capsys.readouterr().out
+
+
+def test_a_look_reads_no_model_that_is_still_to_be_made(tmp_path: Path) -> None:
+    """A recipe that works out numbers of the model is told its shape; one that needs a path is told the path alone."""
+
+    def scored(pipeline: Pipeline) -> None:
+        base = pipeline.base(recipe("sft"))
+        pipeline.run("rl", recipe("reward_model"), {"model.path": base.model})
+
+    LOOKS.clear()
+    words, path = [f"output_dir={tmp_path}", "model.architecture.hidden_size=64", "--cfg", "job"], "1-base/model"
+    run_pipeline("r1_zero", story, words)
+    run_pipeline("r1_zero", scored, words)
+    (tmp_path / path).mkdir(parents=True)
+    run_pipeline("r1_zero", story, words)
+    shapes = ["model.architecture.hidden_size=64" in rl for rl in LOOKS[1::2]]
+    paths = [f"model.path={tmp_path}/{path}" in rl for rl in LOOKS[1::2]]
+    assert (shapes, paths) == ([True, False, True], [False, True, True])

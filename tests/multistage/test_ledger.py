@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlkit.distill.writing import write_preferences
 from rlkit.errors import UserError
 from rlkit.multistage.ledger import ROW_FILE, measure, read_row, write_row
 from rlkit.multistage.stage import Made
+from rlkit.watch.preferences import Judgements, write_judgements
+from tests.distill.test_pairs import filled
 from tests.multistage.written import evaluated, finished, lines, row, shards
 
 WORDS = ["seed=1", "algo.steps=3"]
@@ -44,6 +48,24 @@ def test_shards_are_counted_where_the_stage_wrote_them(tmp_path: Path) -> None:
     shards(tmp_path / "2-data", [5])
     made = Made(folder=tmp_path / "2-data", origin=tmp_path / "elsewhere")
     assert measure("data", "distill_generate", [], made, 1.0).rows == 5
+
+
+def test_a_data_job_says_how_much_is_right_and_counts_its_pairs(tmp_path: Path) -> None:
+    """Of the 14 answers of `tests.distill.test_pairs` 13 are judged, 4 have the whole reward; each has one token."""
+    with closing(filled(tmp_path)) as journal:
+        write_preferences(journal, 0.4, tmp_path / "preferences")
+    shards(tmp_path, [5])
+    found = measure("data", "distill_generate", [], Made(folder=tmp_path), 3.0)
+    assert (found.before, found.after, found.rows) == (None, pytest.approx(4 / 13), 3)
+    assert (found.tokens, found.seconds) == (14, 3.0)
+
+
+def test_a_reward_model_is_measured_on_pairs(tmp_path: Path) -> None:
+    for name, scores in (("before training", (0.5, 0.0, 0.0, 1.0)), ("after training", (0.5, 0.0, 1.0, 0.0))):
+        judged = Judgements(name=name, step=0, scores=scores, lengths=(1, 2, 3, 4), labels=())
+        write_judgements(tmp_path, judged)
+    found = measure("reward_model", "reward_model", [], Made(folder=tmp_path), 1.0)
+    assert (found.before, found.after, found.rows) == (0.5, 1.0, None)
 
 
 @pytest.mark.parametrize(

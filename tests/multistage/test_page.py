@@ -39,6 +39,17 @@ def test_steps_of_stages_are_laid_end_to_end(tmp_path: Path) -> None:
     assert points == {"accuracy": [(3.0, 0.5), (4.0, 0.75)], "eval": [(2.0, 0.25), (3.0, 0.5)]}
 
 
+def test_what_a_reward_model_gets_right_is_no_point_of_the_curve(tmp_path: Path) -> None:
+    scorer = stage(
+        tmp_path / "1",
+        {"stage": "eval", "step": 0, "name": "before training", "accuracy": 0.5},
+        {"stage": "reward_model", "step": 1, "accuracy": 0.5},
+        {"stage": "reward_model", "step": 2, "accuracy": 0.9},
+    )
+    policy = stage(tmp_path / "2", {"stage": "grpo", "step": 1, "accuracy": 0.75})
+    assert curves([scorer, policy]) == ({"accuracy": [(3.0, 0.75)], "eval": []}, [0, 2])
+
+
 class Reader(HTMLParser):
     """Says which tags are open, what is linked, and what text stands in which tag; refuses tags that cross."""
 

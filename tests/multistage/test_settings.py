@@ -24,9 +24,19 @@ def test_a_shared_word_goes_to_the_recipes_that_have_its_key() -> None:
     assert "algo.steps=3" not in cfg.words("base", "sft", 1, {})
 
 
+def test_a_link_goes_where_its_name_stands_and_is_a_key_otherwise() -> None:
+    cfg = read_settings("r1_zero", ["rl.data.mixture=[{source: '${kept}', weight: 3}, {source: '${kept}'}]"])
+    words = cfg.words("rl", "grpo", 2, {"model.path": Path("base"), "kept": Path("out/3-data/dataset")})
+    mixture = "data.mixture=[{source: 'out/3-data/dataset', weight: 3}, {source: 'out/3-data/dataset'}]"
+    assert words[-3:] == [mixture, "model.path=base", "output_dir=outputs/r1_zero/2-rl"]
+
+
 def test_a_wrong_value_is_no_missing_key() -> None:
     with pytest.raises(UserError, match="engine=torhc is unknown"):
         has_key("sft", "engine=torhc")
+    assert has_key("sft", "sft.steps=many") and has_key("sft", "sft.schedule={}") and has_key("sft", "seed=1")
+    assert has_key("sft", "data.tasks.gcd={}") and not has_key("sft", "algo.steps=1")
+    assert has_key("grpo", "engine=torch") and not has_key("reward_model", "engine=torch")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,8 @@ def test_values_of_the_file_are_written_as_the_command_line_has_them() -> None:
     assert as_word("a", True) == "a=true"
     assert as_word("a", 3e-06) == "a=3.0e-06"
     assert as_word("a", {"rewards": ["number", "format"]}) == "a={rewards: [number, format]}"
+    shared = {"b": [1]}
+    assert as_word("a", [shared, shared, "所以"]) == "a=[{b: [1]}, {b: [1]}, 所以]"
 
 
 def test_a_sign_before_a_stage_stays_before_its_key() -> None:

@@ -160,6 +160,7 @@ BROKEN: Mapping[str, Callable[[Weights], Weights]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_an_engine_without_fp8_is_judged_by_the_trainers_weights(dtype: torch.dtype) -> None:
     """What rounding the activations does is shown, and hides no fault."""
@@ -180,6 +181,7 @@ def test_an_engine_without_fp8_is_judged_by_the_trainers_weights(dtype: torch.dt
         fp8_gate(high_engine(trainer, dtype, broken), trainer, SEQUENCES, 1e-4, "fp8", "bf16")()
 
 
+@pytest.mark.slow
 def test_engines_in_fp8_are_compared_with_their_own_kind_of_activations() -> None:
     """W8A16 on CPUs and W8A8 on GPUs, each beside a trainer of the other kind."""
     for mode, quantises, factor in (("fp8", False, 2), ("fp8_weights", True, 3)):

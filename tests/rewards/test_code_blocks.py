@@ -175,6 +175,7 @@ def test_blocks_have_labels() -> None:
     assert blocks_of(f"{T}python\na") == [] and blocks_of(f"{T}python\na", is_whole=True) == [Block("python", "a")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -7,8 +7,10 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,6 +154,25 @@ def test_one_that_waits_ends_when_it_is_dismissed() -> None:
     assert one.end(patience=60) == 0
     assert other.kill() == -signal.SIGKILL
     other.dismiss()
+
+
+def test_two_threads_that_kill_it_at_once_learn_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that closes and a thread whose judge failed both kill; the second may come while the first still waits."""
+    waits, goes_on = threading.Event(), threading.Event()
+    with process("echo") as one, ThreadPoolExecutor(2) as threads:
+        wait = one._program.wait
+
+        def slow_wait(timeout: float | None = None) -> int:
+            waits.set()
+            assert goes_on.wait(60)
+            return wait(timeout)
+
+        monkeypatch.setattr(one._program, "wait", slow_wait)
+        first = threads.submit(one.kill)
+        assert waits.wait(60)
+        second = threads.submit(one.kill)
+        goes_on.set()
+        assert first.result(60) == second.result(60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("serve", ["family", "breed"])

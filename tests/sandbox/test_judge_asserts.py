@@ -218,6 +218,7 @@ def test_a_function_that_returns_something_does_not_reach_into_the_test(box: San
     assert asserts(box, "def f(xs):\n    xs.clear()\n    return xs", "f", [test]).passed is False
 
 
+@pytest.mark.slow
 def test_objects_that_a_function_keeps_in_its_arguments_do_not_cross(box: Sandbox) -> None:
     test = "memo = {}\nf(memo)\nassert memo == {}"
     assert asserts(box, "def f(memo): memo[1] = object()", "f", [test]).passed

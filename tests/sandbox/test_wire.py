@@ -52,6 +52,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(VALUES)
 @settings(max_examples=150, deadline=None)
 def test_a_value_comes_back_equal_and_of_the_same_types(value: object) -> None:

@@ -27,7 +27,7 @@ class Ranks(NamedTuple):
 
 
 def _mtp(dtype: str, zero_stage: int, expert_parallel: int = 1, offload: str = "none", optimizer: str = "") -> Layout:
-    return Layout(dtype, zero_stage, "mtp", 40, expert_parallel, offload, optimizer=optimizer or "adamw")
+    return Layout(dtype, zero_stage, "mtp", 80, expert_parallel, offload, optimizer=optimizer or "adamw")
 
 
 def _muon(number: int, zero_stage: int, expert_parallel: int = 1, offload: str = "none", dtype: str = "fp32") -> Ranks:
@@ -44,8 +44,8 @@ LAYOUTS = {
     "bf16": Ranks(2, _mtp("bf16", 1, 2)),
     "bf16, offload": Ranks(2, _mtp("bf16", 2, 2, "optimizer")),
     "bf16, ZeRO-3": Ranks(2, _mtp("bf16", 3, 2)),
-    "lora": Ranks(2, Layout("fp32", 1, "lora", 40, 2)),
-    "lora, one rank": Ranks(1, Layout("fp32", 2, "lora", 40)),
+    "lora": Ranks(2, Layout("fp32", 1, "lora", 80, 2)),
+    "lora, one rank": Ranks(1, Layout("fp32", 2, "lora", 80)),
     "muon, one rank": _muon(1, 2),
     "muon": _muon(2, 1),
     "muon, experts": _muon(2, 1, 2),
@@ -160,7 +160,7 @@ def trainer(tmp_path: Path) -> ModelTrainer:
 
 
 def fresh(folder: Path) -> ModelTrainer:
-    cfg = Layout("fp32", 1, "grpo", 40).cfg(1)
+    cfg = Layout("fp32", 1, "grpo", 80).cfg(1)
     store = distributed.HashStore()
     return build_trainer(cfg, folder / "plain", "deepseek", keep_reference=True, seed=0, store=store, rank=0)
 

@@ -31,10 +31,10 @@ SFT = [
     _sft("fp8", 2, fp8_dispatch=True),
 ]
 GRPO = [
-    Layout("fp8_weights", 1, "grpo", 40),
-    Layout("fp8", 1, "grpo", 40, 2),
-    Layout("fp8_weights", 2, "grpo", 40, 2, offload="optimizer", recompute=True),
-    Layout("fp8", 3, "grpo", 40, 2, offload="all", recompute=True),
+    Layout("fp8_weights", 1, "grpo", 80),
+    Layout("fp8", 1, "grpo", 80, 2),
+    Layout("fp8_weights", 2, "grpo", 80, 2, offload="optimizer", recompute=True),
+    Layout("fp8", 3, "grpo", 80, 2, offload="all", recompute=True),
 ]
 BF16 = _sft("bf16")
 LAYOUTS = [BF16, *SFT, *GRPO]

@@ -55,6 +55,7 @@ def trainer(kind: str, mtp_depth: int = 2) -> ModelTrainer:
     return ModelTrainer(model, DeepSpeedStepper(model, CFG), reference=frozen_copy(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [1, 1000])
 @pytest.mark.parametrize("weight", [0.3, 1.7])
 def test_main_plus_lambda_mtp_equals_a_float64_reference(weight: float, max_tokens: int) -> None:

@@ -5,8 +5,10 @@ Published checkpoints hold one matrix per expert and projection; we stack the ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -43,7 +45,8 @@ class Place:
         return tensor if self.expert is None else tensor[self.expert, self.start : self.stop]
 
 
-def published_names(config: DeepseekV3Config, share: ExpertShare = ALL) -> dict[str, Place]:
+@lru_cache(maxsize=8)  # V3's has 92,000 entries, and a plan asks for it six times
+def published_names(config: DeepseekV3Config, share: ExpertShare = ALL) -> Mapping[str, Place]:
     """Returns the table: every published name of a model with this config, and where we keep it.
 
     Of the routed experts it has those of `share`, whose rank holds them alone.
@@ -74,7 +77,7 @@ def published_names(config: DeepseekV3Config, share: ExpertShare = ALL) -> dict[
         for row, shape in rows.items():
             linear = row.startswith(("self_attn.", "mlp.")) and len(shape) == 2 and row != "mlp.gate.weight"
             table[f"{prefix}.{row}"] = Place(name=f"{prefix}.{row}", shape=shape, fp8=linear)
-    return table
+    return MappingProxyType(table)
 
 
 def _layer_shapes(config: DeepseekV3Config, dense: bool) -> dict[str, tuple[int, ...]]:

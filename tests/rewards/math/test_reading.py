@@ -224,6 +224,7 @@ def random_inequality(rng: random.Random) -> tuple[str, sympy.Set]:
     return f"{text} {sign} {c}", truth_set
 
 
+@pytest.mark.slow
 def test_inequalities_have_the_solutions_that_sympy_finds() -> None:
     rng = random.Random(0)
     kinds = set()

@@ -12,9 +12,9 @@ and guessed sums alike, which stands for its pre-training.
 Filtering: the student is fine-tuned on the verified answers, and another copy of it on unfiltered answers of the same
 job, cut to the same number of tokens, for as many epochs; seeds draw the order in which they are shown.
 
-Practice: from the student on verified answers three runs go on for as many steps: on-policy distillation under the
-first teacher, under the better one, and SFT on the same answers. A step of practice learns from the student's own
-rollouts, one of SFT from as many demonstrations.
+Practice: from the student on verified answers four runs go on for as many steps: SFT on the same answers, SFT on
+verified answers of the better teacher, and on-policy distillation under the better and under the first teacher. A step
+of practice learns from the student's own rollouts, one of SFT from as many demonstrations.
 
 Every number is held-out accuracy on the same questions, one answer each at temperature 1. The folder keeps every run,
 so that the same command goes on where it was. Results: benchmarks/RESULTS.md.
@@ -129,6 +129,7 @@ def cut_to(rows: Sequence[tuple[dict[str, str], int]], tokens: int) -> list[dict
 
 def make_data(folder: Path, teacher: Path, sizes: Sizes) -> Files:
     """Lets the teacher answer every question once; writes what is right, and as many tokens of what comes."""
+    folder.mkdir(exist_ok=True)
     questions, held_out = write_questions(folder, sizes)
     job = folder / "job"
     if not (job / "dataset").exists():
@@ -172,14 +173,15 @@ def fine_tune(folder: Path, files: Files, student: Path, sizes: Sizes, seed: int
 
 
 def practise(
-    folder: Path, files: Files, student: Path, teachers: dict[str, Path], sizes: Sizes, seed: int
+    folder: Path, files: Files, shown: dict[str, Path], teachers: dict[str, Path], sizes: Sizes, seed: int
 ) -> dict[str, float]:
-    """Goes on from a student in three ways, for as many steps, and returns the accuracies at their ends."""
-    steps = sizes.further_steps
+    """Goes on from the student on verified answers, by SFT on each of the rows and under each of the teachers."""
+    steps, student = sizes.further_steps, folder / f"verified-{seed}" / "model"
     found = {"student": accuracies(student.parent)["after SFT"]}
-    words = [*sft_words(files, files.verified, sizes, seed), f"model.path={student}", f"sft.steps={steps}"]
-    words += [f"sft.schedule={CONSTANT.format(lr='1e-3')}", f"sft.batch_size={ROLLOUTS * sizes.prompts}"]
-    found["sft"] = run(sft, folder / f"more-{seed}", words)["after SFT"]
+    for name, rows in shown.items():
+        words = [*sft_words(files, rows, sizes, seed), f"model.path={student}", f"sft.steps={steps}"]
+        words += [f"sft.schedule={CONSTANT.format(lr='1e-3')}", f"sft.batch_size={ROLLOUTS * sizes.prompts}"]
+        found[name] = run(sft, folder / f"{name}-{seed}", words)["after SFT"]
     for name, teacher in teachers.items():
         words = [f"model.path={student}", f"teacher.path={teacher}", f"data={files.questions}"]
         words += [f"data.eval_source={files.held_out}", f"data.eval_size={sizes.held_out}", f"seed={seed}"]
@@ -226,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     better = folder / "better"
     run(grpo, better, [f"model.path={teacher}", f"algo.steps={sizes.grpo_steps}", *sizes.place])
     files = make_data(folder, teacher, sizes)
+    shown = {"sft": files.verified, "sft-better": make_data(folder / "from-better", better / "model", sizes).verified}
     base = folder / "base"
     words = ["model=dense_tiny", f"model.tokenizer={teacher}", f"sft.steps={sizes.base_steps}", "sft.think_share=0.5"]
     run(sft, base, [*words, *sizes.place])
@@ -236,8 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(filtered, "verified", "unfiltered")
     teachers = {"under-better": better / "model", "under-first": teacher}
     for seed in given.practice_seeds:
-        practised[f"{seed}"] = practise(folder, files, folder / f"verified-{seed}" / "model", teachers, sizes, seed)
+        practised[f"{seed}"] = practise(folder, files, shown, teachers, sizes, seed)
         print_table(practised, "under-better", "sft")
+        print_table(practised, "under-better", "sft-better")
     print(f"before: {before}; after: {machine()}; {' '.join(sys.argv[1:])}")
 
 

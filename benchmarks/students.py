@@ -39,6 +39,8 @@ from rlkit.config.compose import load_config
 from rlkit.data.rows import read_rows
 
 CONSTANT = "{{lr: {lr}, warmup_steps: 4, kind: constant, final_ratio: 1.0}}"
+ROLLOUTS = 4
+"""Of each prompt of a step of practice; SFT learns from as many demonstrations."""
 COSINE = "{{lr: {lr}, warmup_steps: 5, kind: cosine, final_ratio: 0.1}}"
 
 
@@ -54,7 +56,9 @@ class Sizes:
     batch_size: int
     further_steps: int
     prompts: int
-    """Of a step of practice, with 2 rollouts each."""
+    """Of a step of practice."""
+    lr: str
+    """Of practice."""
     grpo_steps: int
     place: tuple[str, ...]
     """Where the parts run."""
@@ -172,17 +176,17 @@ def practise(
 ) -> dict[str, float]:
     """Goes on from a student in three ways, for as many steps, and returns the accuracies at their ends."""
     steps = sizes.further_steps
-    found: dict[str, float] = {}
+    found = {"student": accuracies(student.parent)["after SFT"]}
+    words = [*sft_words(files, files.verified, sizes, seed), f"model.path={student}", f"sft.steps={steps}"]
+    words += [f"sft.schedule={CONSTANT.format(lr='1e-3')}", f"sft.batch_size={ROLLOUTS * sizes.prompts}"]
+    found["sft"] = run(sft, folder / f"more-{seed}", words)["after SFT"]
     for name, teacher in teachers.items():
         words = [f"model.path={student}", f"teacher.path={teacher}", f"data={files.questions}"]
         words += [f"data.eval_source={files.held_out}", f"data.eval_size={sizes.held_out}", f"seed={seed}"]
-        words += [f"on_policy.steps={steps}", f"on_policy.prompts_per_step={sizes.prompts}", "on_policy.samples=2"]
-        words += [f"on_policy.schedule={CONSTANT.format(lr='1e-3')}", "checkpoint.every=0", *sizes.place]
-        found |= {} if found else {"student": accuracies(student.parent)["after SFT"]}
+        words += [f"on_policy.steps={steps}", f"on_policy.prompts_per_step={sizes.prompts}"]
+        words += [f"on_policy.samples={ROLLOUTS}", f"on_policy.schedule={CONSTANT.format(lr=sizes.lr)}"]
+        words += ["checkpoint.every=0", *sizes.place]
         found[name] = run(on_policy_distill, folder / f"{name}-{seed}", words)["after distillation"]
-    words = [*sft_words(files, files.verified, sizes, seed), f"model.path={student}", f"sft.steps={steps}"]
-    words += [f"sft.schedule={CONSTANT.format(lr='1e-3')}", f"sft.batch_size={2 * sizes.prompts}"]
-    found["sft"] = run(sft, folder / f"more-{seed}", words)["after SFT"]
     return found
 
 
@@ -198,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base-steps", type=int, default=400)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--further-steps", type=int, default=40)
+    parser.add_argument("--lr", default="2e-4", help="of practice")
     parser.add_argument("--grpo-steps", type=int, default=16)
     parser.add_argument("place", nargs="*", default=["cluster=local", "engine=torch", "trainer=torch"])
     given = parser.parse_args(arguments)
@@ -209,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=64,
         further_steps=given.further_steps,
         prompts=32,
+        lr=given.lr,
         grpo_steps=given.grpo_steps,
         place=tuple(given.place),
     )
@@ -228,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in given.seeds:
         filtered[f"{seed}"] = fine_tune(folder, files, base / "model", sizes, seed)
     print_table(filtered, "verified", "unfiltered")
-    teachers = {"under-first": teacher, "under-better": better / "model"}
+    teachers = {"under-better": better / "model", "under-first": teacher}
     for seed in given.practice_seeds:
         practised[f"{seed}"] = practise(folder, files, folder / f"verified-{seed}" / "model", teachers, sizes, seed)
         print_table(practised, "under-better", "sft")

@@ -49,7 +49,7 @@ def test_accuracies_are_those_of_the_evaluations(tmp_path: Path) -> None:
 
 def test_questions_to_learn_from_are_not_held_out(tmp_path: Path) -> None:
     sizes = students.Sizes(questions=50, held_out=10, base_steps=1, epochs=1, batch_size=8, further_steps=1, prompts=2,
-                           grpo_steps=1, place=())  # fmt: skip
+                           lr="1", grpo_steps=1, place=())  # fmt: skip
     read = [
         [json.loads(line)["question"] for line in file.read_text().splitlines()]
         for file in students.write_questions(tmp_path, sizes)

@@ -62,7 +62,7 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path) -> None:
     same_bits(folder / "whole", folder / "killed")
     recorded = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["name"] for line in recorded if line["stage"] == "eval"] == [
-        "before distillation", "on_policy step 2", "after distillation",
+        "before distillation", "on policy step 2", "after distillation",
     ]  # fmt: skip
     # Another teacher in the same place is another run.
     file = folder / "teacher" / "model" / "config.json"

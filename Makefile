@@ -22,7 +22,7 @@ quickstart: $(VENV)/.stamp ## train a tiny DeepSeek-V3 with SFT, then GRPO, on t
 	$(BIN)/python -m recipes.sft_then_grpo output_dir=outputs/quickstart $(ARGS)
 
 test: $(VENV)/.dev ## run the whole test suite (ARGS="-m 'not slow'" for the quick part)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=5 $(ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, import direction, architecture
 	$(BIN)/ruff check .

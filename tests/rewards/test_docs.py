@@ -39,7 +39,7 @@ def test_every_shape_is_listed_by_the_parameter_that_tells_it() -> None:
 
 def test_the_settings_in_the_table_are_those_the_rewards_take() -> None:
     needed = {"length": {"max_completion_len": 9, "soft_punish_cache": 3}, "cosine": {"fn": "number", "max_len": 9}}
-    needed |= {"judge": {"endpoint": "policy", "rubric": "{reply_a} {reply_b}"}}
+    needed |= {"judge": {"endpoint": "policy", "rubric": "{reply_a} {reply_b}"}, "words": {"wanted": ["please"]}}
     seen = 0
     for line in PAGE.splitlines():
         cells = [cell.strip() for cell in line.split("|")]

@@ -18,7 +18,7 @@ def story(pipeline: Pipeline) -> None:
     taught = pipeline.run("expert_sft", sft, {"model.path": base.model})
     expert = pipeline.run("expert_rl", grpo, {"model.path": taught.model})
     kept = pipeline.run("rejection_sampling", distill_generate, {"model.path": expert.model})
-    shown = pipeline.run("sft", sft, {"model.path": base.model, "kept": kept.dataset})
+    shown = pipeline.run("general_sft", sft, {"model.path": base.model, "kept": kept.dataset})
     asked = pipeline.run("preferences", distill_generate, {"model.path": shown.model})
     scorer = pipeline.run("reward_model", reward_model, {"model.path": shown.model, "data.source": asked.preferences})
     pipeline.run("rl", grpo, {"model.path": shown.model, "scorer": scorer.model})

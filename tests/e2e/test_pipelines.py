@@ -135,11 +135,11 @@ def test_r1_killed_again_and_again_ends_as_if_nobody_had(folder: Path) -> None:
 
 
 def test_v3s_post_training_runs_to_its_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = small(folder / "plugin.py", sft=["expert_sft", "sft"], grpo=["expert_rl", "rl"])
+    words = small(folder / "plugin.py", sft=["expert_sft", "general_sft"], grpo=["expert_rl", "rl"])
     words += [f"expert_rl.reward={folder}/plugin.py:spread", "expert_rl.reward.kwargs={}"]
     v3_post.main([*words, f"base={folder}/whole/1-base/model", f"output_dir={folder}/v3"])
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if " -> " in line]
-    assert rows == [["expert_sft", "sft"], ["expert_rl", "grpo"], ["sft", "sft"], RM, ["rl", "grpo"]]
+    assert rows == [["expert_sft", "sft"], ["expert_rl", "grpo"], ["general_sft", "sft"], RM, ["rl", "grpo"]]
 
 
 def test_a_student_learns_what_its_teacher_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,9 +54,9 @@ PUBLISHED: dict[tuple[str, str, str], tuple[float, str]] = {
     ("r1", "reward_model", "longest sample"): (8192, R1),
     ("r1", "all_scenarios_rl", "temperature of rollouts"): (0.7, R1),
     ("r1", "all_scenarios_rl", "optimiser steps"): (400, R1),  # of 1,700, those with preferences
-    ("v3_post", "sft", "learning rate"): (5e-6, V3),
-    ("v3_post", "sft", "last learning rate"): (1e-6, V3),
-    ("v3_post", "sft", "epochs"): (2, V3),
+    ("v3_post", "general_sft", "learning rate"): (5e-6, V3),
+    ("v3_post", "general_sft", "last learning rate"): (1e-6, V3),
+    ("v3_post", "general_sft", "epochs"): (2, V3),
     ("distill", "student", "learning rate"): (8e-5, STUDENTS),  # of Qwen2.5-Math-7B
     ("distill", "student", "last learning rate"): (8e-6, STUDENTS),
     ("distill", "student", "epochs"): (2, STUDENTS),  # 2 to 3
@@ -74,7 +74,7 @@ RECIPES: dict[str, tuple[str, type[BaseRun]]] = {
     "rl": ("grpo", GrpoRun),
     "expert_sft": ("sft", SftRun),
     "expert_rl": ("grpo", GrpoRun),
-    "sft": ("sft", SftRun),
+    "general_sft": ("sft", SftRun),
     "generate": ("distill_generate", DistillRun),
     "student": ("sft", SftRun),
 }
@@ -92,7 +92,7 @@ OWN_FILES = {
         *JUDGE,
         "expert_sft.data.mixture.0.source=a.jsonl",
         "expert_sft.data.mixture.1.source=a.jsonl",
-        "sft.data.mixture.1.source=b.jsonl",
+        "general_sft.data.mixture.1.source=b.jsonl",
         "preferences.data.source=c.jsonl",
         "rl.data.source=d.jsonl",
     ],
@@ -175,7 +175,12 @@ def test_the_learning_rate_stays_as_it_is(pipeline: str, stage: str) -> None:
 
 
 def test_the_learning_rate_of_sft_falls_along_a_cosine() -> None:
-    for pipeline, stage in [("r1", "cold_start"), ("r1", "sft_again"), ("v3_post", "sft"), ("distill", "student")]:
+    for pipeline, stage in [
+        ("r1", "cold_start"),
+        ("r1", "sft_again"),
+        ("v3_post", "general_sft"),
+        ("distill", "student"),
+    ]:
         assert paper(pipeline, stage).sft.schedule.kind == "cosine"
 
 

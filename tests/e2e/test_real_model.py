@@ -52,7 +52,7 @@ pytestmark = [
 
 def test_text_is_cut_and_ended_as_the_model_has_learnt_it() -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    assert tokenizer.tokenize("a\n\n12  and 345") == ["a", "ĊĊ", "1", "2", "ĠĠ", "and", "Ġ", "3", "4", "5"]
+    assert tokenizer.tokenize("a\n\n12  and 345") == ["a", "ĊĊ", "1", "2", "Ġ", "Ġand", "Ġ", "3", "4", "5"]
     [end] = end_tokens(FOLDER)
     assert tokenizer.convert_ids_to_tokens(end) == tokenizer.eos_token == "<|im_end|>"
     asked = tokenizer.apply_chat_template(
@@ -65,8 +65,9 @@ def test_text_is_cut_and_ended_as_the_model_has_learnt_it() -> None:
 def test_vllm_says_what_transformers_says(tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text(json.dumps({"question": QUESTION, "answer": "Paris"}) + "\n")
     words = [f"suite={tmp_path / 'asked.jsonl'}", "sampling.temperature=0", "sampling.max_new_tokens=16"]
-    command = [sys.executable, "-m", "rlkit.cli.main", "eval", str(FOLDER), *words, f"output_dir={tmp_path / 'eval'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    code = "import sys; from rlkit.cli.main import main; main(sys.argv[1:])"
+    given = [str(FOLDER), *words, f"output_dir={tmp_path / 'eval'}"]
+    done = subprocess.run([sys.executable, "-c", code, "eval", *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     [line] = (tmp_path / "eval" / "completions" / "asked.jsonl").read_text().splitlines()
 

@@ -70,7 +70,7 @@ SMALL = [
     "data.train_size=40",
     "sft.batch_size=16",
 ]
-DEADLY = ["cold_start", "rejection_sampling", "reward_model", "all_scenarios_rl"]
+DEADLY = ["cold_start", "rejection_sampling", "all_scenarios_rl"]
 RM = ["reward_model", "reward_model"]
 
 

@@ -93,7 +93,9 @@ def check_memory(cfg: LearningRun, architecture: Architecture) -> None:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0).total_memory
         _refuse_bytes(cfg, f"a trainer rank ({keys}) needs", trainer.states, "its GPU", device)
-        _refuse_bytes(cfg, f"an engine ({sampler}) needs", engine, "its GPU", device)
+        if isinstance(cfg, TrainingRun):
+            sampler += f", engine.tensor_parallel={cfg.engine.tensor_parallel}"
+            _refuse_bytes(cfg, f"an engine ({sampler}) needs", engine // cfg.engine.tensor_parallel, "each GPU", device)
         if isinstance(cfg, OnPolicyDistillRun):
             each = _teacher_bytes(cfg) // cfg.teacher.tensor_parallel
             _refuse_bytes(cfg, f"the teacher (teacher.dtype={cfg.teacher.dtype}) needs", each, "its GPU", device)

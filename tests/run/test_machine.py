@@ -17,6 +17,7 @@ from rlkit.config.compose import load_config
 from rlkit.errors import UserError
 from rlkit.model.deepseek_architecture import DeepseekArchitecture
 from rlkit.plan import hardware
+from rlkit.plan.here import trainer_here
 from rlkit.run import machine
 from rlkit.run.machine import check_machine, check_memory
 
@@ -216,6 +217,24 @@ def test_a_rank_that_does_not_fit_into_its_gpu(free: int, what: str, monkeypatch
         return
     with pytest.raises(UserError, match=f"{what} .trainer.dtype=fp32, trainer.zero_stage=1. needs .* its GPU has"):
         check_memory(CONFIG, architecture)
+
+
+def test_workers_of_one_engine_share_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its optimiser on the CPU a rank needs half of what an engine does: 2 bytes of each parameter there, and 4 here."""
+    trainer = replace(CONFIG.trainer, offload="all", zero_stage=3, dtype="bf16")
+    cfg = replace(CONFIG, trainer=trainer)
+    architecture = DeepseekArchitecture(config=CONFIG.model.architecture)
+    states = trainer_here(cfg, architecture).states
+    weights = 4 * architecture.size().parameters
+    assert weights / 2 >= states, "else this tries nothing"
+    device = namedtuple("Device", ["total_memory"])(weights // 2 + 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: device)
+    with pytest.raises(
+        UserError, match=r"an engine \(engine.dtype=fp32, engine.tensor_parallel=1\) needs .* each GPU has"
+    ):
+        check_memory(cfg, architecture)
+    check_memory(replace(cfg, engine=replace(cfg.engine, tensor_parallel=2)), architecture)
 
 
 def test_a_share_of_the_gpu_is_no_number_of_gigabytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

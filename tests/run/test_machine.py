@@ -220,7 +220,7 @@ def test_a_rank_that_does_not_fit_into_its_gpu(free: int, what: str, monkeypatch
 
 
 def test_workers_of_one_engine_share_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its optimiser on the CPU a rank needs half of what an engine does: 2 bytes of each parameter there, and 4 here."""
+    """With its optimiser on the CPU a rank keeps 2 bytes of each parameter on the GPU, and an engine 4."""
     trainer = replace(CONFIG.trainer, offload="all", zero_stage=3, dtype="bf16")
     cfg = replace(CONFIG, trainer=trainer)
     architecture = DeepseekArchitecture(config=CONFIG.model.architecture)

@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     """"grpo", "few" (fewer samples than ranks, so that one has nothing to do but must not be waited for), "lora",
     "mtp" (SFT with multi-token prediction), "mtp few", "sft" (other samples, in FP8's widths)."""
     max_tokens: int
-    """80: several packs on every rank; 1000: one."""
+    """80: three packs, of which two ranks have two and one; 1000: one."""
     expert_parallel: int = 1
     offload: str = "none"
     recompute: bool = False

@@ -37,6 +37,7 @@ from recipes import distill_generate, grpo, on_policy_distill, sft
 from rlkit.config import SftRun
 from rlkit.config.compose import load_config
 from rlkit.data.rows import read_rows
+from rlkit.watch.metrics import EVAL, read_metrics
 
 CONSTANT = "{{lr: {lr}, warmup_steps: 4, kind: constant, final_ratio: 1.0}}"
 ROLLOUTS = 4
@@ -76,9 +77,7 @@ class Files:
 
 def accuracies(folder: Path) -> dict[str, float]:
     """Held-out accuracy of a run, by the names of its evaluations."""
-    file = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {line["name"]: line["accuracy"] for line in lines if line["stage"] == "eval"}
+    return {line["name"]: line["accuracy"] for line in read_metrics(folder) if line["stage"] == EVAL}
 
 
 def run(recipe: object, folder: Path, words: Sequence[str]) -> dict[str, float]:

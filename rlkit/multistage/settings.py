@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from rlkit.checks import suggestion
-from rlkit.config.compose import FILES, compose_dict, flat_keys
+from rlkit.config.compose import FILES, compose_dict
 from rlkit.errors import UserError
 from rlkit.multistage.stage import Links
 from rlkit.overrides import ConfigError, read_override
@@ -70,8 +70,6 @@ class PipelineConfig:
 @cache
 def has_key(recipe: str, word: str) -> bool:
     """Says whether a recipe has the group or key that a word sets; raises ConfigError where only its value is wrong."""
-    if read_override(word).key in _keys(recipe):
-        return True
     try:
         compose_dict(recipe, [word])
     except ConfigError as error:
@@ -79,13 +77,6 @@ def has_key(recipe: str, word: str) -> bool:
             return False
         raise
     return True
-
-
-@cache
-def _keys(recipe: str) -> frozenset[str]:
-    """Returns the keys that stand in a recipe's files, but no groups, whose choices have to be looked at."""
-    names = [name.split(".") for name, _ in flat_keys(compose_dict(recipe))]
-    return frozenset(".".join(parts[:length]) for parts in names for length in range(2, len(parts) + 1))
 
 
 def read_settings(name: str, argv: Sequence[str]) -> PipelineConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -37,6 +38,9 @@ settings.load_profile("suite")
 
 
 def pytest_configure() -> None:
+    # Hundreds of processes import the same files: whoever forbids compiled ones would have each compile them all again.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # The models of the tests are too small to share: with two threads most of the time goes into waiting.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')} {MARK}"  # a session inside a session has both marks
@@ -45,6 +49,12 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of tests and all libraries are loaded now, and stay: no later collection of garbage looks at them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

@@ -123,6 +123,7 @@ def exact_kl(student: DeepseekV3, teacher: DeepseekV3) -> float:
     return sum(found) / len(found)
 
 
+@pytest.mark.slow
 def test_a_real_student_comes_closer_to_its_teacher() -> None:
     """What the steps measure falls, and so does the exact divergence, which no step has looked at."""
     parts, teacher = student_and_teacher()

@@ -26,6 +26,7 @@ from tests.hf_reference import VOCAB, HfTrainer, make_model, save_checkpoint
 from tests.train.test_rounding import learner
 from tests.train.test_trainer import CFG
 
+pytestmark = pytest.mark.slow
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEQUENCES = gate_sequences(VOCAB, 8, 40, seed=1, prompts=[tuple(range(5, 20))])
 

@@ -100,6 +100,7 @@ def test_pins_are_within_the_ranges_of_the_package() -> None:
             assert need.specifier.contains(listed[canonicalize_name(need.name)]), f"{line} in {extra}.txt"
 
 
+@pytest.mark.slow
 def test_the_declared_dependencies_are_what_the_code_imports() -> None:
     extras = PROJECT["optional-dependencies"]
     declared = {Requirement(line).name for line in PROJECT["dependencies"] + extras["wandb"] + extras["cuda"]}

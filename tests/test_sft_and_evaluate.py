@@ -42,6 +42,7 @@ def test_demonstrations_are_learned() -> None:
     assert -learned.mean().item() == pytest.approx(losses[-1], abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_stage_that_continues_equals_one_that_was_not_interrupted() -> None:
     whole, halves = make_trainer("torch"), make_trainer("torch")
     list(finetune(whole, SHOWN, CFG, max_tokens=64, seed=3, start=0))

@@ -50,6 +50,7 @@ def run(folder: Path, *where: str) -> list[str]:
     return found[:-1]
 
 
+@pytest.mark.slow
 def test_few_calls_from_the_command_to_the_loss(tmp_path: Path) -> None:
     found = run(tmp_path, *LOCAL)
     assert len(found) <= MAX_HOPS, found

@@ -76,6 +76,7 @@ def test_this_machine_has_room_for_the_tiny_model(recipe: str, capsys: pytest.Ca
     assert ("decode" in out) == (recipe != "sft")
 
 
+@pytest.mark.slow
 def test_longer_contexts_are_planned_by_their_longest_stage(capsys: pytest.CaptureFixture[str]) -> None:
     """V3's last stage has samples of 131,072 tokens, a quarter as many as the stage before."""
     words = ["extend_context", "model=deepseek_v3_671b", "context=v3_128k", "hardware=h800", "gpus=2048"]

@@ -292,6 +292,7 @@ def test_settings_are_read_as_in_a_run(
     assert ["all", "1", "100.0%", "1.000", "0"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_module_of_the_current_folder_is_found_by_the_installed_command(tmp_path: Path) -> None:
     (tmp_path / "zero_or_one.py").write_text("def f(completion):\n    return float(bool(completion))\n")
     write(tmp_path / "rows.jsonl", [{"completion": "x"}])

@@ -43,6 +43,7 @@ def changed(values: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sft_then_grpo", "extend_context"])  # they have all keys of the other two
 def test_no_number_outside_its_bounds_passes(recipe: str) -> None:
     mixed = recipe == "sft_then_grpo"  # the other recipe refuses mixtures

@@ -17,6 +17,7 @@ def test_every_file_sets_every_key_and_no_other(path: Path) -> None:
     assert list(yaml.safe_load(path.read_text())) == [field.name for field in fields(DataConfig)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes"), [("chain_sum", (20_000, 256)), ("gsm8k", (7473, 1319))])
 def test_what_needs_no_network_reads_as_shipped(name: str, sizes: tuple[int, int]) -> None:
     [path] = [path for path in FILES if path.stem == name]

@@ -125,6 +125,7 @@ def test_each_answer_is_one_request_with_a_seed_of_its_own(tmp_path: Path) -> No
     assert set(seeds.values()) == {1} and max(seeds) < 2**31
 
 
+@pytest.mark.slow
 def test_a_flaky_server_loses_nothing_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the requests the first comes back with an error, a closed connection, half an answer, or none at all."""
     monkeypatch.setattr(module, "PAUSE_S", 0.0)

@@ -128,6 +128,7 @@ def test_a_checkpoint_without_the_copies_is_whole(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, states[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_checkpoint_holds_the_modules_under_their_published_names(dtype: str, tmp_path: Path) -> None:
     model = seeded(CONFIG)

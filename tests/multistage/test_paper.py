@@ -154,6 +154,7 @@ def ours(cfg: Any) -> dict[str, float]:
     return {"votes on a pair": cfg.reward.kwargs["votes"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "paper"])
 @pytest.mark.parametrize("pipeline", OWN_FILES)
 def test_the_settings_of_every_stage_are_in_order(pipeline: str, size: str) -> None:

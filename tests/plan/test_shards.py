@@ -55,6 +55,7 @@ def test_the_index_is_that_of_a_checkpoint_on_disk(config: DeepseekV3Config, dty
     assert {name: value for name, value in index.items() if name not in copies or name in found} == found
 
 
+@pytest.mark.slow
 def test_the_index_of_deepseek_v3() -> None:
     """91,991 is the number of tensors in model.safetensors.index.json of deepseek-ai/DeepSeek-V3."""
     index = published_index(V3)
@@ -143,6 +144,7 @@ def test_a_union_with_a_hole_or_a_double_is_refused() -> None:
         check_union([first, foreign], BASE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize(("layers", "stages"), [(4, 2), (5, 2), (9, 4), (61, 16)])
 def test_a_stage_holds_what_the_trainer_builds_there(layers: int, stages: int, ahead: int) -> None:

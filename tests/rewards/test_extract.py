@@ -249,6 +249,7 @@ def test_what_a_solution_boxes_last(text: str, boxed: str | None) -> None:
     assert span is None or boxed == "5" or text[slice(*span)].strip() == boxed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -125,6 +125,7 @@ def test_scripts_agree_with_those_of_the_regex_package() -> None:
     assert differ == DIFFER
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["word ", "\\[", "$", "```", "`", "<think>", "\\begin{", "<a", "\u4e2d\u6587", "a b c ", "\\a", "$$ "],

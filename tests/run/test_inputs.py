@@ -55,6 +55,7 @@ def test_the_same_files_go_on(cfg: GrpoRun) -> None:
     check_same(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "key"),
     [

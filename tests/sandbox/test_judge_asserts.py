@@ -107,6 +107,7 @@ def f(*a, **k):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_split", "num_whole", "tests", "right", "wrong"), ROWS, ids=[row[2] for row in ROWS])
 def test_each_form_of_test_passes_what_is_right_and_nothing_else(
     box: Sandbox, num_split: int, num_whole: int, tests: str, right: str, wrong: str
@@ -180,7 +181,7 @@ def test_a_test_with_helpers_of_its_own_does_not_use_the_candidates(box: Sandbox
     [
         ("return object()", "unsupported_value"),
         ("return bytearray(1 << 40)", "memory"),
-        ("while True: pass", "timeout"),
+        pytest.param("while True: pass", "timeout", marks=pytest.mark.slow),
         ("raise SystemExit(0)", "exited"),
         ("import os; os.abort()", "crashed"),
         ("print('x' * (4 << 20))", "output_limit"),
@@ -280,6 +281,7 @@ def test_the_tests_may_import_the_candidate() -> None:
     assert plan(["from solution import f\nfor n in [1]:\n    assert f(n) == n"], "f").cases
 
 
+@pytest.mark.slow
 def test_the_start_of_the_tester_is_not_on_the_candidates_time(monkeypatch: pytest.MonkeyPatch) -> None:
     start = Worker._greet
 

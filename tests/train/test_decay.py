@@ -66,6 +66,7 @@ def stepped(model: CausalLM, cfg: TrainerConfig, weight_decay: float, mtp: MtpTe
     return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimiser", CONFIGS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_step_decays_matrices_alone(kind: str, optimiser: str, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_tokens_without_enough_before_them_have_no_part_in_it() -> None:
         assert found is not None and found.item() == pytest.approx(sum(term.item() for term in terms) / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mtp", [SFT, RL], ids=["sft", "rl"])
 @pytest.mark.parametrize("max_tokens", [1, 20, 60])
 def test_splitting_into_packs_does_not_change_the_gradient(max_tokens: int, mtp: MtpTerm) -> None:

@@ -52,6 +52,7 @@ def token_by_token(trainer: ModelTrainer, batch: Batch) -> dict[str, float]:
     return {name: float(value) for name, value in sums.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregate", ["token", "sequence"])
 @pytest.mark.parametrize("max_tokens", [1, 40, 100_000])
 def test_the_numbers_of_a_step_are_those_of_its_tokens(max_tokens: int, aggregate: str) -> None:

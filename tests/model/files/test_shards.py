@@ -58,6 +58,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
     assert torch.equal(DeepseekV3.from_checkpoint(tmp_path / "model").lm_head.weight, old.lm_head.weight)
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path: Path) -> None:
     """SIGKILL leaves the old folder and a hidden half-written one."""
     old = seeded(seed=1)

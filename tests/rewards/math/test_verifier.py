@@ -19,7 +19,11 @@ from rewards.math import MathVerifier, gold_text, verify
 
 HERE = Path(__file__).resolve()
 CASES = [json.loads(line) for line in (HERE.parent / "cases.jsonl").read_text().splitlines()]
-THEMES = sorted({case["theme"] for case in CASES})
+SLOW = ("chains with sums and integrals", "safety", "values beyond floats")
+THEMES = [
+    pytest.param(theme, marks=pytest.mark.slow) if theme in SLOW else theme
+    for theme in sorted({case["theme"] for case in CASES})
+]
 SHARED = HERE.parents[4] / "shared" / "data"
 GSM8K = HERE.parents[3] / "rlkit" / "data" / "gsm8k"
 
@@ -138,7 +142,10 @@ def test_every_math_train_solution_verifies_and_no_other_does(verifier: MathVeri
         ("7", r"\boxed{}", 0.0, "no_answer", "", "boxed"),
         ("7", r"\boxed{7)}", 0.0, "unparsable", "7)", "boxed"),
         ("7", r"#### 9^{9^{9^9}}", 0.0, "guard", "9^{9^{9^9}}", "hashes"),
-        ("7", r"\boxed{\int_0^\infty \frac{\sin^9 x^7}{x^{11}+e^x}\,dx}", 0.0, "timeout", None, "boxed"),
+        pytest.param(
+            *("7", r"\boxed{\int_0^\infty \frac{\sin^9 x^7}{x^{11}+e^x}\,dx}", 0.0, "timeout", None, "boxed"),
+            marks=pytest.mark.slow,
+        ),
         (r"\frac{7}{0}", r"\boxed{7}", None, "gold_unparsable", "7", "boxed"),
         (None, r"\boxed{7}", None, "gold_unparsable", "7", "boxed"),
         ("", "7", None, "gold_unparsable", "", ""),

@@ -109,6 +109,7 @@ def leftover_processes() -> dict[int, str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.unfreeze()
     deadline = time.monotonic() + GRACE_SECONDS
     while (left := leftover_processes()) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors.torch import load_file
 from torch import Tensor
+
+from rlkit.cluster.reaper import reaped
+from rlkit.cluster.start import on_ray
+from rlkit.config import GrpoRun
+from rlkit.config.compose import load_config
 
 TINY = [
     "data.train_size=200",
@@ -78,6 +88,26 @@ def finish(recipe: str, *overrides: str, env: dict[str, str] | None = None, cwd:
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
     return printed
+
+
+def finish_here(recipe: str, *overrides: str, code: int = 0) -> str:
+    """The same in this process, which has loaded the libraries once for all runs; `code` is that of its end."""
+    printed, ended = io.StringIO(), 0
+    with redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            import_module(f"recipes.{recipe}").main([*overrides])
+        except SystemExit as end:
+            ended = end.code
+    assert ended == code, printed.getvalue()
+    return printed.getvalue()
+
+
+@contextmanager
+def one_ray() -> Iterator[None]:
+    """A Ray for all runs of the block in this process, each of which would start one and end it again."""
+    words = ["trainer.num_ranks=4", "engine.num_engines=2"]
+    with TemporaryDirectory() as no_weights, reaped(), on_ray(load_config("grpo", GrpoRun, words), Path(no_weights)):
+        yield
 
 
 def final_weights(folder: Path, model: str = "model") -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from rlkit.config import SftThenGrpoRun
 from rlkit.config.compose import load_config
 from rlkit.run.folder import newest_checkpoint
 from rlkit.watch import read_metrics
-from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY, finish
+from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY, finish_here, one_ray
 from tests.hf_folders import make, save
 
 pytestmark = pytest.mark.slow
@@ -106,18 +107,24 @@ def test_adapters_on_our_own_model(tmp_path: Path) -> None:
     assert close(logprobs(adapted), merged) <= 1e-5 < 1e-3 < close(before, merged)
 
 
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with one_ray():
+        yield
+
+
 @pytest.mark.parametrize("served", ["merged", "adapter"])
-def test_qwen2_with_adapters_on_ray_vllm_and_deepspeed(tmp_path: Path, served: str) -> None:
+def test_qwen2_with_adapters_on_ray_vllm_and_deepspeed(tmp_path: Path, served: str, ray: None) -> None:
     """Served as an adapter by two engines, which get it again when the run is opened once more."""
     save(make("qwen2"), tmp_path / "base")
     engines = f"engine.num_engines={2 if served == 'adapter' else 1}"
     lora = f"trainer.lora={{rank: 4, alpha: 8, served: {served}}}"
     given = overrides(tmp_path, lora, "cluster=ray", "engine=vllm", engines, "trainer=deepspeed")
-    printed = finish("sft_then_grpo", *given)
+    printed = finish_here("sft_then_grpo", *given)
     assert printed.count("parity: engine and trainer agree within") == 2
     steps = [line for line in read_metrics(tmp_path / "run") if line["stage"] == "grpo"]
     assert len(steps) == 2 and all(0 < line["parity"] <= 1e-4 for line in steps)
     assert "LoRA" not in printed and (tmp_path / "run" / "model" / "adapter").is_dir()
     if served == "adapter":
-        again = finish("sft_then_grpo", *given)
+        again = finish_here("sft_then_grpo", *given)
         assert "this run is complete" in again and "parity: engine and trainer agree within" in again

@@ -21,7 +21,7 @@ from torch import equal
 from recipes import grpo, sft
 from rewards.judge.rubric import ask
 from rewards.judge.verdict import score
-from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, final_weights, finish
+from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, TINY, final_weights, finish_here
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +110,7 @@ def test_the_policy_judges_itself_with_the_weights_that_sampled(rows: Path, mode
 
 def test_the_policy_judges_itself_on_ray_with_vllm(rows: Path, model: Path, tmp_path: Path) -> None:
     words = [f"data={rows}/sums.jsonl", f"model.path={model}", f"output_dir={tmp_path}/run"]
-    finish("grpo", *SMALL, *words, *JUDGED, *itself(rows))
+    finish_here("grpo", *SMALL, *words, *JUDGED, *itself(rows))
     assert [line["log/judge_version"] for line in check_learned(tmp_path / "run", model)] == [0, 1]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.e2e.runs import ALL_CORES, GRPO_ONLY, SPREAD_REWARD, final_weights, finish, start
+from tests.e2e.runs import ALL_CORES, GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, start
 
 # A group is judged while others are sampled or wait for their verdict: a kill from there is in the middle of a step.
 KILLING_REWARD = (
@@ -60,7 +60,7 @@ def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tm
     common = [*GRPO_ONLY, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", *place]
     common += ["data.eval_size=4", "trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", *ALL_CORES]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish("grpo", *common, f"output_dir={whole}")
+    finish_here("grpo", *common, f"output_dir={whole}")
 
     # A call is a group: 4 in each evaluation, of which one comes before; 4 in each step. So call 14 is inside step 3.
     mark = f"RLKIT_TEST_RUN={tmp_path}"
@@ -76,7 +76,7 @@ def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tm
         process.stdout.close()
     assert not (killed / "model").exists()
 
-    printed = finish("grpo", *common, f"output_dir={killed}", "resume=auto")
+    printed = finish_here("grpo", *common, f"output_dir={killed}", "resume=auto")
     assert "resuming after grpo step 2" in printed
     expected, found = final_weights(whole), final_weights(killed)
     assert expected.keys() == found.keys()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from recipes import grpo
-from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish
+from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, one_ray
 
 # Experts on two ranks and nothing else: below, and with vLLM in `test_kill.py`.
 LAYOUTS = {
@@ -21,6 +22,12 @@ LAYOUTS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with one_ray():
+        yield
+
+
 @pytest.mark.slow
 def test_a_recipe_ends_with_the_same_model(tmp_path: Path) -> None:
     """On Ray with vLLM, compared on the exported model, its routers' biases bit for bit."""
@@ -30,13 +37,13 @@ def test_a_recipe_ends_with_the_same_model(tmp_path: Path) -> None:
     common += ["trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", "trainer.weight_decay=0.1"]
     layers = "model.architecture.num_hidden_layers="
     common = [f"{layers}4" if word.startswith(layers) else word for word in common]  # two for each stage of a pipeline
-    finish("grpo", *common, f"output_dir={tmp_path}/alone")
+    finish_here("grpo", *common, f"output_dir={tmp_path}/alone")
     alone = final_weights(tmp_path / "alone")
     start = final_weights(tmp_path / "alone", "initial")
     assert any((alone[name] - start[name]).norm() > 1e-3 * start[name].norm() for name in start)
     for name, layout in LAYOUTS.items():
         folder = tmp_path / name.replace(" ", "-")
-        printed = finish("grpo", *common, *layout, f"output_dir={folder}")
+        printed = finish_here("grpo", *common, *layout, f"output_dir={folder}")
         assert printed.count("engine and trainer agree within") >= 1
         found = final_weights(folder)
         assert found.keys() == alone.keys()
@@ -57,11 +64,11 @@ def test_a_run_goes_on_in_another_layout(tmp_path: Path) -> None:
     common += ["trainer.bias_update_speed=0.001", "checkpoint.every=2", "checkpoint.keep=2"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     grpo.main([*common, "cluster=local", f"output_dir={whole}"])
-    finish("grpo", *common, "trainer.num_ranks=2", "trainer.expert_parallel=2", f"output_dir={moved}")
+    finish_here("grpo", *common, "trainer.num_ranks=2", "trainer.expert_parallel=2", f"output_dir={moved}")
     # As if it had ended after the second step.
     shutil.rmtree(moved / "checkpoints" / "grpo-000003")
     shutil.rmtree(moved / "model")
-    printed = finish("grpo", *common, f"output_dir={moved}")
+    printed = finish_here("grpo", *common, f"output_dir={moved}")
     assert "resuming after grpo step 2" in printed
     expected, found = final_weights(whole), final_weights(moved)
     for key, tensor in expected.items():

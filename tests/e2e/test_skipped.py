@@ -14,7 +14,7 @@ from rlkit.config.compose import load_config
 from rlkit.data.prompts import prompts_for_step
 from rlkit.run.plan import show
 from rlkit.train.skipped import read_batch
-from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights, finish, start
+from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights, finish_here, start
 from tests.e2e.test_kill import steps
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def test_once_it_is_skipped_and_written(place: list[str], tmp_path: Path) -> Non
     run = words(tmp_path, *place)
     bad = prompts(run, 2)
     out = tmp_path / "out"
-    printed = finish("grpo", *run, settings(bad=bad[:1]), "algo.steps=3", f"output_dir={out}")
+    printed = finish_here("grpo", *run, settings(bad=bad[:1]), "algo.steps=3", f"output_dir={out}")
     file = out / "skipped" / "000002.safetensors"
     assert "warning: the loss of update 2 is nan, so it was skipped (1 in a row; the run ends after mor" in printed
     assert f"the batch is in {file}: if it happens again, look at it" in printed
@@ -86,9 +86,8 @@ def test_always_it_ends_the_run_with_the_name_of_the_file(tmp_path: Path) -> Non
     run = words(tmp_path, *LOCAL)
     out = tmp_path / "out"
     every = settings(bad=prompts(run, 1, 2, 3, 4))
-    process = start("grpo", *run, every, "trainer.max_skipped=1", f"output_dir={out}")
-    printed, _ = process.communicate()
-    assert process.returncode == 1 and "Traceback" not in printed
+    printed = finish_here("grpo", *run, every, "trainer.max_skipped=1", f"output_dir={out}", code=1)
+    assert "Traceback" not in printed
     assert (
         "error: the loss of update 2 is nan, and those before it were skipped too: trainer.max_skipped=1; " in printed
     )
@@ -107,12 +106,11 @@ def test_killed_and_resumed_it_counts_on(tmp_path: Path) -> None:
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         if name == "ends":
-            process = start("grpo", *run_it, f"output_dir={killed}")
-            printed, _ = process.communicate()
-            assert process.returncode == 1 and "error: the loss of update 4 is nan, and those before it" in printed
+            printed = finish_here("grpo", *run_it, f"output_dir={killed}", code=1)
+            assert "error: the loss of update 4 is nan, and those before it" in printed
             continue
-        finish("grpo", *run_it, f"output_dir={whole}")
-        assert "resuming after grpo step 3" in finish("grpo", *run_it, f"output_dir={killed}")
+        finish_here("grpo", *run_it, f"output_dir={whole}")
+        assert "resuming after grpo step 3" in finish_here("grpo", *run_it, f"output_dir={killed}")
         expected, found = final_weights(whole), final_weights(killed)
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
         assert steps(killed) == steps(whole) and skipped(whole) == [0, 1, 1, 0]

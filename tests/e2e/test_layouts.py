@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import grpo
 from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, one_ray
 
-# Experts on two ranks and nothing else: below, and with vLLM in `test_kill.py`.
+# Experts on two ranks and nothing else, with vLLM: in `test_kill.py`.
 LAYOUTS = {
     "everything at once": [
         *("trainer.num_ranks=4", "trainer.expert_parallel=2", "trainer.zero_stage=3", "trainer.offload=all"),
@@ -30,14 +29,19 @@ def ray() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_recipe_ends_with_the_same_model(tmp_path: Path) -> None:
-    """On Ray with vLLM, compared on the exported model, its routers' biases bit for bit."""
+    """On Ray, compared on the exported model with one rank in this process, its routers' biases bit for bit."""
     plugin = tmp_path / "plugin.py"
     plugin.write_text(SPREAD_REWARD)
     common = [*GRPO_ONLY, f"reward={plugin}:spread", "algo.steps=2", "data.eval_size=4", "checkpoint.every=0"]
-    common += ["trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", "trainer.weight_decay=0.1"]
+    common += [
+        "engine=torch",
+        "trainer.bias_update_speed=0.001",
+        "trainer.balance_coef=1e-4",
+        "trainer.weight_decay=0.1",
+    ]
     layers = "model.architecture.num_hidden_layers="
     common = [f"{layers}4" if word.startswith(layers) else word for word in common]  # two for each stage of a pipeline
-    finish_here("grpo", *common, f"output_dir={tmp_path}/alone")
+    finish_here("grpo", *common, "cluster=local", f"output_dir={tmp_path}/alone")
     alone = final_weights(tmp_path / "alone")
     start = final_weights(tmp_path / "alone", "initial")
     assert any((alone[name] - start[name]).norm() > 1e-3 * start[name].norm() for name in start)
@@ -63,7 +67,7 @@ def test_a_run_goes_on_in_another_layout(tmp_path: Path) -> None:
     common = [*GRPO_ONLY, f"reward={plugin}:spread", "algo.steps=3", "data.eval_size=4", "engine=torch"]
     common += ["trainer.bias_update_speed=0.001", "checkpoint.every=2", "checkpoint.keep=2"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    grpo.main([*common, "cluster=local", f"output_dir={whole}"])
+    finish_here("grpo", *common, "cluster=local", f"output_dir={whole}")
     finish_here("grpo", *common, "trainer.num_ranks=2", "trainer.expert_parallel=2", f"output_dir={moved}")
     # As if it had ended after the second step.
     shutil.rmtree(moved / "checkpoints" / "grpo-000003")

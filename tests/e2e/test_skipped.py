@@ -62,7 +62,10 @@ def skipped(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     "place",
-    [LOCAL, ["cluster=ray", "trainer.num_ranks=2", "trainer.expert_parallel=2", "trainer.optimizer=muon"]],
+    [
+        LOCAL,
+        ["cluster=ray", "engine=torch", "trainer.num_ranks=2", "trainer.expert_parallel=2", "trainer.optimizer=muon"],
+    ],
     ids=["local", "ray, muon"],
 )
 def test_once_it_is_skipped_and_written(place: list[str], tmp_path: Path) -> None:

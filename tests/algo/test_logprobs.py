@@ -68,10 +68,13 @@ def peak_bytes(num_tokens: int, max_logits: int) -> int:
 
 @pytest.mark.slow
 def test_chunks_need_an_eighth_of_the_memory_at_the_size_of_v3() -> None:
-    """4,096 tokens; without chunks they would take 10 GB here, so that peak is taken from 128 and 256 tokens."""
+    """4,096 tokens; without chunks they would take 10 GB here, so both peaks are on the line through those of fewer."""
     peak_bytes(16, 2**24)  # what the first call allocates for good
-    one, two = peak_bytes(128, 2**62), peak_bytes(256, 2**62)
-    whole = one + (two - one) * (4096 - 128) / 128
-    chunked = peak_bytes(4096, MAX_LOGITS)
+
+    def peak(few: int, max_logits: int) -> float:
+        one, two = peak_bytes(few, max_logits), peak_bytes(2 * few, max_logits)
+        return one + (two - one) * (4096 - few) / few
+
+    whole, chunked = peak(128, 2**62), peak(512, MAX_LOGITS)
     print(f"{chunked / 2**20:.0f} MiB in chunks, {whole / 2**20:.0f} MiB without: {chunked / whole:.3f}")
     assert chunked < whole / 8

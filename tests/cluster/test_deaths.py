@@ -125,7 +125,6 @@ def test_what_a_living_part_raises_is_left_as_it_is(new: Callable[..., Any]) -> 
 @pytest.mark.parametrize(
     ("victim", "name", "engine"),
     [
-        ("ray::EngineActor", r"engine 1 of 1, process \d+ on \S+ has died", ["engine=torch"]),
         ("ray::TrainerActor", r"trainer rank 0 of 1, process \d+ on \S+ has died", ["engine=torch"]),
         (
             "VLLM::Worker_TP1",
@@ -133,7 +132,7 @@ def test_what_a_living_part_raises_is_left_as_it_is(new: Callable[..., Any]) -> 
             ["engine=vllm", "engine.tensor_parallel=2", "model.architecture.moe_intermediate_size=64"],
         ),
     ],
-    ids=["engine", "rank", "worker of an engine"],
+    ids=["rank", "worker of an engine"],
 )
 def test_a_run_says_what_is_kept_and_goes_on(victim: str, name: str, engine: list[str], tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(SPREAD_REWARD)

@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> None:
     """Runs FOLDER/whole to its end, and FOLDER/killed to a random place in each of the stages and then to its end."""
     pipeline, folder, stages, *words = argv
     run = import_module(f"recipes.{pipeline}").main
-    run([*words, "--cfg", "job"])  # what is read of settings is kept for all lives
+    run([*words, "--cfg", "job"])  # what is read of settings is kept for all lives, and so are the libraries
+    for library in ("reasoning_gym", "torch._dynamo", "transformers.models.auto.modeling_auto", "peft"):
+        import_module(library)
     events = Path(folder) / "events"
     whole, killed = (f"output_dir={folder}/{name}" for name in ("whole", "killed"))
     assert live(run, [*words, whole], lambda stage: append(events, stage)) == 0

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipes import distill_generate, sft
-from tests.e2e.runs import LOCAL, TINY, finish_here, start
+from tests.e2e.runs import LOCAL, TINY, finish_here, killed_by
 
 # About two answers of three are right, by their bytes alone: a teacher that learned nothing has a dataset as well.
 REWARD = """
@@ -72,9 +72,7 @@ def test_killed_jobs_end_with_the_bytes_of_one_that_nobody_killed(teacher: Path,
     there = []
     # A call has 32 answers. The first kill comes behind the first call; the next counts anew, what is judged again too.
     for call in (45, 90):
-        process = start("distill_generate", *command, env={"DIE_AT_CALL": str(call)})
-        output, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, output
+        assert killed_by("distill_generate", *command, env={"DIE_AT_CALL": str(call)}) == -signal.SIGKILL
         there.append(count_answers(killed))
         assert not (killed / "dataset").exists()
     assert 32 <= there[0] <= there[1] < 160

@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.e2e.runs import ALL_CORES, GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, start
+from tests.e2e.runs import ALL_CORES, GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, one_ray, start
 
 # A group is judged while others are sampled or wait for their verdict: a kill from there is in the middle of a step.
 KILLING_REWARD = (
@@ -42,6 +43,13 @@ def processes_of(mark: str) -> list[str]:
             except OSError:
                 continue  # it ended meanwhile
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    """For the two lives that nobody ends; the other one starts its own."""
+    with one_ray():
+        yield
 
 
 @pytest.mark.slow

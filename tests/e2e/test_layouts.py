@@ -17,7 +17,7 @@ LAYOUTS = {
         *("trainer.num_ranks=4", "trainer.expert_parallel=2", "trainer.zero_stage=3", "trainer.offload=all"),
         "trainer.recompute=true",
     ],
-    "layers and experts on four ranks": ["trainer.num_ranks=4", "trainer.pipeline=2", "trainer.expert_parallel=2"],
+    "two stages of layers": ["trainer.num_ranks=2", "trainer.pipeline=2"],
 }
 
 

@@ -14,8 +14,8 @@ import torch
 from recipes import on_policy_distill, sft
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config, to_yaml
-from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, one_ray, start
-from tests.e2e.test_kill import KILLING_REWARD, processes_of, steps
+from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, killed_by, one_ray
+from tests.e2e.test_kill import KILLING_REWARD, steps
 
 SHARED = [word for word in TINY if not word.startswith(("algo.", "sft.", "model."))]
 SHORT = ["on_policy.sampling.max_new_tokens=16", "on_policy.prompts_per_step=4", "on_policy.samples=4"]
@@ -59,12 +59,10 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path) -> None:
     """A call of the reward is a group, of 4 before the first step and 4 in each: call 14 is inside step 3."""
     own = [*LOCAL, f"reward={folder}/plugin.py:deadly", "reward.workers=1", "evaluation.every=2"]
     finish_here("on_policy_distill", *words(folder, "whole", *own))
-    mark = f"RLKIT_TEST_RUN={folder}"
     killed = words(folder, "killed", *own)
-    process = start("on_policy_distill", *killed, env={"DIE_AT_CALL": "18", "RLKIT_TEST_RUN": str(folder)})
-    printed, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, printed
-    assert not (folder / "killed" / "model").exists() and not processes_of(mark)
+    dies = {"DIE_AT_CALL": "18"}
+    assert killed_by("on_policy_distill", *killed, env=dies) == -signal.SIGKILL
+    assert not (folder / "killed" / "model").exists()
     assert "resuming after on_policy step 2" in finish_here("on_policy_distill", *killed)
     same_bits(folder / "whole", folder / "killed")
     recorded = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]

@@ -17,7 +17,7 @@ import torch
 import rewards
 from recipes import distill, v3_post
 from rewards import Sample
-from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, start
+from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, killed_by
 from tests.e2e.test_kill import KILLING_REWARD
 
 pytestmark = pytest.mark.slow
@@ -33,9 +33,7 @@ def test_r1_zero_killed_in_its_second_stage_ends_as_if_nobody_had(tmp_path: Path
     assert "stage 1/2 base: sft in" in printed and "stage 2/2 rl: grpo in" in printed
 
     # A call is a group: 4 in the evaluation before, 4 in each step. So call 14 is inside step 3.
-    process = start("r1_zero", *words, f"output_dir={killed}", env={"DIE_AT_CALL": "14"})
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert killed_by("r1_zero", *words, f"output_dir={killed}", env={"DIE_AT_CALL": "14"}) == -signal.SIGKILL
     assert (killed / "1-base" / "stage.json").exists() and not (killed / "2-rl" / "stage.json").exists()
     base = (killed / "1-base" / "model" / "model.safetensors").stat().st_mtime_ns
 

@@ -14,7 +14,7 @@ from rlkit.config.compose import load_config
 from rlkit.data.prompts import prompts_for_step
 from rlkit.run.plan import show
 from rlkit.train.skipped import read_batch
-from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights, finish_here, start
+from tests.e2e.runs import GRPO_ONLY, LOCAL, SPREAD_REWARD, final_weights, finish_here, killed_by
 from tests.e2e.test_kill import steps
 
 pytestmark = pytest.mark.slow
@@ -105,9 +105,7 @@ def test_killed_and_resumed_it_counts_on(tmp_path: Path) -> None:
     for name, bad in (("goes on", prompts(run, 2, 3)), ("ends", prompts(run, 2, 3, 4))):
         whole, killed = tmp_path / name / "whole", tmp_path / name / "killed"
         run_it = [*run, settings(bad=bad, deadly=prompts(run, 4))]
-        process = start("grpo", *run_it, f"output_dir={killed}", env=dies)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert killed_by("grpo", *run_it, f"output_dir={killed}", env=dies) == -signal.SIGKILL
         if name == "ends":
             printed = finish_here("grpo", *run_it, f"output_dir={killed}", code=1)
             assert "error: the loss of update 4 is nan, and those before it" in printed

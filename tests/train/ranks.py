@@ -78,7 +78,8 @@ def one_rank(index: int, function: Callable[[Rank], Any], folder: Path, number: 
 
 def main(program: str, folder: Path, launches: list[str]) -> None:
     module = import_module(program)
-    import_module("torch._dynamo")  # DeepSpeed's engine would load it in every rank
+    for library in ("torch._dynamo", "peft"):  # which DeepSpeed's engine and adapters would load in every rank
+        import_module(library)
     for launch in launches:
         function, _, number = launch.partition(":")
         given = (getattr(module, function), folder, int(number), seen_by_rank_0(folder, launch))

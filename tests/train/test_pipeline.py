@@ -54,7 +54,7 @@ class Case(NamedTuple):
         """One for every step: packs of other lengths in each, once fewer samples than pipelines."""
         if isinstance(self.loss, SftLoss):
             return [demonstrations(seed) for seed in range(NUM_STEPS)]
-        found = [rollouts(seed, max_tokens=max_tokens)[0] for seed, max_tokens in enumerate((40, 25, 64, 1000, 40))]
+        found = [rollouts(seed, max_tokens=max_tokens)[0] for seed, max_tokens in enumerate((80, 40, 64, 1000, 80))]
         if isinstance(self.loss, ReverseKlLoss):
             return [replace(batch, packs=tuple(map(taught, batch.packs))) for batch in found]
         pack = found[1].packs[0]

@@ -116,6 +116,8 @@ def _init_ray(cfg: BaseRun, weight_bytes: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray runs its workers at niceness 15: beside any other busy program the run would all but stand still.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Nor does a run use the workers that Ray would start in advance, one for each core: every actor starts its own.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Its news that the new cluster wants a token, which nobody who runs a recipe has to do anything about.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Ray puts the driver's current folder in front of every worker's search path, and a tokenizers.py there would be

@@ -113,18 +113,15 @@ def ray() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("served", ["merged", "adapter"])
-def test_qwen2_with_adapters_on_ray_vllm_and_deepspeed(tmp_path: Path, served: str, ray: None) -> None:
-    """Served as an adapter by two engines, which get it again when the run is opened once more."""
+def test_qwen2_with_adapters_on_ray_vllm_and_deepspeed(tmp_path: Path, ray: None) -> None:
+    """Served as an adapter by the engine, which gets it again when the run is opened once more."""
     save(make("qwen2"), tmp_path / "base")
-    engines = f"engine.num_engines={2 if served == 'adapter' else 1}"
-    lora = f"trainer.lora={{rank: 4, alpha: 8, served: {served}}}"
-    given = overrides(tmp_path, lora, "cluster=ray", "engine=vllm", engines, "trainer=deepspeed")
+    lora = "trainer.lora={rank: 4, alpha: 8, served: adapter}"
+    given = overrides(tmp_path, lora, "cluster=ray", "engine=vllm", "trainer=deepspeed")
     printed = finish_here("sft_then_grpo", *given)
     assert printed.count("parity: engine and trainer agree within") == 2
     steps = [line for line in read_metrics(tmp_path / "run") if line["stage"] == "grpo"]
     assert len(steps) == 2 and all(0 < line["parity"] <= 1e-4 for line in steps)
     assert "LoRA" not in printed and (tmp_path / "run" / "model" / "adapter").is_dir()
-    if served == "adapter":
-        again = finish_here("sft_then_grpo", *given)
-        assert "this run is complete" in again and "parity: engine and trainer agree within" in again
+    again = finish_here("sft_then_grpo", *given)
+    assert "this run is complete" in again and "parity: engine and trainer agree within" in again

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.e2e.runs import ALL_CORES, GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, one_ray, start
+from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, one_ray, start
 
 # A group is judged while others are sampled or wait for their verdict: a kill from there is in the middle of a step.
 KILLING_REWARD = (
@@ -66,7 +66,7 @@ def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tm
     plugin = tmp_path / "plugin.py"
     plugin.write_text(KILLING_REWARD)
     common = [*GRPO_ONLY, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", *place]
-    common += ["data.eval_size=4", "trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", *ALL_CORES]
+    common += ["data.eval_size=4", "trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish_here("grpo", *common, f"output_dir={whole}")
 

@@ -106,8 +106,8 @@ LAYOUTS = {
     "two pipelines": Ranks(4, 2, 1),
 }
 TRIED = [(layout, case) for layout in LAYOUTS for case in ("grpo", "sft", "mtp")
-         if case == "grpo" or layout in list(LAYOUTS)[:2]]  # fmt: skip
-TRIED.append(("two stages of experts", "taught"))
+         if case == "grpo" or layout == "two stages"]  # fmt: skip
+TRIED += [("two stages of experts", "mtp"), ("two stages of experts", "taught")]
 Seen = dict[str, Any]
 
 

@@ -32,8 +32,8 @@ from rlkit.engine.vllm.fp8 import allow_fp8
 
 _ONLY_WHILE_STARTING = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "PYTHONWARNINGS", "TORCHDYNAMO_DISABLE")
 """Variables of the environment that are set while an engine starts, and then put back."""
-_NO_NEWS = "`torch.distributed.reduce_op` is deprecated"
-"""How a FutureWarning begins that vLLM's own code causes."""
+_NO_NEWS = "`torch.distributed."
+"""How the FutureWarnings begin that vLLM's own calls cause; some CPUs make calls that others do not."""
 
 
 def import_vllm() -> ModuleType:

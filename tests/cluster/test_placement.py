@@ -36,7 +36,7 @@ class Witness:
 @pytest.fixture(scope="module")
 def machines() -> Iterator[None]:
     """Two machines with three GPUs each, which nobody looks for."""
-    shape: dict[str, Any] = {"num_cpus": 4, "num_gpus": 3, "object_store_memory": STORE_BYTES}
+    shape: dict[str, Any] = {"num_cpus": 8, "num_gpus": 3, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=shape)
     try:
         cluster.add_node(**shape)

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
@@ -104,17 +103,10 @@ def finish_here(recipe: str, *overrides: str, code: int = 0) -> str:
 
 
 def killed_by(recipe: str, *overrides: str, env: dict[str, str]) -> int:
-    """Run a recipe in a fork of this process, which has the libraries; return the signal of its end, negative."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        os.environ.update(env)
-        finish_here(recipe, *overrides)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)  # nobody has killed it
+    """Run a recipe in a process of its own and return how it ended: the signal, negative."""
+    process = start(recipe, *overrides, env=env)
+    process.communicate()
+    return process.returncode
 
 
 @contextmanager

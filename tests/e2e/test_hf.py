@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from rlkit.config import SftThenGrpoRun
 from rlkit.config.compose import load_config
 from rlkit.run.folder import newest_checkpoint
 from rlkit.watch import read_metrics
-from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY, finish_here, one_ray
+from tests.e2e.runs import LOCAL, SPREAD_REWARD, TINY, finish_here
 from tests.hf_folders import make, save
 
 pytestmark = pytest.mark.slow
@@ -105,12 +104,6 @@ def test_adapters_on_our_own_model(tmp_path: Path) -> None:
     before = logprobs(base)
     adapted = PeftModel.from_pretrained(base, run / "model" / "adapter").eval()
     assert close(logprobs(adapted), merged) <= 1e-5 < 1e-3 < close(before, merged)
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with one_ray():
-        yield
 
 
 def test_qwen2_with_adapters_on_ray_vllm_and_deepspeed(tmp_path: Path, ray: None) -> None:

@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, one_ray, start
+from tests.e2e.runs import ALL_CORES, GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, start
 
 # A group is judged while others are sampled or wait for their verdict: a kill from there is in the middle of a step.
 KILLING_REWARD = (
@@ -45,14 +44,8 @@ def processes_of(mark: str) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    """For the two lives that nobody ends; the other one starts its own."""
-    with one_ray():
-        yield
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")  # for the two lives that nobody ends; the other one starts its own
 @pytest.mark.parametrize(
     ("place", "call"),
     [
@@ -66,7 +59,7 @@ def test_killed_and_resumed_equals_uninterrupted(place: list[str], call: int, tm
     plugin = tmp_path / "plugin.py"
     plugin.write_text(KILLING_REWARD)
     common = [*GRPO_ONLY, f"reward={plugin}:deadly", "reward.workers=1", "checkpoint.every=1", *place]
-    common += ["data.eval_size=4", "trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4"]
+    common += ["data.eval_size=4", "trainer.bias_update_speed=0.001", "trainer.balance_coef=1e-4", *ALL_CORES]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish_here("grpo", *common, f"output_dir={whole}")
 

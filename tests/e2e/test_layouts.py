@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here, one_ray
+from tests.e2e.runs import GRPO_ONLY, SPREAD_REWARD, final_weights, finish_here
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray")]
 # Experts on two ranks and nothing else, with vLLM: in `test_kill.py`.
 LAYOUTS = {
     "everything at once": [
@@ -21,13 +21,6 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    with one_ray():
-        yield
-
-
-@pytest.mark.slow
 def test_a_recipe_ends_with_the_same_model(tmp_path: Path) -> None:
     """On Ray, compared on the exported model with one rank in this process, its routers' biases bit for bit."""
     plugin = tmp_path / "plugin.py"
@@ -59,7 +52,6 @@ def test_a_recipe_ends_with_the_same_model(tmp_path: Path) -> None:
                 assert error <= 1e-5, f"{name}: {key} differs by {error:.1e}"
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_in_another_layout(tmp_path: Path) -> None:
     """Two steps with experts on two ranks, the third on one rank: the model of three steps on one rank."""
     plugin = tmp_path / "plugin.py"

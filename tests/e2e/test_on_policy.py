@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,15 @@ import torch
 from recipes import on_policy_distill, sft
 from rlkit.config import GrpoRun
 from rlkit.config.compose import load_config, to_yaml
-from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, killed_by, one_ray
-from tests.e2e.test_kill import KILLING_REWARD, steps
+from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, killed_by
+from tests.e2e.test_kill import KILLING_REWARD, processes_of, steps
 
 SHARED = [word for word in TINY if not word.startswith(("algo.", "sft.", "model."))]
 SHORT = ["on_policy.sampling.max_new_tokens=16", "on_policy.prompts_per_step=4", "on_policy.samples=4"]
 SHORT += ["evaluation.sampling.max_new_tokens=16", "data.eval_size=4", "checkpoint.every=1", "on_policy.steps=3"]
 FAST = ["on_policy.schedule={lr: 5e-3, warmup_steps: 0, kind: constant, final_ratio: 1.0}"]
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    with one_ray():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray")]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +53,9 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path) -> None:
     own = [*LOCAL, f"reward={folder}/plugin.py:deadly", "reward.workers=1", "evaluation.every=2"]
     finish_here("on_policy_distill", *words(folder, "whole", *own))
     killed = words(folder, "killed", *own)
-    dies = {"DIE_AT_CALL": "18"}
+    dies = {"DIE_AT_CALL": "18", "RLKIT_TEST_RUN": str(folder)}
     assert killed_by("on_policy_distill", *killed, env=dies) == -signal.SIGKILL
-    assert not (folder / "killed" / "model").exists()
+    assert not (folder / "killed" / "model").exists() and not processes_of(f"RLKIT_TEST_RUN={folder}")
     assert "resuming after on_policy step 2" in finish_here("on_policy_distill", *killed)
     same_bits(folder / "whole", folder / "killed")
     recorded = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
@@ -79,11 +72,11 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path) -> None:
 
 
 def test_a_student_comes_closer_in_this_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    on_policy_distill.main(words(folder, "closer", *LOCAL, *FAST, "on_policy.steps=25", "checkpoint.every=0"))
+    on_policy_distill.main(words(folder, "closer", *LOCAL, *FAST, "on_policy.steps=40", "checkpoint.every=0"))
     printed = capsys.readouterr().out
     assert "rev. KL" in printed and "held-out accuracy after distillation" in printed
     measured = [step["reverse_kl"] for step in map(dict, steps(folder / "closer")) if step["stage"] == "on_policy"]
-    assert len(measured) == 25 and sum(measured[-3:]) < 0.8 * sum(measured[:3])
+    assert len(measured) == 40 and sum(measured[-3:]) < 0.6 * sum(measured[:3])
     assert "student against teacher" in (folder / "closer" / "report.html").read_text()
 
 

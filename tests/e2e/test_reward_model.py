@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from recipes import grpo, reward_model, sft
 from rlkit.watch.preferences import read_judgements
 from tests.e2e.letters import SAMPLED, SMALL, TRUTH, badness, labelled, preferences, questions
-from tests.e2e.runs import LOCAL, final_weights, finish_here, one_ray
+from tests.e2e.runs import LOCAL, final_weights, finish_here
 
 pytestmark = pytest.mark.slow
 
@@ -125,12 +124,6 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(folder: Path) -> None:
         for run in (whole, half)
     ]
     assert records[0] == records[1] and len(records[0]) == 4
-
-
-@pytest.fixture
-def ray() -> Iterator[None]:
-    with one_ray():
-        yield
 
 
 def test_on_ray_with_experts_on_two_ranks_and_judges_by_task(folder: Path, ray: None) -> None:

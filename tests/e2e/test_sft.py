@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rlkit.config.compose import load_config
 from rlkit.run.prepare import prepare
 from rlkit.types import Demonstration
 from tests.data.test_demonstrations import documents, sums, talks, write
-from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here, one_ray
+from tests.e2e.runs import LOCAL, TINY, final_weights, finish_here
 
 pytestmark = pytest.mark.slow
 
@@ -129,12 +128,6 @@ def test_epochs_with_adapters_keep_the_best_of_both(tmp_path: Path, capsys: pyte
     assert "held out " in printed and "best so far: " in printed
     sft.main([*given, lora, f"output_dir={tmp_path}/run"])
     assert "this run is complete" in capsys.readouterr().out, "epochs are the same number of steps again"
-
-
-@pytest.fixture
-def ray() -> Iterator[None]:
-    with one_ray():
-        yield
 
 
 def test_conversations_on_ray_with_shared_experts_and_then_in_a_pipeline(tmp_path: Path, ray: None) -> None:

@@ -32,8 +32,8 @@ from rlkit.engine.vllm.fp8 import allow_fp8
 
 _ONLY_WHILE_STARTING = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "PYTHONWARNINGS", "TORCHDYNAMO_DISABLE")
 """Variables of the environment that are set while an engine starts, and then put back."""
-_NO_NEWS = "`torch.distributed."
-"""How the FutureWarnings begin that vLLM's own calls cause; some CPUs make calls that others do not."""
+_NO_NEWS = tuple(f"`torch.distributed.{name}` is deprecated" for name in ("reduce_op", "all_gather_into_tensor"))
+"""How the FutureWarnings begin that vLLM's own code causes, the second on some CPUs only."""
 
 
 def import_vllm() -> ModuleType:
@@ -112,9 +112,10 @@ def start_up(cuda: bool, worker_threads: int) -> Iterator[None]:
     os.environ.update(VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     kept = {name: os.environ.get(name) for name in _ONLY_WHILE_STARTING}
-    # New processes read these two; this one has set its number of threads, and its filter below.
+    # New processes read these two; this one has set its number of threads, and its filters below.
     os.environ["OMP_NUM_THREADS"] = str(worker_threads)
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (kept["PYTHONWARNINGS"], f"ignore:{_NO_NEWS}:FutureWarning")))
+    silent = [f"ignore:{news}:FutureWarning" for news in _NO_NEWS]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (kept["PYTHONWARNINGS"], *silent)))
     if not cuda:
         os.environ.setdefault("VLLM_MLA_DISABLE", "1")  # who sets 0 wants the latent cache, and has width 576
         os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", TORCHDYNAMO_DISABLE="1")
@@ -124,7 +125,8 @@ def start_up(cuda: bool, worker_threads: int) -> Iterator[None]:
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM sets it after its first messages
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _NO_NEWS, FutureWarning)
+            for news in _NO_NEWS:
+                warnings.filterwarnings("ignore", news, FutureWarning)
             yield
     finally:
         torch.set_num_threads = set_num_threads

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -21,11 +23,26 @@ from rlkit.train.rounding import Rounding
 from rlkit.types import Batch, Group, Numbers, Prompt, Sampling, Weights
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Loads what lives as long as this process: garbage is not looked for meanwhile, nor later among what stays.
+
+    A million objects of vLLM's libraries: to go through them takes 0.4 s each time, a fifth of the start in all.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class EngineActor:
     """One engine in a process of its own; needs a second thread, which answers `finished` while the first samples."""
 
     def __init__(self, cfg: EngineConfig, checkpoint: Path, kind: str, lora: LoraConfig | None) -> None:
-        self.engine = build_engine(cfg, checkpoint, kind, lora)
+        with _loading():
+            self.engine = build_engine(cfg, checkpoint, kind, lora)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Iterator[Group]:
         """`Engine.generate`, one group at a time: Ray sends each on its way as soon as it is yielded."""
@@ -88,15 +105,9 @@ class TrainerActor:
         self.num_ranks = cfg.num_ranks
         if self.rank:
             self.store = distributed.TCPStore(*store, cfg.num_ranks, False)
-        self.trainer = build_trainer(
-            cfg,
-            checkpoint,
-            kind,
-            keep_reference=keep_reference,
-            seed=seed,
-            store=self.store,
-            rank=self.rank,
-        )
+        rank = {"store": self.store, "rank": self.rank}
+        with _loading():
+            self.trainer = build_trainer(cfg, checkpoint, kind, keep_reference=keep_reference, seed=seed, **rank)
 
     def update(self, batch: Batch, loss: Loss, lr: float, mtp: MtpTerm) -> Numbers:
         """`Trainer.update` on this rank's share."""

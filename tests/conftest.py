@@ -57,6 +57,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def libraries_stay() -> Iterator[None]:
+    """vLLM, which the first file that needs it loads, has a million objects, and collects six times for each engine."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """For `--dist loadfile`: a file to one process, as its tests share engines, and all of the sandbox's, as they see

@@ -277,7 +277,10 @@ def test_published_scales_and_a_trainer_whose_activations_are_in_fp8(engine: Vll
         engine.load(trainer.weights(form="fp8"), 1)
         found = fp8_gate(engine, trainer, SEQUENCES, 1e-4, "fp8", "fp8")()
         print(found)
-        assert found.audited and found.trained is not None and found.trained > found.mean
+        asked = zip(engine.logprobs(SEQUENCES), trainer.logprobs(SEQUENCES), strict=True)
+        apart = [abs(mine - its) for ours, theirs in asked for mine, its in zip(ours, theirs, strict=True)]
+        assert found.audited and found.trained == pytest.approx(sum(apart) / len(apart), rel=1e-4)
+        assert found.trained != pytest.approx(found.mean, rel=1e-2), "with other activations"
         assert "2 x what rounding changes" in found.limit and "trainer.dtype=fp8_weights" in str(found)
         with pytest.raises(ParityError, match=r"q_a_proj.weight is .* 96 of 121 tensors differ"):
             check(engine, trainer)

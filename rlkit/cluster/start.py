@@ -22,6 +22,7 @@ from rlkit.cluster.placement import placed
 from rlkit.cluster.remote import RemoteEngines, RemoteTrainer, remote_copy
 from rlkit.config import BaseRun, EngineRun, LearningRun, RunConfig
 from rlkit.config.placement import bundle, check_room, gpu_share
+from rlkit.errors import UserError
 from rlkit.interrupt import end_process
 from rlkit.scoring.models import Copies, closing_all
 from rlkit.watch.progress import Progress
@@ -128,16 +129,29 @@ def _init_ray(cfg: BaseRun, weight_bytes: int) -> None:
     for module in own_modules():
         cloudpickle.register_pickle_by_value(module)
     if cfg.cluster.address:
-        ray.init(address=cfg.cluster.address, runtime_env={"env_vars": ACTOR_ENV}, **settings)
+        with _told(f"cluster.address={cfg.cluster.address}", "correct it, or start a cluster there with `ray start`"):
+            ray.init(address=cfg.cluster.address, runtime_env={"env_vars": ACTOR_ENV}, **settings)
         return
     for name, value in ACTOR_ENV.items():
         os.environ.setdefault(name, value)
-    ray.init(
-        address="local",
-        # Cores are counted, not tied: sampling and training take turns, so each may use all of them.
-        num_cpus=max(cfg.demand.processes, os.cpu_count() or 1),
-        num_gpus=torch.cuda.device_count(),
-        include_dashboard=False,
-        object_store_memory=cfg.cluster.object_store_bytes(weight_bytes),
-        **settings,
-    )
+    busy = "start the command again when this machine is less busy, or try cluster=local engine=torch trainer=torch"
+    with _told("cluster=ray", busy):
+        ray.init(
+            address="local",
+            # Cores are counted, not tied: sampling and training take turns, so each may use all of them.
+            num_cpus=max(cfg.demand.processes, os.cpu_count() or 1),
+            num_gpus=torch.cuda.device_count(),
+            include_dashboard=False,
+            object_store_memory=cfg.cluster.object_store_bytes(weight_bytes),
+            **settings,
+        )
+
+
+@contextmanager
+def _told(setting: str, fix: str) -> Iterator[None]:
+    """Raises UserError if Ray does not start, which it says in exceptions of many kinds, a bare Exception among
+    them."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{setting}: Ray did not start: {error}; {fix}") from error

@@ -178,6 +178,8 @@ def _read_hub(source: str, key: str) -> dict[str, Iterable[Record]]:
     import datasets
 
     path, _, config = source.partition(":")
+    if path.count("/") > 1 or path.startswith((".", "/", "~")):  # the hub's ids are 'owner/name'
+        raise UserError(f"{key}={source!r} is no file and no folder; correct the path, it counts from {Path.cwd()}")
     try:
         loaded = datasets.load_dataset(path, config or None)
     except Exception as error:  # the hub fails in many ways: no network, no such id, no such config, no rights

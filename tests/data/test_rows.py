@@ -17,6 +17,7 @@ from rewards.extract import last_boxed
 from rlkit.config import DataConfig
 from rlkit.data.rows import Row, Split, read_rows
 from rlkit.data.sources import GSM8K_FOLDER
+from rlkit.errors import UserError
 
 Config = Callable[..., DataConfig]
 SEVEN = [{"question": f"{i} + {i}", "answer": 2 * i, "note": f"n{i}"} for i in range(7)]
@@ -385,3 +386,9 @@ for source, eval_source in (("owner/both", ""), ("owner/one", ""), ("gsm8k", "ow
     lines = done.stdout.splitlines()
     assert lines[:3] == ["6 2 owner/both/test", "5 2 owner/one/train", "7473 2 owner/one/train"], done.stderr
     assert lines[3].startswith("data.source='owner/none' cannot be loaded from the Hugging Face hub")
+
+
+@pytest.mark.parametrize("source", ["outputs/made/dataset", "./made", "/nowhere/made"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(config: Config, source: str) -> None:
+    with pytest.raises(UserError, match=rf"^data\.source='{source}' is no file and no folder; correct the path"):
+        read_rows(config(source=source))

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 
 from rlkit.config.compose import clear_errors
 from rlkit.errors import UserError
-from rlkit.multistage.ledger import StageRow, measure, read_row, write_row
+from rlkit.multistage.ledger import StageRow, is_done, measure, read_row, start_clock, write_row
+from rlkit.multistage.origin import check_places
 from rlkit.multistage.page import write_page
 from rlkit.multistage.settings import BASE, PipelineConfig, read_settings
 from rlkit.multistage.stage import Links, Made, Pipeline, Recipe, recipe_name
@@ -32,8 +33,8 @@ MODEL_PATH = "model.path"
 def run_pipeline(name: str, story: Story, argv: Sequence[str] | None) -> None:
     """Runs a pipeline with the command line's words: checks all of its stages, then runs those that are not done.
 
-    `--cfg job` prints the command line of every stage and starts nothing; `dry_run=true` also reads the first stage's
-    data.
+    `--cfg job` prints the command line of every stage and starts nothing; `dry_run=true` also looks whether the user's
+    files and folders are there, and reads the first stage's data.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     look = "--cfg" in words or "--cfg=job" in words
@@ -42,11 +43,15 @@ def run_pipeline(name: str, story: Story, argv: Sequence[str] | None) -> None:
             print(_help(name))
             return
         cfg = read_settings(name, [word for word in words if word not in ("--cfg", "job", "--cfg=job")])
-        checked = Checked(cfg)
+        checked = Checked(cfg, look=look)
         story(checked)
         checked.refuse_unused()
         if look or cfg.dry_run:
-            print("\n\n".join(checked.commands) + "\n\nnothing was started; the settings of all stages are in order")
+            data = (
+                "" if look else ", the first one's data too, and the files and folders that the others name are there"
+            )
+            end = f"nothing was started; the settings of all stages are in order{data}"
+            print("\n\n".join([*checked.commands, end]))
             return
         lock = Lock(cfg.output_dir)
     running = Running(cfg, total=len(checked.commands))
@@ -58,10 +63,13 @@ def run_pipeline(name: str, story: Story, argv: Sequence[str] | None) -> None:
 
 
 class Checked:
-    """Goes through the stages without starting any: every recipe reads its settings, as for `--cfg job`."""
+    """Goes through the stages without starting any: every recipe reads its settings, as for `--cfg job`.
 
-    def __init__(self, cfg: PipelineConfig) -> None:
-        self.cfg = cfg
+    Unless `look` is all that is asked for, the files and folders that the user names must be there as well.
+    """
+
+    def __init__(self, cfg: PipelineConfig, *, look: bool) -> None:
+        self.cfg, self.look = cfg, look
         self.commands: list[str] = []
         """The command line of each stage, in order."""
         self._shared: set[str] = set()
@@ -81,16 +89,25 @@ class Checked:
         number, called = len(self.commands) + 1, recipe_name(recipe)
         words = self.cfg.words(name, called, number, links)
         self._shared |= set(words)
+        made = Made(folder=self.cfg.folder(name, number))
+        self._read(name, called, [*self._readable(called, words, links), "--cfg", "job"], recipe)
+        if not self.look:
+            check_places(name, called, words, list(links.values()))
+        if is_done(made):
+            read_row(made, self.cfg.origin(name, called, number, links))
+        elif self.cfg.dry_run and not self.look and not self.commands:
+            self._read(name, called, [*words, "dry_run=true"], recipe)
+        self.commands.append(f"rlkit run {called} {shlex.join(words)}")
+        return made
+
+    def _read(self, name: str, called: str, words: Sequence[str], recipe: Recipe) -> None:
+        """Lets a recipe read what it is told without a word of its own, unless something is wrong."""
         try:
             with redirect_stdout(StringIO()):
-                recipe.main([*self._readable(called, words, links), "--cfg", "job"])
+                recipe.main(words)
         except SystemExit:
             print(f"in stage {name} of {self.cfg.name}, which runs recipe {called}", file=sys.stderr)
             raise
-        self.commands.append(f"rlkit run {called} {shlex.join(words)}")
-        made = Made(folder=self.cfg.folder(name, number))
-        read_row(made, words)
-        return made
 
     def _readable(self, called: str, words: Sequence[str], links: Links) -> list[str]:
         """Returns words of which nothing is read that is still to be made.
@@ -137,13 +154,15 @@ class Running:
         number, called = len(self._made) + 1, recipe_name(recipe)
         words = self.cfg.words(name, called, number, links)
         made = Made(folder=self.cfg.folder(name, number))
-        row = read_row(made, words)
+        origin = self.cfg.origin(name, called, number, links)
+        with clear_errors():
+            row = read_row(made, origin)
         print(f"\nstage {number}/{self.total} {name}: {called} in {made.folder}{', done before' if row else ''}")
         if row is None:
-            begin = monotonic()
+            worked, begin = start_clock(made, time()), monotonic()
             recipe.main(words)
-            row = measure(name, called, words, made, monotonic() - begin)
-            write_row(made, row)
+            row = measure(name, called, words, made, worked + monotonic() - begin)
+            write_row(made, row, origin)
         self._made.append(made)
         self.rows.append(row)
         return made

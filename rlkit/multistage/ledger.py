@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from rlkit.distill.journal import read_counts
 from rlkit.errors import UserError
+from rlkit.multistage.origin import Origin, check_origin
 from rlkit.multistage.stage import Made
 from rlkit.run.job import JOURNAL
 from rlkit.watch import read_evaluations
@@ -18,6 +19,8 @@ from rlkit.watch.metrics import EVAL, read_metrics, write_atomic
 from rlkit.watch.preferences import read_judgements
 
 ROW_FILE = "stage.json"
+CLOCK_FILE = "clock.json"
+"""When the life of a stage that is at work began, and how long those before it worked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,30 +69,50 @@ def measure(stage: str, recipe: str, words: Sequence[str], made: Made, seconds: 
     )
 
 
-def write_row(made: Made, row: StageRow) -> None:
-    """Writes the row of a stage, which says that it is done."""
-    write_atomic(made.folder / ROW_FILE, json.dumps(asdict(row), indent=1) + "\n")
+def start_clock(made: Made, now: float) -> float:
+    """Notes that a life of a stage begins `now`, in seconds since 1970, and returns how long earlier ones worked.
+
+    Each counts until it last wrote to the journal of a data job; other stages keep a time of their own.
+    """
+    clock, journal = made.folder / CLOCK_FILE, made.folder / JOURNAL
+    worked = 0.0
+    if clock.exists() and journal.exists():
+        before = json.loads(clock.read_text(encoding="utf-8"))
+        files = [journal, journal.with_name(f"{JOURNAL}-wal")]  # SQLite writes to the second one first
+        last = max(file.stat().st_mtime for file in files if file.exists())
+        worked = before["worked_s"] + max(0.0, last - before["began"])
+    write_atomic(clock, json.dumps({"worked_s": worked, "began": now}) + "\n")
+    return worked
 
 
-def read_row(made: Made, words: Sequence[str]) -> StageRow | None:
+def write_row(made: Made, row: StageRow, origin: Origin) -> None:
+    """Writes the row of a stage, which says that it is done, and what it was made from."""
+    write_atomic(made.folder / ROW_FILE, json.dumps(asdict(row) | asdict(origin), indent=1, ensure_ascii=False) + "\n")
+
+
+def is_done(made: Made) -> bool:
+    """Says whether a stage is done, whatever it was made from."""
+    return (made.folder / ROW_FILE).exists()
+
+
+def read_row(made: Made, origin: Origin) -> StageRow | None:
     """Returns the row of a stage that is done; None for one that is not.
 
     Raises:
-        UserError: if it was done with other settings than `words`.
+        UserError: if it was made from something else than `origin`.
     """
-    file = made.folder / ROW_FILE
-    if not file.exists():
+    if not is_done(made):
         return None
-    saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    saved["words"] = tuple(saved["words"])
-    row = StageRow(**saved)
-    if set(row.words) != set(words):
-        other = ", ".join(sorted(set(row.words) ^ set(words)))
+    saved: dict[str, Any] = json.loads((made.folder / ROW_FILE).read_text(encoding="utf-8"))
+    if not {"settings", "files"} <= saved.keys():
         raise UserError(
-            f"{made.folder} is done, but with other settings ({other}); use another output_dir, or remove that folder "
-            "and those behind it"
+            f"{made.folder / ROW_FILE} does not say what the stage was made from; use another output_dir, or remove "
+            "that folder and those behind it"
         )
-    return row
+    before = Origin(settings=saved.pop("settings"), files=saved.pop("files"))
+    check_origin(made.folder, before, origin)
+    saved["words"] = tuple(saved["words"])
+    return StageRow(**saved)
 
 
 def _tokens(line: Mapping[str, Any]) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from rlkit.checks import suggestion
-from rlkit.config.compose import FILES, compose_dict
+from rlkit.config.compose import FILES, FREE_GROUPS, compose_dict
 from rlkit.errors import UserError
+from rlkit.multistage.origin import Origin, origin_of
 from rlkit.multistage.stage import Links
 from rlkit.overrides import ConfigError, read_override
 
@@ -33,8 +34,9 @@ FOLDER = "output_dir"
 class PipelineConfig:
     """Everything that a pipeline was told.
 
-    Example: `PipelineConfig(name="r1", size="tiny", base="", output_dir=Path("outputs/r1"), dry_run=False,
-    stages={"cold_start": ("sft.steps=60",)}, shared=("cluster=ray",), given=("seed=1",))`
+    Example: `PipelineConfig(name="r1", size="tiny", base="", output_dir=Path("/runs/r1"), dry_run=False,
+    stages={"cold_start": ("sft.steps=60",)}, shared=("cluster=ray",), given=("seed=1",),
+    given_alone={"cold_start": ()})`
     """
 
     name: str
@@ -44,23 +46,46 @@ class PipelineConfig:
     output_dir: Path
     dry_run: bool
     stages: Mapping[str, tuple[str, ...]]
-    """The words of each stage's own, those of the command line last."""
+    """The words of the file for each stage."""
     shared: tuple[str, ...]
     """The words of the file for every stage that has them."""
     given: tuple[str, ...]
     """The words of the command line for every stage that has them."""
+    given_alone: Mapping[str, tuple[str, ...]]
+    """The words of the command line for each stage."""
 
     def words(self, stage: str, recipe: str, number: int, links: Links) -> list[str]:
-        """Returns the command line of one stage; its own words come after those that it shares with others.
+        """Returns the command line of one stage: the file's words, then those of the command line, then links.
 
-        A link whose name stands in them as `${NAME}` goes there, and any other is a key.
+        Of each the words for all stages come before the stage's own. Where links set something, as the data, the
+        file's words for the stage count more than those that the command line has for all: they belong to the links.
+        A link whose name stands in the words as `${NAME}` goes there, and any other is a key.
+
+        Raises:
+            UserError: for a word of the command line that sets what a link sets.
         """
-        words = [*(word for word in (*self.shared, *self.given) if has_key(recipe, word)), *self.stages[stage]]
+        elsewhere = "write it for a stage that takes none, as STAGE.KEY=VALUE"
+        for word in self.given:
+            _check_link(word, word, stage, links, elsewhere)
+        for word in self.given_alone[stage]:
+            _check_link(word, f"{stage}.{word.lstrip('+~')}", stage, links, "leave it out")
+        own = self.stages[stage]
+        linked = {_group(word) for word in own if any(_place(name) in word for name in links)}
+        linked |= {_group(name) for name in links}
+        given = [word for word in self.given if has_key(recipe, word)]
+        early, late = ([word for word in given if (_group(word) in linked) is first] for first in (True, False))
+        shared = [word for word in self.shared if has_key(recipe, word)]
+        words = [*shared, *early, *own, *late, *self.given_alone[stage]]
         for name, path in links.items():
-            place = f"${{{name}}}"
+            place = _place(name)
             named = any(place in word for word in words)
             words = [word.replace(place, str(path)) for word in words] + ([] if named else [f"{name}={path}"])
         return [*words, f"{FOLDER}={self.folder(stage, number)}"]
+
+    def origin(self, stage: str, recipe: str, number: int, links: Links) -> Origin:
+        """Reads what a stage is made from."""
+        named = {name: Path(f"<{name}>") for name in links}
+        return origin_of(recipe, self.words(stage, recipe, number, links), self.words(stage, recipe, number, named))
 
     def folder(self, stage: str, number: int) -> Path:
         """Returns where a stage runs: its place and its name, below the pipeline's own folder."""
@@ -100,6 +125,7 @@ def read_settings(name: str, argv: Sequence[str]) -> PipelineConfig:
     table = sizes[own["size"]]
     stages = {stage: [as_word(key, value) for key, value in keys.items()] for stage, keys in table.items()}
     shared, given = stages.pop(ALL, []), []
+    alone: dict[str, list[str]] = {stage: [] for stage in stages}
     for key, word in words:
         stage, _, rest = key.partition(".")
         if key in OWN:
@@ -107,19 +133,41 @@ def read_settings(name: str, argv: Sequence[str]) -> PipelineConfig:
         if stage in stages:
             _check_stage_word(word, stage, rest, own)
             sign = word[: len(word) - len(word.lstrip("+~"))]
-            stages[stage].append(sign + word.partition(".")[2])
+            alone[stage].append(sign + word.partition(".")[2])
         else:
             given.append(word)
     return PipelineConfig(
         name=name,
         size=own["size"],
-        base=own[BASE],
-        output_dir=Path(own[FOLDER]).expanduser(),
+        base=own[BASE] and str(Path(own[BASE]).expanduser().absolute()),
+        output_dir=Path(own[FOLDER]).expanduser().absolute(),
         dry_run=own["dry_run"] == "true",
         stages={stage: tuple(found) for stage, found in stages.items()},
         shared=tuple(shared),
         given=tuple(given),
+        given_alone={stage: tuple(found) for stage, found in alone.items()},
     )
+
+
+def _group(word: str) -> str:
+    """Returns the first part of the key of a word."""
+    return word.partition("=")[0].partition(".")[0].lstrip("+~")
+
+
+def _place(name: str) -> str:
+    """Returns how the name of a link stands in words."""
+    return f"${{{name}}}"
+
+
+def _check_link(word: str, written: str, stage: str, links: Links, fix: str) -> None:
+    """Refuses a word that sets what a link sets, which would count more."""
+    override = read_override(word)
+    _, free = FREE_GROUPS.get(override.key, ("", ""))
+    key = free if "/" in override.text or "." in override.text else override.key
+    for name, path in links.items():
+        if name in (key, override.key):
+            base = f", or set {BASE}=FOLDER to start everything from another model" if name == "model.path" else ""
+            raise UserError(f"{written}: the stage {stage} takes {name} from {path}; {fix}{base}")
 
 
 def _check_stage_word(word: str, stage: str, rest: str, own: Mapping[str, str]) -> None:

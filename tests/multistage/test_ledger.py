@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 
 from rlkit.distill.writing import write_preferences
 from rlkit.errors import UserError
-from rlkit.multistage.ledger import ROW_FILE, measure, read_row, write_row
+from rlkit.multistage.ledger import ROW_FILE, measure, read_row, start_clock, write_row
+from rlkit.multistage.origin import Origin
 from rlkit.multistage.stage import Made
 from rlkit.watch.preferences import Judgements, write_judgements
 from tests.distill.test_pairs import filled
 from tests.multistage.written import evaluated, finished, lines, row, shards
 
 WORDS = ["seed=1", "algo.steps=3"]
+ORIGIN = Origin(settings={"seed": 1, "algo.steps": 3}, files={"model.path config.json": "sha256:a"})
 
 
 def test_a_stage_that_trains(tmp_path: Path) -> None:
@@ -58,6 +61,21 @@ def test_a_data_job_says_how_much_is_right_and_counts_its_pairs(tmp_path: Path) 
     found = measure("data", "distill_generate", [], Made(folder=tmp_path), 3.0)
     assert (found.before, found.after, found.rows) == (None, pytest.approx(4 / 13), 3)
     assert (found.tokens, found.seconds) == (14, 3.0)
+
+
+def test_the_lives_of_a_data_job_are_added_up(tmp_path: Path) -> None:
+    """The first works from 100 to 130, the second writes nothing, the third works from 300 to 305, in the log alone."""
+    made = Made(folder=tmp_path / "1-data")
+    journal = made.folder / "journal.sqlite"
+    assert start_clock(made, 100.0) == 0.0
+    journal.write_text("")
+    os.utime(journal, (130.0, 130.0))
+    assert start_clock(made, 200.0) == 30.0
+    assert start_clock(made, 300.0) == 30.0
+    log = made.folder / "journal.sqlite-wal"
+    log.write_text("")
+    os.utime(log, (305.0, 305.0))
+    assert start_clock(made, 400.0) == 35.0
 
 
 def test_a_reward_model_is_measured_on_pairs(tmp_path: Path) -> None:
@@ -117,37 +135,64 @@ def test_a_torn_last_line_is_not_counted(tmp_path: Path) -> None:
 
 def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
     made = Made(folder=tmp_path / "2-rl")
-    assert read_row(made, WORDS) is None, "nothing is done"
+    assert read_row(made, ORIGIN) is None, "nothing is done"
     written = row(words=tuple(WORDS), before=0.0, after=1 / 3, rows=0, tokens=10**12, seconds=0.1)
-    write_row(made, written)
-    assert read_row(made, WORDS) == written
+    write_row(made, written, ORIGIN)
+    assert read_row(made, ORIGIN) == written
     assert set(json.loads((made.folder / ROW_FILE).read_text())) == {
-        *("stage", "recipe", "words", "before", "after", "rows", "tokens", "seconds"),
+        *("stage", "recipe", "words", "before", "after", "rows", "tokens", "seconds", "settings", "files"),
     }
     assert [file.name for file in made.folder.iterdir()] == [ROW_FILE], "nothing half-written is left"
 
 
-def test_the_order_of_words_does_not_matter(tmp_path: Path) -> None:
-    made = Made(folder=tmp_path)
-    write_row(made, row(words=tuple(WORDS)))
-    assert read_row(made, WORDS[::-1]) == row(words=tuple(WORDS))
-
-
 @pytest.mark.parametrize(
-    ("words", "other"),
+    ("settings", "other"),
     [
-        (["seed=1"], "algo.steps=3"),
-        (["seed=2", "algo.steps=3"], "seed=1, seed=2"),
-        ([*WORDS, "data=math"], "data=math"),
-        ([], "algo.steps=3, seed=1"),
+        ({"seed": 1}, "algo.steps was 3, now None"),
+        ({"seed": 2, "algo.steps": 3}, "seed was 1, now 2"),
+        ({"seed": 1, "algo.steps": 3, "data.source": "math"}, "data.source was None, now 'math'"),
+        ({}, "algo.steps was 3, now None, seed was 1, now None"),
     ],
 )
-def test_a_stage_that_was_done_with_other_settings(tmp_path: Path, words: list[str], other: str) -> None:
+def test_a_stage_that_was_done_with_other_settings(tmp_path: Path, settings: dict[str, Any], other: str) -> None:
     made = Made(folder=tmp_path / "2-rl")
-    write_row(made, row(words=tuple(WORDS)))
+    write_row(made, row(words=tuple(WORDS)), ORIGIN)
     with pytest.raises(UserError) as refused:
-        read_row(made, words)
+        read_row(made, Origin(settings=settings, files=ORIGIN.files))
     assert str(refused.value) == (
         f"{made.folder} is done, but with other settings ({other}); use another output_dir, or remove that folder and "
         "those behind it"
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "other"),
+    [
+        ({"model.path config.json": "sha256:b"}, "model.path config.json is changed"),
+        ({}, "model.path config.json is gone"),
+        (dict(ORIGIN.files) | {"data.source a": "x"}, "data.source a is new"),
+        (
+            {f"data.source {name}": "x" for name in "abcd"},
+            "model.path config.json is gone, data.source a is new, data.source b is new, data.source c is new, "
+            "and 1 more",
+        ),
+    ],
+)
+def test_a_stage_that_was_made_from_other_files(tmp_path: Path, files: dict[str, str], other: str) -> None:
+    made = Made(folder=tmp_path / "2-rl")
+    write_row(made, row(words=tuple(WORDS)), ORIGIN)
+    with pytest.raises(UserError) as refused:
+        read_row(made, Origin(settings=ORIGIN.settings, files=files))
+    assert str(refused.value) == (
+        f"{made.folder} is done, but was made from other files ({other}); put them back, or remove that folder and "
+        "those behind it, or use another output_dir"
+    )
+
+
+def test_a_row_that_does_not_say_what_it_was_made_from(tmp_path: Path) -> None:
+    made = Made(folder=tmp_path)
+    write_row(made, row(), ORIGIN)
+    saved = json.loads((tmp_path / ROW_FILE).read_text())
+    (tmp_path / ROW_FILE).write_text(json.dumps({key: saved[key] for key in saved if key != "files"}))
+    with pytest.raises(UserError, match="does not say what the stage was made from; use another output_dir"):
+        read_row(made, ORIGIN)

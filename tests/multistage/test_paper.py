@@ -16,6 +16,10 @@ ZERO = "arXiv:2501.12948v2, section 2.1 and the supplement on training"
 R1 = "arXiv:2501.12948v2, section 2.3 and the supplement on training; Nature s41586-025-09422-z, Methods"
 STUDENTS = "arXiv:2501.12948v2, supplement on distillation"
 V3 = "arXiv:2412.19437, section 5.1"
+R1S = "not published; R1's"
+R1_ZEROS = "not published; R1-Zero's"
+MEASURED = "not published; as R1 is measured"
+OURS = "not published; ours"
 PUBLISHED: dict[tuple[str, str, str], tuple[float, str]] = {
     ("r1_zero", "rl", "learning rate"): (3e-6, ZERO),
     ("r1_zero", "rl", "coefficient of the KL penalty"): (0.001, ZERO),
@@ -47,13 +51,53 @@ PUBLISHED: dict[tuple[str, str, str], tuple[float, str]] = {
     ("r1", "sft_again", "epochs"): (2, R1),  # 2 to 3
     ("r1", "sft_again", "batch"): (128, R1),
     ("r1", "sft_again", "rows of reasoning to one of another kind"): (600_000 / 200_000, R1),
+    ("r1", "reasoning_rl", "optimiser steps"): (10_400, R1_ZEROS),
+    ("r1", "rejection_sampling", "temperature of answers"): (0.6, MEASURED),
+    ("r1", "rejection_sampling", "nucleus of answers"): (0.95, MEASURED),
+    ("r1", "rejection_sampling", "longest output"): (32_768, MEASURED),
     ("r1", "preferences", "votes on a pair"): (4, R1),
     ("r1", "reward_model", "learning rate"): (6e-6, R1),
     ("r1", "reward_model", "pairs of a step"): (256, R1),
     ("r1", "reward_model", "pairs"): (66_000, R1),  # one epoch
     ("r1", "reward_model", "longest sample"): (8192, R1),
+    ("r1", "all_scenarios_rl", "learning rate"): (3e-6, R1),
+    ("r1", "all_scenarios_rl", "coefficient of the KL penalty"): (0.001, R1),
+    ("r1", "all_scenarios_rl", "clip ratio below"): (10, R1),
+    ("r1", "all_scenarios_rl", "clip ratio above"): (10, R1),
     ("r1", "all_scenarios_rl", "temperature of rollouts"): (0.7, R1),
+    ("r1", "all_scenarios_rl", "questions of an optimiser step"): (32, R1),
+    ("r1", "all_scenarios_rl", "outputs of a question"): (16, R1),
+    ("r1", "all_scenarios_rl", "outputs of a rollout"): (8192, R1),
+    ("r1", "all_scenarios_rl", "minibatches of a rollout"): (16, R1),
+    ("r1", "all_scenarios_rl", "optimiser steps until the reference is replaced"): (400, R1),
+    ("r1", "all_scenarios_rl", "longest output"): (32_768, R1),
     ("r1", "all_scenarios_rl", "optimiser steps"): (400, R1),  # of 1,700, those with preferences
+    ("v3_post", "expert_sft", "learning rate"): (5e-6, V3),
+    ("v3_post", "expert_sft", "last learning rate"): (1e-6, V3),
+    ("v3_post", "expert_sft", "epochs"): (2, V3),
+    ("v3_post", "expert_sft", "batch"): (128, R1S),
+    ("v3_post", "expert_rl", "learning rate"): (3e-6, R1S),
+    ("v3_post", "expert_rl", "coefficient of the KL penalty"): (0.001, R1S),
+    ("v3_post", "expert_rl", "questions of an optimiser step"): (32, R1S),
+    ("v3_post", "expert_rl", "outputs of a question"): (16, R1S),
+    ("v3_post", "expert_rl", "longest output"): (32_768, R1S),
+    ("v3_post", "expert_rl", "temperature of rollouts"): (1.2, OURS),  # "high" (V3, section 5.1)
+    ("v3_post", "expert_rl", "optimiser steps"): (400, OURS),  # "hundreds" (V3, section 5.1)
+    ("v3_post", "rejection_sampling", "temperature of answers"): (0.6, R1S),
+    ("v3_post", "rejection_sampling", "nucleus of answers"): (0.95, R1S),
+    ("v3_post", "rejection_sampling", "longest output"): (32_768, R1S),
+    ("v3_post", "general_sft", "batch"): (128, R1S),
+    ("v3_post", "reward_model", "learning rate"): (6e-6, R1S),
+    ("v3_post", "reward_model", "pairs of a step"): (256, R1S),
+    ("v3_post", "reward_model", "pairs"): (66_000, R1S),
+    ("v3_post", "reward_model", "longest sample"): (8192, R1S),
+    ("v3_post", "rl", "learning rate"): (3e-6, R1S),
+    ("v3_post", "rl", "coefficient of the KL penalty"): (0.001, R1S),
+    ("v3_post", "rl", "temperature of rollouts"): (1.0, R1S),
+    ("v3_post", "rl", "questions of an optimiser step"): (32, R1S),
+    ("v3_post", "rl", "outputs of a question"): (16, R1S),
+    ("v3_post", "rl", "longest output"): (8192, V3),  # as V3 is measured
+    ("v3_post", "rl", "optimiser steps"): (400, R1S),  # those of R1 with preferences
     ("v3_post", "general_sft", "learning rate"): (5e-6, V3),
     ("v3_post", "general_sft", "last learning rate"): (1e-6, V3),
     ("v3_post", "general_sft", "epochs"): (2, V3),
@@ -62,7 +106,7 @@ PUBLISHED: dict[tuple[str, str, str], tuple[float, str]] = {
     ("distill", "student", "epochs"): (2, STUDENTS),  # 2 to 3
     ("distill", "student", "batch"): (64, STUDENTS),
 }
-"""(pipeline, stage, what) -> the number, and where it stands."""
+"""(pipeline, stage, what) -> the number, and where it stands, or what it is in the place of."""
 RECIPES: dict[str, tuple[str, type[BaseRun]]] = {
     "cold_start": ("sft", SftRun),
     "reasoning_rl": ("grpo", GrpoRun),
@@ -151,7 +195,12 @@ def ours(cfg: Any) -> dict[str, float]:
             "pairs": pytest.approx(learn.steps * learn.batch_size, abs=learn.batch_size),
             "longest sample": learn.max_length,
         }
-    return {"votes on a pair": cfg.reward.kwargs["votes"]}
+    return {
+        "votes on a pair": cfg.reward.kwargs.get("votes", 0),
+        "temperature of answers": cfg.sampling.temperature,
+        "nucleus of answers": cfg.sampling.top_p,
+        "longest output": cfg.sampling.max_new_tokens,
+    }
 
 
 @pytest.mark.slow
@@ -169,6 +218,19 @@ def test_the_published_number(pipeline: str, stage: str, what: str) -> None:
     assert ours(paper(pipeline, stage))[what] == number
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "stage"), [("r1", "reasoning_rl"), ("r1", "all_scenarios_rl"), ("distill", "student")]
+)
+def test_models_are_measured_as_r1_was(pipeline: str, stage: str) -> None:
+    sampling = paper(pipeline, stage).evaluation.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (0.6, 0.95, 32_768)
+
+
+def test_v3s_models_are_measured_as_long_as_v3_was() -> None:
+    stages = ("expert_sft", "expert_rl", "general_sft", "rl")
+    assert {paper("v3_post", stage).evaluation.sampling.max_new_tokens for stage in stages} == {8192}
+
+
 @pytest.mark.parametrize(("pipeline", "stage"), [("r1_zero", "rl"), ("r1", "reasoning_rl"), ("r1", "all_scenarios_rl")])
 def test_the_learning_rate_stays_as_it_is(pipeline: str, stage: str) -> None:
     schedule = paper(pipeline, stage).algo.schedule
@@ -179,6 +241,7 @@ def test_the_learning_rate_of_sft_falls_along_a_cosine() -> None:
     for pipeline, stage in [
         ("r1", "cold_start"),
         ("r1", "sft_again"),
+        ("v3_post", "expert_sft"),
         ("v3_post", "general_sft"),
         ("distill", "student"),
     ]:

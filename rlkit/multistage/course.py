@@ -23,11 +23,13 @@ from rlkit.multistage.settings import BASE, PipelineConfig, read_settings
 from rlkit.multistage.stage import Links, Made, Pipeline, Recipe, recipe_name
 from rlkit.multistage.table import table
 from rlkit.plan.recipes import RECIPES
+from rlkit.quant.fp8 import FLOAT8
 from rlkit.run.fit import SHAPE
 from rlkit.run.lock import Lock
 
 Story = Callable[[Pipeline], None]
 MODEL_PATH = "model.path"
+DTYPE = "trainer.dtype="
 
 
 def run_pipeline(name: str, story: Story, argv: Sequence[str] | None) -> None:
@@ -73,6 +75,8 @@ class Checked:
         self.commands: list[str] = []
         """The command line of each stage, in order."""
         self._shared: set[str] = set()
+        self._in_float8: dict[Path, str] = {}
+        """The models that will be written in FP8, and the stages that make them."""
 
     def base(self, recipe: Recipe) -> Made:
         """`Pipeline.base`."""
@@ -90,6 +94,7 @@ class Checked:
         words = self.cfg.words(name, called, number, links)
         self._shared |= set(words)
         made = Made(folder=self.cfg.folder(name, number))
+        self._check_float8(name, words, links, made)
         self._read(name, called, [*self._readable(called, words, links), "--cfg", "job"], recipe)
         if not self.look:
             check_places(name, called, words, list(links.values()))
@@ -99,6 +104,18 @@ class Checked:
             self._read(name, called, [*words, "dry_run=true"], recipe)
         self.commands.append(f"rlkit run {called} {shlex.join(words)}")
         return made
+
+    def _check_float8(self, name: str, words: Sequence[str], links: Links, made: Made) -> None:
+        """Raises UserError if a stage starts from a model in FP8, which no run does."""
+        for path in links.values():
+            if before := self._in_float8.get(path):
+                raise UserError(
+                    f"the stage {before} has trainer.dtype in FP8 and writes its model so, and the stage {name} does "
+                    f"not start from FP8; set {before}.trainer.dtype=bf16, or train only the last stage in FP8"
+                )
+        dtypes = [word.removeprefix(DTYPE) for word in words if word.startswith(DTYPE)]
+        if dtypes and dtypes[-1] in FLOAT8:
+            self._in_float8[made.model] = name
 
     def _read(self, name: str, called: str, words: Sequence[str], recipe: Recipe) -> None:
         """Lets a recipe read what it is told without a word of its own, unless something is wrong."""

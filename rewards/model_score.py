@@ -27,7 +27,8 @@ class Asked:
     folder: str
     """As an absolute path."""
     reads: str = "whole"
-    """What it reads behind the prompt: the "whole" completion, or the "answer", which is what follows `</think>`."""
+    """What it reads behind the prompt: the "whole" completion, or the "answer", which is what follows the last
+    `</think>`; behind a thought that is left open it is empty."""
     actors: int = 1
     """How many copies of it judge at the same time, on Ray."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
     if command.print_only or cfg.dry_run:
         _show(cfg, print_only=command.print_only)
     elif judge:
-        rescore(cfg)
+        given = ["model.path", *(read_override(word).key for word in command.overrides)]
+        rescore(_over_stored(cfg, given), given)
     else:
         evaluate_model(cfg)
 
@@ -101,17 +103,35 @@ def _stored(words: Sequence[str], judge: str) -> EvalRun:
         raise UserError(
             f"{odd[0]}: without MODEL, --rescore takes output_dir=DIR alone, and all else from {CONFIG_FILE} there"
         )
-    folder = Path(settings.get("output_dir", "outputs/eval")).expanduser()
+    return parse(EvalRun, _saved(Path(settings.get("output_dir", "outputs/eval")).expanduser(), judge))
+
+
+def _saved(folder: Path, judge: str) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"output_dir={folder} holds no evaluation: there is no {file}; correct output_dir")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
         changed = {"output_dir": str(folder), "reward": {**found["reward"], "fn": judge, "kwargs": {}}}
+        return found | changed
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{file} is no configuration of an evaluation ({why}); correct output_dir") from error
-    return parse(EvalRun, found | changed)
+
+
+def _over_stored(cfg: EvalRun, given: Sequence[str]) -> EvalRun:
+    """Returns the configuration of a stored evaluation with the keys that a command gives, and its reward."""
+    found, now = _saved(cfg.output_dir, cfg.reward.fn), yaml.safe_load(to_yaml(cfg))
+    groups = {key.split(".")[0] for key in given} & {"engine", "cluster"}
+    # What a group has depends on its kind, and an engine's kind on the cluster's.
+    whole = ("reward", "engine", "cluster") if groups else ("reward",)
+    for key in (*whole, *(key for key in given if key.split(".")[0] not in whole)):
+        *path, last = key.split(".")
+        there, here = found, now
+        for name in path:
+            there, here = there[name], here[name]
+        there[last] = here[last]
+    return parse(EvalRun, found)
 
 
 def _show(cfg: EvalRun, *, print_only: bool) -> None:

@@ -47,6 +47,8 @@ class Contest:
     suite: str
     folder: str
     problems: int
+    left_out: int
+    """Problems that both were asked and that are not compared: one of the two owes a sample or its verdict."""
     samples: tuple[int, int]
     """Of the first and of this one, the fewest of a problem."""
     first: Estimate
@@ -89,9 +91,9 @@ def compare(folders: Sequence[Path], output_dir: Path) -> None:
 
 
 def contest(suite: str, folder: str, first: Mapping[str, Any], this: Mapping[str, Any]) -> Contest:
-    """Compares two evaluations of one suite on the problems that both have; Holm's correction comes later."""
+    """Compares two evaluations of one suite on the problems that both have done; Holm's correction comes later."""
     before, after = _outcomes(first), _outcomes(this)
-    ids = [id for id in before if id in after]
+    ids = _done_by_both(first, this)
     pairs = [(before[id], after[id]) for id in ids]
     shares = [(fmean(a), fmean(b)) for a, b in pairs]
     differences = whole_differences([a for a, _ in pairs], [b for _, b in pairs])
@@ -101,6 +103,7 @@ def contest(suite: str, folder: str, first: Mapping[str, Any], this: Mapping[str
         suite=suite,
         folder=folder,
         problems=len(ids),
+        left_out=len(_asked(first) & _asked(this)) - len(ids),
         samples=fewest,
         first=estimate([a for a, _ in shares], fewest[0]),
         this=estimate([b for _, b in shares], fewest[1]),
@@ -113,8 +116,25 @@ def contest(suite: str, folder: str, first: Mapping[str, Any], this: Mapping[str
 
 
 def _outcomes(suite: Mapping[str, Any]) -> Outcomes:
-    """Reads what each sample was worth; one without a verdict is not right."""
+    """Reads what each sample was worth; one on which the reward reached no verdict is not right."""
     return {id: [bool(sample) for sample in samples] for id, samples in suite["outcomes"].items()}
+
+
+def _incomplete(suite: Mapping[str, Any]) -> set[str]:
+    """Returns the problems that owe a sample or a verdict; where they are not named, those without a verdict."""
+    if "incomplete" in suite:
+        return set(suite["incomplete"])
+    return {id for id, samples in suite["outcomes"].items() if suite.get("unjudged") and None in samples}
+
+
+def _asked(suite: Mapping[str, Any]) -> set[str]:
+    return suite["outcomes"].keys() | _incomplete(suite)
+
+
+def _done_by_both(first: Mapping[str, Any], this: Mapping[str, Any]) -> list[str]:
+    """Returns the problems that neither owes anything on: of a failed machine nobody knows what was right."""
+    owed = _incomplete(first) | _incomplete(this)
+    return [id for id in first["outcomes"] if id in this["outcomes"] and id not in owed]
 
 
 def _check_folders(folders: Sequence[Path], output_dir: Path) -> None:
@@ -153,9 +173,16 @@ def _common(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[s
                     f"suite {name} was judged by {before['reward']} in {first} and in {folder}, but with other "
                     "settings, another file or another version of rlkit; judge both by one, with --rescore"
                 )
-            if not before["outcomes"].keys() & after["outcomes"].keys():
+            if not _asked(before) & _asked(after):
                 raise UserError(
                     f"{first} and {folder} have no problem of suite {name} in common; run them with one size"
+                )
+            if not _done_by_both(before, after):
+                owing = " and ".join(place for place, suite in ((first, before), (folder, after)) if _incomplete(suite))
+                raise UserError(
+                    f"{first} and {folder} have no problem of suite {name} that both have done: in {owing} samples are "
+                    "missing or have no verdict because a machine failed; give the same 'rlkit eval' command again: "
+                    "only these are drawn and judged"
                 )
     return common, [name for name in names if name not in common]
 
@@ -176,6 +203,7 @@ HEAD: tuple[str, ...] = (
     "suite",
     "evaluation",
     "problems",
+    "left out",
     "pass@1",
     "difference",
     "better",
@@ -190,12 +218,13 @@ def _rows(first: str, contests: Sequence[Contest]) -> list[list[str]]:
     rows = [list(HEAD)]
     for suite in dict.fromkeys(one.suite for one in contests):
         own = [one for one in contests if one.suite == suite]
-        rows.append([suite, first, f"{own[0].problems:,}", _percent(own[0].first), *["-"] * (len(HEAD) - 4)])
+        rows.append([suite, first, f"{own[0].problems:,}", "-", _percent(own[0].first), *["-"] * (len(HEAD) - 5)])
         for one in own:
             gap = one.difference
             moved = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
             counted = [moved, str(one.better), str(one.worse), _p(one.p), _p(one.p_holm), one.test]
-            rows.append([suite, one.folder, f"{one.problems:,}", _percent(one.this), *counted])
+            number = [f"{one.problems:,}", f"{one.left_out:,}"]
+            rows.append([suite, one.folder, *number, _percent(one.this), *counted])
     return rows
 
 
@@ -221,7 +250,15 @@ def _verdicts(first: str, contests: Sequence[Contest]) -> list[str]:
             words.append(
                 f"{suite}: the best is {best['folder']}, p = {_p(best['p_holm'])} after Holm's correction: {sure}"
             )
-    return words
+    return [*words, *(_owed(first, one) for one in contests if one.left_out)]
+
+
+def _owed(first: str, one: Contest) -> str:
+    return (
+        f"{one.suite}: {one.left_out:,} of {one.problems + one.left_out:,} problems are left out between {first} and "
+        f"{one.folder}: a sample is missing or has no verdict because a machine failed; the same 'rlkit eval' command "
+        "again draws and judges only these"
+    )
 
 
 def _page(first: str, contests: Sequence[Contest], left_out: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -23,6 +23,8 @@ from rlkit.types import Prompt, Sampling
 
 Settings = Mapping[str, str | int | float]
 """What decides a completion, under names that a message can use."""
+MODEL_FILE = "model "
+"""What stands before the name of a file of the model's folder in the settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ def write_exams(suites: Sequence[Suite], cfg: EvalRun) -> tuple[EvalRun, tuple[E
     architecture, tokenizer = read_checkpoint(checkpoint, cfg.model.kind)
     # RoPE of some models changes beyond its exact positions for a whole batch: no evaluation goes there.
     reach = min(cfg.engine.max_model_len, architecture.max_position_embeddings, architecture.exact_positions)
-    model = {f"model {file.name}": digest(file, sampled=True) for file in _model_files(checkpoint)}
+    model = _digests(checkpoint)
     exams, longest = [], 0
     for suite in suites:
         prompts = to_prompts(suite.rows, tokenizer, suite.about.instruction, MOST)
@@ -80,6 +82,23 @@ def write_exams(suites: Sequence[Suite], cfg: EvalRun) -> tuple[EvalRun, tuple[E
     check_place(cfg, weights=architecture.size().parameters)
     check_engine_machine(cfg)
     return cfg, tuple(exams)
+
+
+def model_of(settings: Settings) -> Settings:
+    """Returns those of the settings that say which model it is."""
+    return {key: value for key, value in settings.items() if key.startswith((MODEL_FILE, "model."))}
+
+
+def stated(cfg: EvalRun, suite: Suite, stored: Settings, given: Collection[str]) -> Settings:
+    """Returns stored settings of a suite with what a command states: the keys in `given`, as "seed", "engine"."""
+    settings = _settings(cfg, suite, cfg.sampling.over(suite.about.sampling))
+    if cfg.sampling.max_new_tokens is None:  # the suite's own length may have been cut
+        settings.pop("sampling.max_new_tokens")
+    now = {key: value for key, value in settings.items() if any(f"{key}.".startswith(f"{one}.") for one in given)}
+    if "model.path" not in given:
+        return {**stored, **now}
+    others = {key: value for key, value in stored.items() if not key.startswith(MODEL_FILE)}
+    return {**others, **now, **_digests(Path(cfg.model.path))}
 
 
 def reward_name(cfg: RewardConfig) -> str:
@@ -121,5 +140,6 @@ def _settings(cfg: EvalRun, suite: Suite, sampling: SamplingConfig) -> dict[str,
     }
 
 
-def _model_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILES)
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILES)
+    return {f"{MODEL_FILE}{file.name}": digest(file, sampled=True) for file in files}

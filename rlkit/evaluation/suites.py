@@ -70,7 +70,7 @@ def read_suites(cfg: EvalRun) -> tuple[Suite, ...]:
 
     Raises UserError for a name that is unknown or comes twice, a file that is missing, and rows without the columns.
     """
-    words = [word.strip() for word in cfg.suite.split(",") if word.strip()]
+    words = suite_words(cfg)
     if not words:
         raise UserError(f"suite={cfg.suite!r} names no suite; {_choices()}")
     suites = tuple(_read_suite(word, cfg) for word in words)
@@ -78,6 +78,11 @@ def read_suites(cfg: EvalRun) -> tuple[Suite, ...]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"suite={cfg.suite}: two suites are called {twice[0]!r}; leave one out or rename its file")
     return suites
+
+
+def suite_words(cfg: EvalRun) -> list[str]:
+    """Returns the words of `suite`, one for each suite."""
+    return [word.strip() for word in cfg.suite.split(",") if word.strip()]
 
 
 def _read_suite(word: str, cfg: EvalRun) -> Suite:

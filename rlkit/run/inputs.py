@@ -123,21 +123,27 @@ def _named_files(cfg: RowsRun) -> Iterator[tuple[str, Path]]:
         if key == "cleaning.tests":
             yield from ((key, file) for text in _texts(value) for file in files_of(text))
         if key in ("reward.fn", "algo.loss_fn") or key.startswith("reward.kwargs"):
-            for text in _texts(value):
-                if key.startswith("reward.kwargs") and os.path.isfile(text):  # a list of words, a table of golds
-                    yield key, Path(text).resolve()
-                if (file := _code(text)) is None:
-                    continue
-                yield key, file
-                # What it imports from beside it belongs to it. The recipe's own file may grow from start to start.
-                for module in own_modules():
-                    beside = Path(module.__file__ or "")
-                    if (
-                        beside.parent == file.parent
-                        and beside != file
-                        and not module.__name__.startswith("recipe_file_")
-                    ):
-                        yield key, beside
+            yield from ((key, file) for file in function_files(key, value))
+
+
+def function_files(key: str, value: Any) -> Iterator[Path]:
+    """Yields the files that a function's setting names: code with what it imports from beside it, and what it reads.
+
+    The function must have been loaded: what lies beside it is known only then.
+    """
+    for text in _texts(value):
+        if key.startswith("reward.kwargs") and os.path.isfile(read := os.path.expanduser(text)):
+            yield Path(read).resolve()  # a list of words, a table of golds, a rubric
+        if (file := _code(text)) is None:
+            continue
+        yield file
+        # What it imports from beside it belongs to it. The recipe's own file may grow from start to start, and another
+        # reward's is named by that one.
+        for module in own_modules():
+            beside = Path(module.__file__ or "")
+            named = module.__name__.startswith(("recipe_file_", "reward_file_"))
+            if beside.parent == file.parent and beside != file and not named:
+                yield beside
 
 
 def _texts(value: Any) -> Iterator[str]:

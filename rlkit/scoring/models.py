@@ -15,6 +15,8 @@ from queue import SimpleQueue
 
 import torch
 
+from rewards.base import thought_is_open
+from rewards.extract import thought_end
 from rewards.model_score import Asked
 from rlkit.data.tokenizer import load_tokenizer
 from rlkit.model.files.folder import Checkpoint
@@ -23,7 +25,6 @@ from rlkit.model.scorer import DeepseekScorer
 from rlkit.scoring.pool import Scorer
 from rlkit.types import Group, Rollout, Score
 
-THOUGHT_ENDS = "</think>"
 MAX_TOKENS = 2**14
 """Tokens that a model scores in one pass."""
 
@@ -46,18 +47,24 @@ class RewardModel:
     @torch.no_grad()
     def score(self, group: Group) -> list[float]:
         """Scores the rollouts of a group behind its prompt, in order."""
-        samples = [(*group.prompt.tokens, *self._read(rollout)) for rollout in group.rollouts]
+        thinking = thought_is_open(group.prompt.text)
+        samples = [(*group.prompt.tokens, *self._read(rollout, thinking)) for rollout in group.rollouts]
         scores: list[float] = []
         for part in _parts(samples):
             tokens_T = torch.tensor([token for sample in part for token in sample], device=self._device)
             scores += self.model(tokens_T, tuple(map(len, part))).tolist()
         return scores
 
-    def _read(self, rollout: Rollout) -> tuple[int, ...]:
-        """Returns the tokens to judge: as they were sampled, or those of the answer alone, encoded anew."""
-        _, mark, answer = rollout.text.rpartition(THOUGHT_ENDS)
-        if self._reads == "whole" or not mark:
+    def _read(self, rollout: Rollout, thinking: bool = False) -> tuple[int, ...]:
+        """Returns the tokens to judge: as they were sampled, or those of the answer alone, encoded anew.
+
+        Nothing answers behind a thought that is left open, so that no praise inside it is scored. `thinking` says that
+        the prompt ended inside one.
+        """
+        begin = thought_end(rollout.text, thinking)
+        if self._reads == "whole" or begin == 0:
             return rollout.tokens
+        answer = "" if begin is None else rollout.text[begin:]
         tokens: list[int] = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
         end = self._tokenizer.eos_token_id
         return (*tokens, end) if rollout.finish_reason == "stop" and isinstance(end, int) else tuple(tokens)

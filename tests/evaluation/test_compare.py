@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rlkit.cli.main import main
+from rlkit.evaluation.compare import contest
 from tests.evaluation.scripted import Scripted, evaluate, model_folder, results, sums, tagged
 from tests.watch.test_report import Page
 
@@ -63,6 +64,56 @@ def test_several_samples_are_paired_by_problem_and_no_verdict_is_not_right(tmp_p
     assert (one["better"], one["worse"]) == (2, 1)
     assert one["p"] == pytest.approx(4 / 8)
     assert one["difference"]["value"] == pytest.approx((2 + 2 - 1) / 6 / 4)
+
+
+def test_problems_that_owe_a_verdict_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 12 problems a machine failed at 9 in one evaluation, and one was not drawn in the other."""
+    a = written(tmp_path / "a", single("1" * 11), incomplete=["own/11"])
+    b = written(tmp_path / "b", single("10" + "?" * 9 + "1"), incomplete=[f"own/{i}" for i in range(2, 11)], unjudged=9)
+    [one] = compared(tmp_path, a, b)["contests"]
+    assert (one["problems"], one["left_out"], one["better"], one["worse"], one["p"]) == (2, 10, 0, 1, 1.0)
+    assert one["difference"]["value"] == pytest.approx(-1 / 2)
+    said = "own: 10 of 12 problems are left out between"
+    printed = capsys.readouterr().out
+    assert said in printed and "left out" in printed.splitlines()[0]
+    page = Page((tmp_path / "compared" / "report.html").read_text())
+    assert "10" in page.all("td") and any(said in text for text in page.all("p"))
+    only_number = written(tmp_path / "number", single("10" + "?" * 10), unjudged=10)
+    [one] = compared(tmp_path, only_number, written(tmp_path / "all", single("1" * 12)))["contests"]
+    assert (one["problems"], one["left_out"]) == (2, 10), "which they are is not said, but they have no verdict"
+    [one] = compared(tmp_path, written(tmp_path / "odd", single("1?")), written(tmp_path / "c", single("11")))[
+        "contests"
+    ]
+    assert (one["problems"], one["left_out"], one["better"]) == (2, 0, 1), "the reward itself could not decide"
+
+
+def test_evaluations_that_have_done_no_problem_both_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = written(tmp_path / "a", single("1?"), incomplete=["own/1"])
+    b = written(tmp_path / "b", {"own/1": [True]}, incomplete=["own/0"])
+    said = refused(capsys, str(a), str(b), f"output_dir={tmp_path / 'out'}")
+    assert f"no problem of suite own that both have done: in {a} and {b} samples are missing" in said
+    assert "give the same 'rlkit eval' command again: only these are drawn and judged" in said
+    whole = written(tmp_path / "whole", single("11"))
+    none = written(tmp_path / "none", single("??"), incomplete=["own/0", "own/1"])
+    assert f"both have done: in {none} samples" in refused(capsys, str(whole), str(none))
+    assert not (tmp_path / "out").exists()
+
+
+def test_problems_are_paired_by_their_id_and_not_by_their_place() -> None:
+    """Another order, and gaps on both sides: paired by place, every problem would differ."""
+    right = {"own/0": True, "own/1": False, "own/2": True, "own/3": False, "own/5": True, "own/6": False}
+    first = {"outcomes": {id: [right[id]] for id in ("own/0", "own/1", "own/2", "own/3", "own/5")}}
+    this = {"outcomes": {id: [right[id]] for id in ("own/6", "own/5", "own/3", "own/2", "own/1")}}
+    for one in (contest("own", "b", first, this), contest("own", "a", this, first)):
+        assert (one.problems, one.left_out, one.better, one.worse, one.p) == (4, 0, 0, 0, 1.0)
+        assert one.first.value == one.this.value == pytest.approx(1 / 2) and one.difference.value == 0
+    this["outcomes"]["own/3"] = [True]
+    won = contest("own", "b", first, this)
+    assert (won.better, won.worse, won.difference.value) == (1, 0, pytest.approx(1 / 4))
 
 
 def test_the_best_of_many_checkpoints_is_corrected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,7 @@ def test_what_has_no_verdict_is_not_solved_and_is_counted(tmp_path: Path) -> Non
     found = measured(tmp_path, {"gsm8k/0": ["0", "!"], "gsm8k/1": ["?", "2"], "gsm8k/2": ["...", "!"]})
     assert found.estimates["pass@1"].value == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert (found.no_verdict, found.unjudged, found.missing) == (3, 2, 0)
+    assert found.incomplete == ["gsm8k/0", "gsm8k/2"]
     assert found.reasons == {"correct": 2, "infra": 2, "gold_unparsable": 1, "no_answer": 1}
     assert (found.truncated, found.mean_tokens) == (pytest.approx(1 / 6), pytest.approx(14 / 6))
     texts = list(warnings(found))

@@ -6,9 +6,11 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rewards import load
 from rlkit.config import RewardConfig
 from rlkit.errors import UserError
 from rlkit.evaluation import records
@@ -133,8 +135,60 @@ def test_a_reward_is_another_one_with_other_settings_or_another_file(
     assert reward_mark(NUMBER) != mark, "another version may judge otherwise"
 
 
+def test_a_reward_is_another_one_with_another_file_that_it_imports_or_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a module in the current folder, what both import from beside them, and a rubric named in the settings."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gold_of_marks.py").write_text("GOOD = 1.0\n")
+    code = "from gold_of_marks import GOOD\ndef f(completion, answer): return GOOD\n"
+    for name in ("by_path_of_marks.py", "by_name_of_marks.py"):
+        (tmp_path / name).write_text(code)
+    rubric = tmp_path / "rubric.md"
+    rubric.write_text("Is {reply} right?")
+    judge = {"endpoint": "http://h/v1", "rubric": "rubric.md", "form": "score"}
+    by_path, by_name = (replace(NUMBER, fn=fn) for fn in ("by_path_of_marks.py:f", "by_name_of_marks:f"))
+    for cfg in (by_path, by_name):
+        load(cfg.fn)
+    for cfg, file in (
+        (by_path, "gold_of_marks.py"),
+        (by_name, "gold_of_marks.py"),
+        (by_name, "by_name_of_marks.py"),
+        (replace(NUMBER, fn="judge", kwargs=judge), "rubric.md"),
+        (replace(NUMBER, fn="composite", kwargs={"rewards": [{"fn": "judge", "kwargs": judge}]}), "rubric.md"),
+    ):
+        before = reward_mark(cfg)
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "\n")
+        assert reward_mark(cfg) != before, (cfg, file)
+    (tmp_path / "another_of_marks.py").write_text(code)
+    before = reward_mark(by_path)
+    load("another_of_marks.py:f")
+    assert reward_mark(by_path) == before, "the file of another suite's reward in the same folder is not its own"
+
+
+def test_how_a_judge_is_asked_makes_no_other_reward(tmp_path: Path) -> None:
+    cache = tmp_path / "judge.sqlite"
+    cache.write_text("answers")
+    plain = {"endpoint": "http://h/v1", "rubric": "{reply}", "form": "score"}
+    asked = {**plain, "cache": str(cache), "concurrency": 2, "timeout": 5.0, "key_env": "KEY"}
+
+    def mark(fn: str, kwargs: dict[str, Any]) -> str:
+        return reward_mark(replace(NUMBER, fn=fn, kwargs=kwargs))
+
+    def inside(kwargs: dict[str, Any]) -> str:
+        return mark("composite", {"by": "task", "rewards": {"x": [["math", 1.0], {"fn": "judge", "kwargs": kwargs}]}})
+
+    assert mark("judge", plain) == mark("judge", asked) and inside(plain) == inside(asked)
+    before = mark("judge", asked)
+    cache.write_text("more answers")
+    assert mark("judge", asked) == before
+    for change in ({"seed": 1}, {"endpoint": "http://g/v1"}, {"rubric": "{reply}?"}, {"votes": 3}, {"tries": 1}):
+        assert mark("judge", asked | change) != before and inside(asked | change) != inside(asked)
+    assert mark("code", {"timeout": 1.0}) != mark("code", {"timeout": 5.0}), "there a time limit decides"
+
+
 def test_settings_that_cannot_be_read_are_not_overwritten(tmp_path: Path) -> None:
-    assert read_settings(tmp_path) == {"suites": {}, "lives": []}
+    assert read_settings(tmp_path) == {"suites": {}, "asked": {}, "lives": []}
     for text in ("{", "[]", '{"suites": {}}', "null"):
         (tmp_path / "settings.json").write_text(text)
         with pytest.raises(UserError, match=r"settings\.json cannot be read"):

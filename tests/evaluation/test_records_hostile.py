@@ -13,7 +13,16 @@ from rlkit.errors import UserError
 from rlkit.evaluation.answering import as_group, as_verdict, keys_of, not_drawn, not_judged
 from rlkit.evaluation.exams import Exam, fingerprint
 from rlkit.evaluation.measure import measure, read_results
-from rlkit.evaluation.records import Completion, Journal, Record, Verdict, begin_life, check_settings, read_settings
+from rlkit.evaluation.records import (
+    Asked,
+    Completion,
+    Journal,
+    Record,
+    Verdict,
+    begin_life,
+    check_settings,
+    read_settings,
+)
 from rlkit.evaluation.records import reward_mark as mark_of
 from rlkit.types import Prompt, Sampling, Score
 from tests.evaluation.test_measure import MATH, SETTINGS, filled, suite
@@ -78,7 +87,7 @@ def exam(number: int, **changes: Any) -> Exam:
 
 def test_every_changed_setting_is_named_and_a_new_suite_is_welcome(tmp_path: Path) -> None:
     check_settings(tmp_path, [exam(2)])
-    assert begin_life(tmp_path, [exam(2)]) == 0
+    assert begin_life(tmp_path, [exam(2)], {"gsm8k": Asked(suite="gsm8k", samples=4, size=2)}) == 0
     check_settings(tmp_path, [exam(2), exam(7)])  # what decides a completion is the same
     for changes, words in (
         ({"seed": 1}, r"with other settings: seed \(seed was 0, now 1\); use another output_dir, or the settings as"),
@@ -93,8 +102,9 @@ def test_every_changed_setting_is_named_and_a_new_suite_is_welcome(tmp_path: Pat
             check_settings(tmp_path, [exam(2, **changes)])
     other = replace(exam(2, seed=5), suite=suite(2, "mbpp"))
     check_settings(tmp_path, [other])
-    assert begin_life(tmp_path, [other]) == 1
+    assert begin_life(tmp_path, [other], {}) == 1
     stored = read_settings(tmp_path)
+    assert stored["asked"] == {"gsm8k": Asked(suite="gsm8k", samples=4, size=2)}
     assert list(stored["suites"]) == ["gsm8k", "mbpp"] and len(stored["lives"]) == 2
     assert exam(2).fingerprint == exam(9).fingerprint == fingerprint(dict(reversed(SETTINGS.items())))
     assert exam(2).fingerprint != exam(2, seed=1).fingerprint
@@ -103,7 +113,8 @@ def test_every_changed_setting_is_named_and_a_new_suite_is_welcome(tmp_path: Pat
 @pytest.mark.parametrize(
     "text",
     ['{"suites": {"own": 7}, "lives": []}', '{"suites": [], "lives": []}', '{"suites": {}, "lives": [7]}', "\ufeff{}",
-     '{"suites": {}, "lives": 7}', '{"suites": {"own": null}, "lives": []}', ""],
+     '{"suites": {}, "lives": 7}', '{"suites": {"own": null}, "lives": []}', "",
+     '{"suites": {}, "lives": [], "asked": {"own": {}}}'],
 )  # fmt: skip
 def test_settings_of_another_shape_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)

@@ -192,6 +192,22 @@ def test_only_verdicts_that_a_machine_owes_are_asked_for_again(
     assert len(lines(out / "verdicts" / "own.jsonl")) == 8 + 2
 
 
+def test_a_changed_file_of_the_reward_judges_all_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward's file stays, and what it imports from beside it changes."""
+    (tmp_path / "worth_of_run.py").write_text("GOOD = 1.0\n")
+    (tmp_path / "own_of_run.py").write_text("from worth_of_run import GOOD\ndef f(completion, answer): return GOOD\n")
+    words = [f"suite={sums(tmp_path / 'own.jsonl', 2)}", f"reward={tmp_path / 'own_of_run.py'}:f"]
+    Scripted(right_half).started(monkeypatch)
+    found = []
+    for text in ("GOOD = 1.0\n", "GOOD = 0.00\n"):  # of another length, or Python may take its compiled form
+        (tmp_path / "worth_of_run.py").write_text(text)
+        own = evaluate(model, *words, f"output_dir={tmp_path / 'out'}")["suites"]["own"]
+        found.append((own["pass@1"]["value"], own["reward_mark"]))
+    assert [value for value, _ in found] == [1.0, 0.0] and found[0][1] != found[1][1]
+
+
 @pytest.mark.slow
 def test_rescore_judges_what_is_stored_by_another_reward(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

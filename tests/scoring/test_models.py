@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,6 @@ RIGHT, WRONG = "<think>3+4=7</think><answer>7</answer>", "<think></think><answer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model with a tokenizer, whose head nobody has trained."""
-    from dataclasses import replace
-
     folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer(["3 + 4 = 7"], 300)
     seeded(replace(BASE, vocab_size=len(tokenizer))).save_checkpoint(folder / "language", dtype="fp32")
@@ -88,6 +87,21 @@ def test_a_model_may_read_the_answer_alone(folder: Path) -> None:
     expected = by_itself(folder, (*bare.prompt.tokens, *bare.rollouts[0].tokens)) * 2
     assert model.score(both) == pytest.approx(expected, abs=1e-5)
     assert model.score(bare) == pytest.approx(expected[:1], abs=1e-5), "without a thought all of it is the answer"
+
+
+def test_a_thought_that_is_left_open_is_scored_as_an_empty_answer(folder: Path) -> None:
+    """Whether the completion or the prompt has opened it; an open one behind a closed one counts as well."""
+    model = RewardModel(Asked(folder=str(folder), reads="answer"))
+    open_ones = group(folder, "<think>this is great", "<think>a</think><answer>7</answer><think>praise", "<think>")
+    empty = by_itself(folder, (*open_ones.prompt.tokens, open_ones.rollouts[0].tokens[-1]))
+    assert model.score(open_ones) == pytest.approx(empty * 3, abs=1e-5)
+    both = group(folder, "praise", "3+4=7</think><answer>7</answer>")
+    opened = replace(both, prompt=replace(both.prompt, text="3 + 4<think>\n"))
+    bare = group(folder, "<answer>7</answer>")
+    expected = [*empty, *by_itself(folder, (*bare.prompt.tokens, *bare.rollouts[0].tokens))]
+    assert model.score(opened) == pytest.approx(expected, abs=1e-5)
+    cut = replace(open_ones, rollouts=(replace(open_ones.rollouts[0], finish_reason="length"),))
+    assert model.score(cut) == pytest.approx(by_itself(folder, cut.prompt.tokens), abs=1e-5), "and no end behind it"
 
 
 @pytest.mark.slow

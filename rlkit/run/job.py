@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -19,7 +20,7 @@ import rewards
 from rlkit.config import DistillRun
 from rlkit.config.compose import clear_errors, load_config, parse_command, to_yaml
 from rlkit.data.streams import stream_rows
-from rlkit.distill.card import filters
+from rlkit.distill.card import NONE, filters
 from rlkit.distill.decontamination import ExamQuestions
 from rlkit.distill.journal import Counts, Journal
 from rlkit.distill.questions import AskedAs, asked_of_a_server, asked_of_an_engine, exam_questions, read_questions
@@ -195,21 +196,34 @@ class Job:
         settings = yaml.safe_load(to_yaml(self.cfg))
         counts = self.journal.counts()
         state = json.dumps([settings["selection"], counts.answers, counts.judged])
-        folder = self.folder / DATASET
-        if self.journal.note("written") == state and folder.is_dir():
+        folder, preferences, margin = self.folder / DATASET, self.folder / PREFERENCES, self.cfg.selection.pair_margin
+        there = folder.is_dir() and preferences.is_dir() == bool(margin)
+        if self.journal.note("written") == state and there:
             self.console.line(f"this job is complete; for a new one, set another output_dir\ndataset: {folder}")
             return
-        asked_as, tests = self.prepared.asked_as, self.prepared.tests
-        chosen = write_dataset(self.journal, tests, asked_as, self.cfg, folder, settings=settings, inputs=self.inputs)
-        if margin := self.cfg.selection.pair_margin:
-            count = write_preferences(self.journal, margin, self.folder / PREFERENCES)
-            self.console.line(f"{count:>12,}  preferences: {self.folder / PREFERENCES}")
+        counted = NONE
+        if margin:
+            counted = write_preferences(self.journal, margin, preferences)
+        else:
+            shutil.rmtree(preferences, ignore_errors=True)
+        chosen = write_dataset(
+            self.journal,
+            self.prepared.tests,
+            self.prepared.asked_as,
+            self.cfg,
+            folder,
+            settings=settings,
+            inputs=self.inputs,
+            preferences=counted,
+        )
         self.journal.write_note("written", state)
-        for label, count in filters(self.journal, chosen):
+        for label, count in filters(self.journal, chosen, counted):
             self.console.line(f"{count:>12,}  {label}")
         if not len(chosen):
             self.console.warn("no answer was kept, and the dataset is empty; its card says at which filter")
         self.console.line(f"dataset: {folder}")
+        if margin:
+            self.console.line(f"preferences: {preferences}")
 
 
 def progress_line(begun: Counts, counts: Counts, total: int, seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 
@@ -142,3 +143,20 @@ def test_an_error_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with pytest.raises(TeacherError), pytest.raises(SystemExit):
         raise TeacherError  # only inside a job
+
+
+def test_preferences_are_there_as_the_settings_say_and_are_counted(tmp_path: Path) -> None:
+    def written(*words: str) -> str:
+        with opened(config(tmp_path, *words)) as job:
+            run(job.journal, FakeTeacher(False), FakeReward(), job.cfg)
+            job.write()
+        return (tmp_path / "job" / "dataset" / "README.md").read_text()
+
+    folder = tmp_path / "job" / "preferences"
+    first = written("selection.pair_margin=0.5")
+    assert "| preferences | 6 |" in first and len(list(folder.iterdir())) == 1
+    shutil.rmtree(folder)
+    assert written("selection.pair_margin=0.5") == first
+    assert len(list(folder.iterdir())) == 1, "lost alone, written anew"
+    assert "preferences |" not in written("selection.pair_margin=0") and not folder.exists()
+    assert "| questions without a preference: rewards too close | 6 |" in written("selection.pair_margin=1.5")

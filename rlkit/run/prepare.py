@@ -223,7 +223,8 @@ def check_reward(
             "allows a sample itself, so its verdict would come too late; raise reward.timeout, or lower the reward's "
             "own limit in reward.kwargs"
         )
-    shown = [*grouped, *prompts, *grouped]  # two stand for any group
+    # Two stand for any group; a reward that sees one at a time would count rows twice.
+    shown = [*grouped, *prompts, *(() if judge.independent else grouped)]
     judge.check_samples([rewards.Sample(prompt.text, "", meta=prompt.meta, step=0) for prompt in shown])
 
 

@@ -99,13 +99,19 @@ class Judge:
         return [self._reward(standing, record) for standing in tally(len(samples), ballots, record.readings)]
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raises RewardError for rows without what the rubric or a lone completion needs, and if nobody answers."""
+        """Raises RewardError for rows without what the rubric or a lone completion needs, and if nobody answers.
+
+        Samples of one prompt are a group, as in a call; they need no reference unless it is their only opponent.
+        """
         for index, sample in enumerate(samples):
             check_columns(self.rubric, sample, index)
-            if self.form_name == "pairs" and not self._reference(sample):
+        for group in self._groups(samples) if self.form_name == "pairs" else ():
+            needed = any(other is None for _, other in pairings(len(group), self.opponents))
+            if needed and not self._reference(samples[group[0]]):
+                meets = "every completion" if self.opponents == "reference" else "one that is alone, as in evaluations,"
                 raise RewardError(
-                    f"judge: form=pairs compares a completion that is alone, as evaluations draw it, with the column "
-                    f"{self.reference!r}, which sample {index} does not have or which is empty there; set "
+                    f"judge: form=pairs with opponents={self.opponents} compares {meets} with the column "
+                    f"{self.reference!r}, which sample {group[0]} does not have or which is empty there; set "
                     "reward.kwargs.reference to a column with good answers, or form=score"
                 )
         self.source.check()
@@ -123,16 +129,21 @@ class Judge:
                 for place, sample in enumerate(samples)
                 for vote in range(self.votes)
             ]
-        groups: dict[tuple[str, str], list[int]] = {}
-        for place, sample in enumerate(samples):
-            groups.setdefault((question_of(sample), str(sample.prompt)), []).append(place)
         return [
             self._comparison(samples, group[one], None if other is None else group[other], vote)
-            for group in groups.values()
+            for group in self._groups(samples)
             for one, other in pairings(len(group), self.opponents)
             for vote in range(self.votes)
             if other is not None or self._reference(samples[group[one]])
         ]
+
+    @staticmethod
+    def _groups(samples: Sequence[Sample]) -> list[list[int]]:
+        """Returns the places of the samples of each prompt."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for place, sample in enumerate(samples):
+            groups.setdefault((question_of(sample), str(sample.prompt)), []).append(place)
+        return list(groups.values())
 
     def _reference(self, sample: Sample) -> str:
         return str(sample.meta.get(self.reference) or "").strip()

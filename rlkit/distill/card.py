@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -24,12 +25,22 @@ SHOWN = ("seed", "model", "data", "reward", "engine", "teacher", "samples", "sam
 """Groups of settings that decide what is in the dataset, besides `selection`."""
 ELSEWHERE = ("reward.workers", "reward.timeout", "teacher.concurrency", "teacher.timeout", "teacher.retries")
 """Keys inside them that do not."""
+NONE: Mapping[str, int] = MappingProxyType({})
+"""The counts of a job without preferences."""
 
 
 def card(
-    journal: Journal, chosen: Chosen, cfg: DistillRun, settings: Mapping[str, Any], inputs: Mapping[str, str]
+    journal: Journal,
+    chosen: Chosen,
+    cfg: DistillRun,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    preferences: Mapping[str, int],
 ) -> str:
-    """Returns the text of README.md; `settings` are the job's, nested, `inputs` the fingerprints of what it read."""
+    """Returns the text of README.md.
+
+    `settings` are the job's, nested, `inputs` the fingerprints of what it read, `preferences` counts by label.
+    """
     return "\n".join(
         [
             _front(len(chosen), bool(cfg.selection.language) and cfg.selection.language),
@@ -42,7 +53,7 @@ def card(
             "",
             "## Counts",
             "",
-            *_counts(journal, chosen),
+            *_counts(journal, chosen, preferences),
             "",
             "| pass rate | questions in the dataset |",
             "|---|---|",
@@ -83,8 +94,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def filters(journal: Journal, chosen: Chosen) -> list[tuple[str, int]]:
-    """Returns labels and counts, from the rows of the data to the rows of the dataset."""
+def filters(journal: Journal, chosen: Chosen, preferences: Mapping[str, int] = NONE) -> list[tuple[str, int]]:
+    """Returns labels and counts, from the rows of the data to the rows of the dataset, and those of preferences."""
     counts = journal.counts()
     return [
         ("rows of the data", journal.num_rows()),
@@ -94,12 +105,13 @@ def filters(journal: Journal, chosen: Chosen) -> list[tuple[str, int]]:
         *((f"answers left out: {why}", count) for why, count in sorted(chosen.left_out.items()) if count),
         ("answers in the dataset", len(chosen)),
         ("questions in the dataset", sum(chosen.problems_by_bin)),
+        *preferences.items(),
     ]
 
 
-def _counts(journal: Journal, chosen: Chosen) -> list[str]:
+def _counts(journal: Journal, chosen: Chosen, preferences: Mapping[str, int]) -> list[str]:
     counts = journal.counts()
-    rows = [(label, f"{count:,}") for label, count in filters(journal, chosen)]
+    rows = [(label, f"{count:,}") for label, count in filters(journal, chosen, preferences)]
     rows.append(("tokens of all answers", f"{counts.tokens:,}"))
     rows.append(("correct answers of those with a verdict", f"{counts.correct / max(1, counts.judged):.1%}"))
     reasons = [(f"no verdict: {_cell(why)}", f"{count:,}") for why, count in journal.no_verdicts().items()]

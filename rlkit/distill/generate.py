@@ -52,7 +52,8 @@ def _answer(call: Iterator[Asked], teacher: Teacher, journal: Journal, verificat
             waiting[one.question.row] = (one, set(one.question.missing))
             yield one
 
-    with closing(teacher.answers(noted())) as answers:  # whatever ends this, it ends requests on their way
+    # Whatever ends this, it ends requests on their way.
+    with closing(teacher.answers(noted(), before=journal.has_answers())) as answers:
         for answered in answers:
             journal.record(answered)
             one, missing = waiting[answered.row]

@@ -251,6 +251,10 @@ class Journal:
                 self._sql.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (*key, whole_characters(a.text), tokens))
                 self._count(answers=1, tokens=a.num_tokens, judged=int(refused[0] is not None))
 
+    def has_answers(self) -> bool:
+        """Says whether the teacher has answered anything and not only refused."""
+        return self._one("SELECT EXISTS (SELECT 1 FROM answers WHERE finish != 'refused')")[0] == 1
+
     def rollouts(self, row: int) -> list[Rollout]:
         """Returns all answers to a question in order, as a reward takes them; log-probs are not kept."""
         found = self._sql.execute(

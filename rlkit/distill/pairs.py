@@ -6,12 +6,13 @@ scores differ by more than 1 (arXiv:2501.12948v2, supplement on reward models).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from rlkit.distill.journal import Journal
+from rlkit.distill.journal import Journal, Told
 
 SCHEMA = pa.schema(
     [
@@ -22,18 +23,36 @@ SCHEMA = pa.schema(
 """The columns that `recipes.reward_model` reads, and the two rewards."""
 
 
-def pairs(journal: Journal, margin: float) -> Iterator[dict[str, Any]]:
+FEW = "questions without a preference: fewer than two answers to compare"
+SAME = "questions without a preference: all answers are one text"
+CLOSE = "questions without a preference: rewards too close"
+PAIRS, EMPTY = "preferences", "answers in no preference: empty"
+"""Labels of what is counted."""
+
+
+def pairs(journal: Journal, margin: float, left_out: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yields (chosen, rejected) of every question with max r - min r >= margin over its finished answers, in order.
 
-    An answer that was cut off has no end, and one without a verdict no place; neither is in a pair.
+    An answer that was cut off has no end, one without a verdict no place, and an empty one nothing to learn from; none
+    is in a pair. A judge that draws may value equal texts differently: then the next best or the next worst text stands
+    in, whichever is farther from the other. `left_out` counts what has no pair, by why.
     """
+    left_out = Counter() if left_out is None else left_out
     for row, answers in journal.answers():
         finished = [answer.sample for answer in answers if answer.finish == "stop" and answer.correct is not None]
         told = [journal.told(row, sample) for sample in finished]
-        if not told:
+        said = [one for one in told if one.answered.text.strip()]
+        left_out[EMPTY] += len(told) - len(said)
+        if len(said) < 2:
+            left_out[FEW] += 1
             continue
-        best, worst = max(told, key=lambda one: one.value), min(told, key=lambda one: one.value)  # the first of equals
+        found = _farthest(said)
+        if found is None:
+            left_out[SAME] += 1
+            continue
+        best, worst = found
         if best.value - worst.value < margin:
+            left_out[CLOSE] += 1
             continue
         question = journal.question(row)
         yield {
@@ -44,3 +63,21 @@ def pairs(journal: Journal, margin: float) -> Iterator[dict[str, Any]]:
             "chosen_reward": best.value,
             "rejected_reward": worst.value,
         }
+
+
+def _farthest(told: Sequence[Told]) -> tuple[Told, Told] | None:
+    """Returns the best and the worst of answers with different texts, the first of equals; None for a single text."""
+
+    def value(one: Told) -> float:
+        return one.value
+
+    best, worst = max(told, key=value), min(told, key=value)
+    if best.answered.text != worst.answered.text:
+        return best, worst
+    others = [one for one in told if one.answered.text != best.answered.text]
+    if not others:
+        return None
+    next_best, next_worst = max(others, key=value), min(others, key=value)
+    if next_best.value - worst.value > best.value - next_worst.value:
+        return next_best, worst
+    return best, next_worst

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from rlkit.errors import UserError
 from rlkit.types import Sampling
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
 KEY = "OPENAI_API_KEY"
 NO_KEY = "none"
@@ -33,11 +33,13 @@ CHECK_S = 20.0
 PAUSE_S, MAX_PAUSE_S = 0.5, 8.0
 """The first and the longest pause before a request is sent again whose answer could not be read."""
 UNREADABLE = (400, 413, 422)
-"""What a server says of one request that it will never answer, as one that is too long."""
+"""What a server says of a request that it will never answer, as one that is too long; or of all, where it does not take
+what every request has."""
 CLOSED = (401, 403, 404)
 """What it says of a key or a model that it does not take."""
 GIVE_UP = 2
-"""So many times as many failures in a row as there are requests on their way end the job."""
+"""So many times as many failures in a row as there are requests on their way end the job, and so many refused questions
+before the first answer."""
 SEEDS = 2**31
 """Servers in several languages take seeds below it."""
 
@@ -49,6 +51,13 @@ class _Failed:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A request that the server will not answer, as it is noted if that is the request's fault."""
+
+    answered: Answered
+
+
 class ServerTeacher:
     """Asks for one answer a request, at most `teacher.concurrency` at a time."""
 
@@ -58,40 +67,67 @@ class ServerTeacher:
         """Asks nothing yet."""
         self._cfg, self._sampling = cfg, sampling
 
-    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
+    def answers(self, asked: Iterable[Asked], *, before: bool = False) -> Generator[Answered]:
         """Yields answers as they come.
 
+        A refusal is the question's own only where the server has answered another one. Until then it waits, since a
+        server that does not take our settings refuses everything, and so many such questions as failures end the job.
+        If nothing is answered at all, `before` says whose fault it is.
+
         Raises TeacherError for a server that takes neither key nor model, for one of which nothing comes back any more,
-        and at the end if some requests failed for good.
+        for one that refuses everything, and at the end if some requests failed for good.
         """
         wanted = ((one, sample) for one in asked for sample in one.question.missing)
         most, in_a_row, failed, why = GIVE_UP * self._cfg.concurrency, 0, 0, ""
+        refused: list[Answered] = []
+        answered, questions = False, set[int]()
         with closing(self._all(wanted)) as all_found:
             for found in all_found:
                 if isinstance(found, Answered):
-                    in_a_row = 0
+                    answered, in_a_row = True, 0
                     yield found
-                    continue
-                in_a_row, failed, why = in_a_row + 1, failed + 1, found.why
+                elif isinstance(found, _Failed):
+                    in_a_row, failed, why = in_a_row + 1, failed + 1, found.why
+                else:
+                    refused.append(found.answered)
+                    questions.add(found.answered.row)  # which is refused as often as it is asked
+                if answered:
+                    yield from refused
+                    refused.clear()
+                    questions.clear()
+                if len(questions) >= most:
+                    raise TeacherError(self._refusing(refused))
                 if in_a_row >= most:
                     raise TeacherError(
                         f"{self._failing(in_a_row, why)}, one after the other; see that the server runs. The same "
                         "command then goes on"
                     )
+        if refused and not before:
+            raise TeacherError(self._refusing(refused))
+        yield from refused
         if failed:
             raise TeacherError(
                 f"{self._failing(failed, why)}; all other answers are kept, and the same command asks for these again"
             )
 
+    def _refusing(self, refused: Sequence[Answered]) -> str:
+        sampling = self._sampling
+        return (
+            f"teacher.url={self._cfg.url}: the server has answered nothing and refused {len(refused)} requests (the "
+            f"last: {refused[-1].text}); see that it takes temperature={sampling.temperature:g}, "
+            f"top_p={sampling.top_p:g}, max_tokens={sampling.max_new_tokens} and a seed. The same command then asks "
+            "for these again; for other sampling settings, set another output_dir"
+        )
+
     def _failing(self, count: int, why: str) -> str:
         times = self._cfg.retries + 1
         return f"teacher.url={self._cfg.url}: {count} requests failed, each of them {times} times (the last: {why})"
 
-    def _all(self, wanted: Iterator[tuple[Asked, int]]) -> Generator[Answered | _Failed]:
+    def _all(self, wanted: Iterator[tuple[Asked, int]]) -> Generator[Answered | _Failed | _Refused]:
         """Keeps as many requests on their way as are allowed; what is on its way at the end of the block is dropped."""
         loop = asyncio.new_event_loop()
         client = _client(self._cfg)
-        running: set[asyncio.Task[Answered | _Failed]] = set()
+        running: set[asyncio.Task[Answered | _Failed | _Refused]] = set()
         try:
             while True:
                 while len(running) < self._cfg.concurrency and (pair := next(wanted, None)) is not None:
@@ -106,7 +142,7 @@ class ServerTeacher:
             loop.run_until_complete(_end(client, running))
             loop.close()
 
-    async def _ask(self, client: AsyncOpenAI, asked: Asked, sample: int) -> Answered | _Failed:
+    async def _ask(self, client: AsyncOpenAI, asked: Asked, sample: int) -> Answered | _Failed | _Refused:
         """Asks until an answer can be read; what the library sends again by itself counts as one time."""
         from openai import APIConnectionError, APIStatusError, OpenAIError
 
@@ -131,7 +167,7 @@ class ServerTeacher:
                         f"teacher.model={self._cfg.model} and the key in {KEY}. The same command then goes on"
                     ) from error
                 if error.status_code in UNREADABLE:
-                    return _answered(question, sample, seed, _short(error), 0, REFUSED)
+                    return _Refused(_answered(question, sample, seed, _said(error), 0, REFUSED))
                 return _Failed(_short(error))
             except APIConnectionError as error:
                 return _Failed(_short(error.__cause__ or error))
@@ -178,7 +214,7 @@ def _client(cfg: TeacherConfig) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=cfg.url, api_key=_key(), timeout=cfg.timeout, max_retries=cfg.retries)
 
 
-async def _end(client: AsyncOpenAI, running: Iterable[asyncio.Task[Answered | _Failed]]) -> None:
+async def _end(client: AsyncOpenAI, running: Iterable[asyncio.Task[Answered | _Failed | _Refused]]) -> None:
     """Drops what is on its way and closes the connections."""
     for task in running:
         task.cancel()
@@ -223,3 +259,10 @@ def _answered(question: Question, sample: int, seed: int, text: str, num_tokens:
 def _short(error: BaseException) -> str:
     words = str(error).strip().splitlines()
     return f"{type(error).__name__}: {words[0][:200]}" if words else type(error).__name__
+
+
+def _said(error: APIStatusError) -> str:
+    """Returns an error with what the server says, also where it does not say it as OpenAI does ({"detail": ...})."""
+    words, body = _short(error), error.body
+    is_in_words = isinstance(body, Mapping) and isinstance(body.get("message"), str)
+    return words if is_in_words or not body else f"{words} - {' '.join(str(body).split())[:200]}"

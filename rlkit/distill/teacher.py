@@ -25,8 +25,12 @@ class Teacher(Protocol):
     token in some millions differs. So the answers to one call are kept all or none, and a run that was killed asks the
     whole call again. A server promises no such thing; what it has answered is kept at once."""
 
-    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
-        """Yields answers as they come, in any order; raises TeacherError when it gives up."""
+    def answers(self, asked: Iterable[Asked], *, before: bool = False) -> Generator[Answered]:
+        """Yields answers as they come, in any order; raises TeacherError when it gives up.
+
+        `before` says that the job has answers of an earlier call or life: then a teacher that refuses all that is left
+        may do so because of these questions.
+        """
         ...
 
 
@@ -39,7 +43,7 @@ class EngineTeacher:
         """Draws `samples` answers to every question, whatever is missing."""
         self._engine, self._samples, self._sampling = engine, samples, sampling
 
-    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
+    def answers(self, asked: Iterable[Asked], *, before: bool = False) -> Generator[Answered]:
         """Yields the answers to each question as it is finished."""
         rows = {one.prompt.id: one for one in asked}
         prompts = [one.prompt for one in rows.values()]

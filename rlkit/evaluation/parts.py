@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 import rewards
@@ -60,8 +59,6 @@ def _part(cfg: EvalRun, name: str, settings: Settings, asked: Asked | None) -> P
     [suite] = read_suites(replace(cfg, suite=asked.suite))
     if suite.digest != settings.get("problems"):
         raise UserError("its file has other problems now; put the file back as it was")
-    with closing(rewards.load(suite.reward.fn, **suite.reward.kwargs)):
-        pass  # what its file imports belongs to its fingerprint, and is known only once it is loaded
     record = Record(cfg.output_dir, name)
     keys = keys_of([row.id for row in suite.asked(asked.size)], asked.samples)
     owed = len(not_drawn(record, keys)) + len(not_judged(suite, record, keys))

@@ -216,7 +216,7 @@ def versions() -> Mapping[str, str]:
 def reward_mark(cfg: RewardConfig) -> str:
     """Returns the fingerprint of a reward: its name, the settings that decide a verdict, its files, rlkit's version.
 
-    Files are those that `rlkit.run.inputs` keeps of a run's reward; the reward must have been loaded.
+    Files are those that `rlkit.run.inputs` keeps of a run's reward.
     """
     settings = _deciding({"fn": cfg.fn, "kwargs": cfg.kwargs})
     files = {

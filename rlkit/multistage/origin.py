@@ -7,7 +7,6 @@ goes on. What an earlier stage makes has its name in them, and its files say wha
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rlkit.checks import shown
 from rlkit.config.compose import compose_dict, flat_keys
 from rlkit.data.sources import FILE_ENDINGS, NAMED, files_of
 from rlkit.errors import UserError
-from rlkit.run.inputs import JUDGE_CACHE, MAY_CHANGE, MODEL_FILES, digest
+from rlkit.run.inputs import MAY_CHANGE, MODEL_FILES, digest, function_files, texts_of, without_caches
 
 SELECTION = "selection."
 """May change when a data job goes on, which then writes its rows again; one that is done has the rows of the old."""
@@ -46,10 +45,9 @@ class Origin:
 
 def origin_of(recipe: str, words: Sequence[str], named_words: Sequence[str]) -> Origin:
     """Reads what a stage with these words is made from; in `named_words` names stand for what earlier stages make."""
-    settings = compose_dict(recipe, named_words)
-    passed_over = [key for key in MAY_CHANGE if key != SELECTION]
-    passed_over += [JUDGE_CACHE] if settings.get("reward", {}).get("fn") == "judge" else []
-    kept = {key: value for key, value in flat_keys(settings) if not key.startswith(tuple(passed_over))}
+    settings = without_caches(compose_dict(recipe, named_words))
+    passed_over = tuple(key for key in MAY_CHANGE if key != SELECTION)
+    kept = {key: value for key, value in flat_keys(settings) if not key.startswith(passed_over)}
     files: dict[str, str] = {}
     for key, text in _named(compose_dict(recipe, words)):
         for file in _files(key, text):
@@ -98,24 +96,12 @@ def check_places(stage: str, recipe: str, words: Sequence[str], made: Sequence[P
 
 def _named(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields the key and the text of every setting that may name a file or a folder."""
-    for key, value in flat_keys(settings):
+    for key, value in flat_keys(without_caches(settings)):
         if key in LISTS and isinstance(value, list):
             for i, part in enumerate(value):
-                yield from ((f"{key}[{i}].source", text) for text in _texts(part.get("source")))
-        elif key in (*SOURCES, *MODELS, *CODE) or (key.startswith("reward.kwargs") and not key.endswith(".cache")):
-            yield from ((key, text) for text in _texts(value))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yields every text in a setting; where a judge keeps its answers is none, for that file grows while it is used."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _texts(entry)
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _texts(None if key == "cache" else entry)
+                yield from ((f"{key}[{i}].source", text) for text in texts_of(part.get("source")))
+        elif key in (*SOURCES, *MODELS, *CODE) or key.startswith("reward.kwargs"):
+            yield from ((key, text) for text in texts_of(value))
 
 
 def _files(key: str, text: str) -> list[Path]:
@@ -124,7 +110,7 @@ def _files(key: str, text: str) -> list[Path]:
         return [] if text in NAMED else files_of(text)
     if folder := _model(key, text):
         return sorted(file for file in folder.glob("*") if file.is_file() and file.suffix in MODEL_FILES)
-    return [place for place in [_code(text) or Path(text)] if os.path.isfile(place)]
+    return list(function_files(key, text))
 
 
 def _must_be(key: str, text: str) -> Path | None:

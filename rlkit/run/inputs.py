@@ -20,10 +20,11 @@ import yaml
 
 from rewards.model_score import PREFIX
 from rewards.own_files import own_modules
-from rlkit.config import OnPolicyDistillRun, RowsRun, RunConfig, SftRun
+from rlkit.config import DistillRun, OnPolicyDistillRun, RowsRun, RunConfig, SftRun
 from rlkit.config.compose import flat_keys, to_yaml
 from rlkit.data.sources import files_of
 from rlkit.errors import UserError
+from rlkit.run.imports import files_imported
 from rlkit.watch.metrics import write_atomic
 
 CONFIG_FILE = "config.yaml"
@@ -40,8 +41,6 @@ How the trainer's ranks share the model out changes the last digits of a sum, an
 are rounded together; nothing else."""
 FOLDERS = ("model.path ", "model.tokenizer ", "teacher.path ", PREFIX)
 """Beginnings of the records of files that lie in a model's folder: the policy's, a teacher's, or a reward model's."""
-JUDGE_CACHE = "reward.kwargs.cache"
-"""Where reward=judge keeps answers: a file that grows while it is used, and that says nothing of what is learned."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that are read from a model's folder."""
 WHOLE_BYTES = 2**26
@@ -66,12 +65,26 @@ def check_same(cfg: RowsRun) -> None:
 
 def settings_of(cfg: RowsRun) -> dict[str, Any]:
     """Returns the settings that may not change when a run goes on, under their flat keys."""
-    settings = flat_keys(yaml.safe_load(to_yaml(cfg)))
-    return {key: value for key, value in settings if not key.startswith(_may_change(cfg))}
+    return {key: value for key, value in _flat(yaml.safe_load(to_yaml(cfg))).items() if not key.startswith(MAY_CHANGE)}
 
 
-def _may_change(cfg: RowsRun) -> tuple[str, ...]:
-    return (*MAY_CHANGE, JUDGE_CACHE) if isinstance(cfg, RunConfig) and cfg.reward.fn == "judge" else MAY_CHANGE
+def without_caches(settings: Any) -> Any:
+    """Returns settings without the files where judges keep answers, however deep in a composite reward.
+
+    Such a file grows while it is used, and says nothing of what is learned.
+    """
+    if isinstance(settings, list):
+        return [without_caches(entry) for entry in settings]
+    if not isinstance(settings, Mapping):
+        return settings
+    kept = {key: without_caches(value) for key, value in settings.items()}
+    if kept.get("fn") == "judge" and isinstance(kept.get("kwargs"), dict):
+        kept["kwargs"].pop("cache", None)
+    return kept
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(flat_keys(without_caches(settings)))
 
 
 def write_inputs(cfg: RowsRun) -> None:
@@ -79,6 +92,12 @@ def write_inputs(cfg: RowsRun) -> None:
     write_atomic(cfg.output_dir / CONFIG_FILE, to_yaml(cfg))
     if not (cfg.output_dir / INPUTS_FILE).exists():
         write_atomic(cfg.output_dir / INPUTS_FILE, json.dumps(fingerprints(cfg), indent=1) + "\n")
+
+
+def first_inputs(cfg: RowsRun) -> dict[str, str]:
+    """Returns the fingerprints that were written down at the run's first start, or those of now where none were."""
+    inputs = cfg.output_dir / INPUTS_FILE
+    return dict(_read(inputs, json.loads)) if inputs.exists() else fingerprints(cfg)
 
 
 def fingerprints(cfg: RowsRun) -> dict[str, str]:
@@ -116,58 +135,55 @@ def _named_files(cfg: RowsRun) -> Iterator[tuple[str, Path]]:
             yield key, file
     for i, part in enumerate(cfg.data.mixture if isinstance(cfg, SftRun) else ()):
         yield from ((f"data.mixture[{i}].source", file) for file in files_of(part.source))
-    values = dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
-    if JUDGE_CACHE in _may_change(cfg):
-        values.pop(JUDGE_CACHE, None)
-    for key, value in values.items():
+    for key, value in _flat(yaml.safe_load(to_yaml(cfg))).items():
         if key == "cleaning.tests":
-            yield from ((key, file) for text in _texts(value) for file in files_of(text))
+            yield from ((key, file) for text in texts_of(value) for file in files_of(text))
         if key in ("reward.fn", "algo.loss_fn") or key.startswith("reward.kwargs"):
             yield from ((key, file) for file in function_files(key, value))
 
 
 def function_files(key: str, value: Any) -> Iterator[Path]:
-    """Yields the files that a function's setting names: code with what it imports from beside it, and what it reads.
-
-    The function must have been loaded: what lies beside it is known only then.
-    """
-    for text in _texts(value):
+    """Yields the files that a function's setting names: code with what it imports from beside it, and what it reads."""
+    for text in texts_of(value):
         if key.startswith("reward.kwargs") and os.path.isfile(read := os.path.expanduser(text)):
             yield Path(read).resolve()  # a list of words, a table of golds, a rubric
-        if (file := _code(text)) is None:
+        if (code := _code(text)) is None:
             continue
+        file, root = code
         yield file
-        # What it imports from beside it belongs to it. The recipe's own file may grow from start to start, and another
-        # reward's is named by that one.
-        for module in own_modules():
-            beside = Path(module.__file__ or "")
-            named = module.__name__.startswith(("recipe_file_", "reward_file_"))
-            if beside.parent == file.parent and beside != file and not named:
-                yield beside
+        # What it imports from beside it belongs to it.
+        yield from (other for other in files_imported(file, root) if other.parent == file.parent)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
     """Yields every text in a setting, however deep it stands in lists and tables."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | Mapping):
         for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(entry)
+            yield from texts_of(entry)
 
 
-def _code(text: str) -> Path | None:
-    """Returns the file of "file.py:function", and of "module:function" if that is a module of the user's."""
+def _code(text: str) -> tuple[Path, Path] | None:
+    """Returns the file of "file.py:function", and of "module:function" if that is a module of the user's.
+
+    Beside it stands the folder in which its top-level imports are looked for.
+    """
     place = text.rpartition(":")[0]
     if place.endswith(".py"):
-        return Path(place).resolve() if os.path.isfile(place) else None
+        file = Path(place).resolve()
+        return (file, file.parent) if file.is_file() else None
     module = sys.modules.get(place)
-    return Path(module.__file__ or "").resolve() if module is not None and module in own_modules() else None
+    if module is None or module not in own_modules():
+        return None
+    file = Path(module.__file__ or "").resolve()
+    return file, file.parents[place.count(".") + (file.name == "__init__.py")]
 
 
 def _check_settings(cfg: RowsRun, before: Mapping[str, Any]) -> None:
-    old, new = dict(flat_keys(before)), dict(flat_keys(yaml.safe_load(to_yaml(cfg))))
+    old, new = _flat(before), _flat(yaml.safe_load(to_yaml(cfg)))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    changed = [key for key in changed if not key.startswith(_may_change(cfg))]
+    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
     if changed:
         key = changed[0]
         raise UserError(
@@ -181,8 +197,8 @@ def _check_files(cfg: RowsRun, before: Mapping[str, str]) -> None:
     now = fingerprints(cfg)
     other = [name for name in before if name in now and now[name] != before[name]]
     gone, new = (before.keys() - now.keys(), now.keys() - before.keys())
-    # What lies beside the user's code is known only once that is loaded: it is gone if it is not on the disk. A new
-    # file there takes a change of the code to be read; in a model's folder it is read as it lies there.
+    # What lies beside the user's code and is not in its imports is gone if it is not on the disk. A new file there
+    # takes a change of the code to be read; in a model's folder it is read as it lies there.
     folders = [(key, file.parent) for key, file in _named_files(cfg)]
     gone = {n for n in gone if n.startswith(FOLDERS) or not any(_lies(n, *folder) for folder in folders)}
     new = {n for n in new if n.startswith(FOLDERS)}
@@ -201,9 +217,11 @@ def _check_files(cfg: RowsRun, before: Mapping[str, str]) -> None:
             for word, names in (("gone", gone), ("new", new))
             if names and len(changed) > 1
         )
+        # The journal of a job is of its first files, and its answers say nothing of others.
+        new_one = f"; to go on with the new one all the same, remove {cfg.output_dir / INPUTS_FILE}"
         raise UserError(
             f"output_dir={cfg.output_dir} holds a run that began with {what}{more}{lists}; put it back, or use another "
-            f"output_dir; to go on with the new one all the same, remove {cfg.output_dir / INPUTS_FILE}"
+            f"output_dir{'' if isinstance(cfg, DistillRun) else new_one}"
         )
 
 

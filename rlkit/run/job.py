@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -19,9 +20,9 @@ import rewards
 from rlkit.config import DistillRun
 from rlkit.config.compose import clear_errors, load_config, parse_command, to_yaml
 from rlkit.data.streams import stream_rows
-from rlkit.distill.card import filters
+from rlkit.distill.card import NONE, filters
 from rlkit.distill.decontamination import ExamQuestions
-from rlkit.distill.journal import Counts, Journal
+from rlkit.distill.journal import Counts, Journal, Question
 from rlkit.distill.questions import AskedAs, asked_of_a_server, asked_of_an_engine, exam_questions, read_questions
 from rlkit.distill.server import check_server
 from rlkit.distill.teacher import TeacherError
@@ -30,7 +31,7 @@ from rlkit.errors import PartDiedError
 from rlkit.interrupt import INTERRUPTED, raise_again
 from rlkit.rollout.judging import FIXES, OTHERWISE
 from rlkit.run.fit import check_engine_fit, check_shape
-from rlkit.run.inputs import check_same, fingerprints, settings_of, write_inputs
+from rlkit.run.inputs import check_same, first_inputs, settings_of, without_caches, write_inputs
 from rlkit.run.lock import Lock, check_free
 from rlkit.run.machine import check_engine_machine, check_folder, check_place
 from rlkit.run.prepare import check_reward, read_checkpoint
@@ -57,14 +58,14 @@ class Prepared:
 
     def read(self, journal: Journal, cfg: DistillRun) -> None:
         """Brings all questions into the journal; raises UserError or RewardError if one cannot be asked or judged."""
+
+        def check(questions: Sequence[Question]) -> None:
+            prompts = self.asked_as(questions)
+            alone, grouped = (prompts, ()) if cfg.samples == 1 else ((), prompts)
+            check_reward(self.judge, cfg.reward, alone, grouped)
+
         with closing(self.judge):
-            read_questions(
-                journal,
-                stream_rows(cfg.data),
-                self.tests,
-                cfg,
-                lambda questions: check_reward(self.judge, cfg.reward, self.asked_as(questions)),
-            )
+            read_questions(journal, stream_rows(cfg.data), self.tests, cfg, check)
 
 
 def open_job(argv: Sequence[str] | None) -> tuple[DistillRun, Job] | None:
@@ -132,11 +133,12 @@ class Job:
         opened = ExitStack()
         try:
             check_same(cfg)
-            write_inputs(cfg)
-            self.inputs = fingerprints(cfg)
+            # With these the files of now have just been compared.
+            self.inputs = first_inputs(cfg)
             settings = json.dumps([settings_of(cfg), self.inputs], sort_keys=True)
             self.journal = Journal(self.folder / JOURNAL, hashlib.sha256(settings.encode()).hexdigest())
             opened.callback(self.journal.close)
+            write_inputs(cfg)
             self.console = Console(self.folder)
             opened.callback(self.console.close)
             prepared.read(self.journal, cfg)
@@ -192,24 +194,37 @@ class Job:
                 f"{count:,} answers have no verdict ({kind}) and are not in the dataset: "
                 f"{FIXES.get(kind, OTHERWISE)}. The same command asks the reward for them again"
             )
-        settings = yaml.safe_load(to_yaml(self.cfg))
+        settings = without_caches(yaml.safe_load(to_yaml(self.cfg)))
         counts = self.journal.counts()
         state = json.dumps([settings["selection"], counts.answers, counts.judged])
-        folder = self.folder / DATASET
-        if self.journal.note("written") == state and folder.is_dir():
+        folder, preferences, margin = self.folder / DATASET, self.folder / PREFERENCES, self.cfg.selection.pair_margin
+        there = folder.is_dir() and preferences.is_dir() == bool(margin)
+        if self.journal.note("written") == state and there:
             self.console.line(f"this job is complete; for a new one, set another output_dir\ndataset: {folder}")
             return
-        asked_as, tests = self.prepared.asked_as, self.prepared.tests
-        chosen = write_dataset(self.journal, tests, asked_as, self.cfg, folder, settings=settings, inputs=self.inputs)
-        if margin := self.cfg.selection.pair_margin:
-            count = write_preferences(self.journal, margin, self.folder / PREFERENCES)
-            self.console.line(f"{count:>12,}  preferences: {self.folder / PREFERENCES}")
+        counted = NONE
+        if margin:
+            counted = write_preferences(self.journal, margin, preferences)
+        else:
+            shutil.rmtree(preferences, ignore_errors=True)
+        chosen = write_dataset(
+            self.journal,
+            self.prepared.tests,
+            self.prepared.asked_as,
+            self.cfg,
+            folder,
+            settings=settings,
+            inputs=self.inputs,
+            preferences=counted,
+        )
         self.journal.write_note("written", state)
-        for label, count in filters(self.journal, chosen):
+        for label, count in filters(self.journal, chosen, counted):
             self.console.line(f"{count:>12,}  {label}")
         if not len(chosen):
             self.console.warn("no answer was kept, and the dataset is empty; its card says at which filter")
         self.console.line(f"dataset: {folder}")
+        if margin:
+            self.console.line(f"preferences: {preferences}")
 
 
 def progress_line(begun: Counts, counts: Counts, total: int, seconds: float) -> str:

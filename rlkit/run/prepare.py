@@ -94,7 +94,10 @@ def prepare(cfg: TrainingRun) -> Task:
     prompts = to_prompts(asked.train, tokenizer, cfg.data.instruction, room, drop=drop)
     held_out = to_prompts(asked.held_out, tokenizer, cfg.data.instruction, room, drop=drop)
     with closing(judge):
-        check_reward(judge, cfg.reward, [*prompts, *held_out])
+        if isinstance(cfg, GrpoRun) and cfg.algo.group_size > 1:
+            check_reward(judge, cfg.reward, held_out, grouped=prompts)
+        else:
+            check_reward(judge, cfg.reward, [*prompts, *held_out])
     demonstrations = Mixture()
     if material is not None and isinstance(cfg, SftRun):
         ends = end_tokens(checkpoint) if checkpoint is not None else ()
@@ -207,15 +210,22 @@ def _trained_tokenizer(
     return train_tokenizer(texts, cfg.model.architecture.vocab_size, FIM_MARKS if has_holes else ())
 
 
-def check_reward(judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt]) -> None:
-    """Raises UserError if the reward cannot judge these rows, or not within `reward.timeout`."""
+def check_reward(
+    judge: rewards.RewardFunction, cfg: RewardConfig, prompts: Sequence[Prompt], grouped: Sequence[Prompt] = ()
+) -> None:
+    """Raises UserError if the reward cannot judge these rows, or not within `reward.timeout`.
+
+    `prompts` are answered once at a time, and `grouped` several times, so that their answers meet each other.
+    """
     if judge.longest_s >= cfg.timeout:
         raise UserError(
             f"reward.timeout={cfg.timeout:g} is no more than the {judge.longest_s:g} seconds that reward {cfg.fn!r} "
             "allows a sample itself, so its verdict would come too late; raise reward.timeout, or lower the reward's "
             "own limit in reward.kwargs"
         )
-    judge.check_samples([rewards.Sample(prompt.text, "", meta=prompt.meta, step=0) for prompt in prompts])
+    # Two stand for any group; a reward that sees one at a time would count rows twice.
+    shown = [*grouped, *prompts, *(() if judge.independent else grouped)]
+    judge.check_samples([rewards.Sample(prompt.text, "", meta=prompt.meta, step=0) for prompt in shown])
 
 
 def initial_checkpoint(cfg: TrainingRun, task: Task) -> Path:

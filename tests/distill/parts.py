@@ -65,7 +65,7 @@ class FakeTeacher:
     noise: Callable[[], str] = str
     """What stands in an answer besides; a server may never say the same twice."""
 
-    def answers(self, asked: Iterable[Asked]) -> Generator[Answered]:
+    def answers(self, asked: Iterable[Asked], *, before: bool = False) -> Generator[Answered]:
         wanted = [(one.question.row, sample) for one in asked for sample in one.question.missing]
         random.Random(len(wanted)).shuffle(wanted)
         for row, sample in wanted:

@@ -24,7 +24,7 @@ from rlkit.distill.server import ServerTeacher, check_server
 from rlkit.distill.teacher import TeacherError
 from rlkit.errors import UserError
 from rlkit.types import Sampling
-from tests.distill.parts import FakeReward, answer_of, config, journal_of, prompts_of
+from tests.distill.parts import FakeReward, answer_of, config, journal_of, prompts_of, rows
 
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_new_tokens=16, seed=5)
 Reply = tuple[int, Any]
@@ -100,14 +100,14 @@ def serving(reply: Callable[[dict[str, Any], int], Reply]) -> Iterator[tuple[Tea
             thread.join()
 
 
-def run(folder: Path, teacher: TeacherConfig, *words: str) -> Counts:
+def run(folder: Path, teacher: TeacherConfig, *words: str, seed: int = 5, number: int = 10) -> Counts:
     cfg = config(folder, *words)
 
     @contextmanager
     def start() -> Iterator[ServerTeacher]:
-        yield ServerTeacher(teacher, SAMPLING)
+        yield ServerTeacher(teacher, replace(SAMPLING, seed=seed))
 
-    with closing(journal_of(cfg)) as journal:
+    with closing(journal_of(cfg, rows(number))) as journal:
         for _ in generate(journal, start, FakeReward(), prompts_of(cfg), cfg):
             pass
         return journal.counts()
@@ -123,6 +123,16 @@ def test_each_answer_is_one_request_with_a_seed_of_its_own(tmp_path: Path) -> No
     assert all(request["messages"][0]["content"].startswith("Think.\nCompute ") for request in requests)
     seeds = Counter(request["seed"] for request in requests)
     assert set(seeds.values()) == {1} and max(seeds) < 2**31
+
+
+def test_the_seed_of_the_job_is_in_every_request(tmp_path: Path) -> None:
+    def seeds(life: str, seed: int) -> set[int]:
+        with serving(lambda request, times: (200, right(request))) as (teacher, requests):
+            run(tmp_path / life, teacher, seed=seed, number=2)
+        return {request["seed"] for request in requests}
+
+    first, again, other = seeds("first", 0), seeds("again", 0), seeds("other", 1)
+    assert first == again and len(first) == len(other) == 6 and not first & other
 
 
 @pytest.mark.slow
@@ -191,6 +201,54 @@ def test_what_a_server_will_not_answer_is_noted_and_never_asked_again(tmp_path: 
     with closing(journal_of(config(tmp_path))) as journal:
         refused = {row for row, found in journal.answers() for answer in found if answer.finish == REFUSED}
         assert refused == {3, 4}
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),  # fewer questions than end a job early, and more
+    [(1, {"error": {"message": "max_tokens is too large"}}), (10, {"detail": "max_tokens is too large"})],
+)
+def test_a_server_that_refuses_everything_ends_the_job_and_spoils_nothing(
+    number: int, error: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its window is smaller than max_tokens, or it knows no seeds: no fault of any question."""
+    broken = True
+
+    def reply(request: dict[str, Any], times: int) -> Reply:
+        return (400, error) if broken else (200, right(request))
+
+    with serving(reply) as (teacher, requests):
+        with pytest.raises(TeacherError, match=r"refused \d+ requests .*max_tokens is too large.*max_tokens=16 and a"):
+            run(tmp_path, teacher, number=number)
+        assert len(requests) < 30
+        broken = False
+        counts = run(tmp_path, teacher, number=number)
+    assert counts.answers == counts.judged == 3 * number
+    with closing(journal_of(config(tmp_path))) as journal:
+        assert {answer.finish for _, found in journal.answers() for answer in found} == {"stop"}
+
+
+def test_a_question_that_is_refused_often_counts_once(tmp_path: Path) -> None:
+    """A refusal comes at once and an answer takes its time, so many may come before the first answer."""
+    with serving(lambda request, times: (400, "no") if row_of(request) == 0 else (200, right(request))) as (teacher, _):
+        assert run(tmp_path, replace(teacher, concurrency=1)).judged == 30, "three refusals, and two end a job"
+    with closing(journal_of(config(tmp_path))) as journal:
+        refused = {row for row, found in journal.answers() for answer in found if answer.finish == REFUSED}
+        assert refused == {0}
+
+
+def test_what_is_refused_last_is_noted_in_the_next_life(tmp_path: Path) -> None:
+    """The life that was killed has answered all but one question, and that one no life will."""
+    dies = True
+
+    def reply(request: dict[str, Any], times: int) -> Reply:
+        refused: Reply = (500, "no") if dies else (400, "too long")
+        return refused if row_of(request) == 9 else (200, right(request))
+
+    with serving(reply) as (teacher, _):
+        with pytest.raises(TeacherError, match="asks for these again"):
+            run(tmp_path, replace(teacher, retries=0))
+        dies = False
+        assert run(tmp_path, teacher).judged == 30
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])

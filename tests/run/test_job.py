@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+import shutil
+import sys
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
 
-from rewards import load
+from rewards import RewardFunction, Sample, load
 from rlkit.config import DistillRun
 from rlkit.config.compose import load_config
 from rlkit.distill.decontamination import ExamQuestions
@@ -18,6 +20,7 @@ from rlkit.distill.questions import asked_of_a_server
 from rlkit.distill.teacher import TeacherError
 from rlkit.errors import UserError
 from rlkit.run import job as module
+from rlkit.run.inputs import digest, write_inputs
 from rlkit.run.job import Job, Prepared, progress_line
 from tests.distill.parts import SERVER, FakeReward, FakeTeacher
 from tests.distill.test_generate import run
@@ -36,7 +39,7 @@ def config(folder: Path, *words: str) -> DistillRun:
 def opened(cfg: DistillRun) -> Job:
     """A job of the fake teacher, without a look at a server."""
     asked_as = asked_of_a_server(cfg)
-    judge = load(cfg.reward.fn)
+    judge = load(cfg.reward.fn, **cfg.reward.kwargs)
     return Job(cfg, Prepared(asked_as=asked_as, tests=ExamQuestions([], 0.5), checkpoint=None, judge=judge))
 
 
@@ -111,14 +114,88 @@ def test_a_changed_setting_is_refused_by_name(word: str, tmp_path: Path) -> None
 def test_a_changed_file_is_refused_even_without_its_record(tmp_path: Path) -> None:
     with opened(config(tmp_path)):
         pass
+    first = (tmp_path / "q.jsonl").read_text()
     (tmp_path / "q.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    with pytest.raises(UserError, match=r"another q.jsonl"):
+    with pytest.raises(UserError, match=r"another q.jsonl.*put it back, or use another output_dir$"):
         opened(config(tmp_path))
     (tmp_path / "job" / "inputs.json").unlink()
     with pytest.raises(UserError, match="belongs to a job with other settings or other files"):
         opened(config(tmp_path))
+    (tmp_path / "q.jsonl").write_text(first)
+    with opened(config(tmp_path)):
+        pass
     with pytest.raises(UserError, match="resume=never"):
         opened(config(tmp_path, "resume=never"))
+
+
+def test_what_another_stage_loaded_is_no_file_of_the_job(tmp_path: Path) -> None:
+    """A pipeline whose first stage is done does not load its reward again; both lie in one folder."""
+    (tmp_path / "part_of_a.py").write_text("value = 1.0\n")
+    (tmp_path / "part_of_b.py").write_text("value = 1.0\n")
+    for name in "ab":
+        code = f"import part_of_{name}\ndef f(completion, answer, **_): return part_of_{name}.value\n"
+        (tmp_path / f"{name}.py").write_text(code)
+    cfg = config(tmp_path, f"reward={tmp_path}/b.py:f")
+    load(f"{tmp_path}/a.py:f")
+    with opened(cfg) as job:
+        first = job.inputs
+    assert sorted(first) == ["data.source q.jsonl", "reward.fn b.py", "reward.fn part_of_b.py"]
+    for name in [name for name in sys.modules if name == "part_of_a" or name.endswith("_a_py")]:
+        del sys.modules[name]
+    with opened(cfg) as job:
+        assert job.inputs == first
+    (tmp_path / "part_of_a.py").write_text("value = 2.0\n")
+    with opened(cfg):
+        pass
+    (tmp_path / "part_of_b.py").write_text("value = 2.0\n")
+    with pytest.raises(UserError, match=r"another part_of_b.py"):
+        opened(cfg)
+
+
+def test_a_file_that_only_an_earlier_record_names_holds_no_job_up(tmp_path: Path) -> None:
+    """The record of the first start counts, not what this start would write."""
+    record, other = tmp_path / "job" / "inputs.json", tmp_path / "other.py"
+    (tmp_path / "b.py").write_text("def f(completion, answer, **_): return 1.0\n")
+    other.write_text("")
+    cfg = config(tmp_path, f"reward={tmp_path}/b.py:f")
+    cfg.output_dir.mkdir()
+    write_inputs(cfg)
+    more = json.loads(record.read_text()) | {"reward.fn other.py": digest(other)}
+    record.write_text(json.dumps(more))
+    for _ in range(2):
+        with opened(cfg) as job:
+            assert job.inputs == more
+
+
+@pytest.mark.parametrize("number", ["number", "[number, 1.0]"])
+def test_the_cache_of_a_judge_inside_a_composite_may_grow_and_move(number: str, tmp_path: Path) -> None:
+    def made(cache: str) -> DistillRun:
+        judge = (
+            f"kwargs: {{endpoint: 'http://h/v1', model: m, form: score, rubric: 'rate {{reply}}', cache: '{cache}'}}"
+        )
+        words = ["reward=composite", "reward.timeout=200"]
+        return config(tmp_path, *words, f"reward.kwargs={{rewards: [{number}, {{fn: judge, weight: 1, {judge}}}]}}")
+
+    class NoCheck(RewardFunction):
+        def check_samples(self, samples: Sequence[Sample]) -> None:
+            """No server is there."""
+
+    def finished(cfg: DistillRun) -> tuple[str, dict[str, str]]:
+        asked_as, judge = asked_of_a_server(cfg), load(cfg.reward.fn, **cfg.reward.kwargs)
+        judge.__class__ = NoCheck
+        prepared = Prepared(asked_as=asked_as, tests=ExamQuestions([], 0.5), checkpoint=None, judge=judge)
+        with Job(cfg, prepared) as job:
+            run(job.journal, FakeTeacher(False), FakeReward(), job.cfg)
+            job.write()
+            return (job.folder / "dataset" / "README.md").read_text(), job.inputs
+
+    first = finished(made(f"{tmp_path}/judge.sqlite"))
+    (tmp_path / "judge.sqlite").write_text("some answers")
+    assert finished(made(f"{tmp_path}/judge.sqlite")) == first
+    shutil.rmtree(tmp_path / "job" / "dataset")
+    (tmp_path / "known.sqlite").write_text("more answers")
+    assert finished(made(f"{tmp_path}/known.sqlite")) == first
+    assert "sqlite" not in first[0]
 
 
 def test_a_teacher_that_gives_up_ends_the_program_without_a_traceback(
@@ -142,3 +219,20 @@ def test_an_error_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with pytest.raises(TeacherError), pytest.raises(SystemExit):
         raise TeacherError  # only inside a job
+
+
+def test_preferences_are_there_as_the_settings_say_and_are_counted(tmp_path: Path) -> None:
+    def written(*words: str) -> str:
+        with opened(config(tmp_path, *words)) as job:
+            run(job.journal, FakeTeacher(False), FakeReward(), job.cfg)
+            job.write()
+        return (tmp_path / "job" / "dataset" / "README.md").read_text()
+
+    folder = tmp_path / "job" / "preferences"
+    first = written("selection.pair_margin=0.5")
+    assert "| preferences | 6 |" in first and len(list(folder.iterdir())) == 1
+    shutil.rmtree(folder)
+    assert written("selection.pair_margin=0.5") == first
+    assert len(list(folder.iterdir())) == 1, "lost alone, written anew"
+    assert "preferences |" not in written("selection.pair_margin=0") and not folder.exists()
+    assert "| questions without a preference: rewards too close | 6 |" in written("selection.pair_margin=1.5")

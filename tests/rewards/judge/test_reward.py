@@ -308,6 +308,15 @@ def test_rows_are_looked_at_before_a_run_and_the_server_too() -> None:
         judge(server).check_samples(group(""))
 
 
+def test_a_reference_is_needed_where_it_is_met() -> None:
+    two = group("", "", answer="")
+    with serving(honest) as server:
+        judge(server).check_samples(two)
+        for opponents, samples in (("circle", [*two, *group("", answer="", question="Who?")]), ("reference", two)):
+            with pytest.raises(RewardError, match=rf"opponents={opponents} compares .*'answer', which sample [02] "):
+                judge(server, opponents=opponents).check_samples(samples)
+
+
 def test_without_a_run_there_is_no_policy() -> None:
     alone = rewards.load("judge", endpoint="policy", rubric=PAIRS)
     alone.check_samples(group("x"))

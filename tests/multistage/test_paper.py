@@ -280,3 +280,9 @@ def test_the_shape_comes_from_the_base(pipeline: str, stage: str) -> None:
     model = paper(pipeline, stage).model
     assert (model.kind, model.path, model.architecture) == ("deepseek", "/models/base", None)
     assert paper(pipeline, stage).trainer.dtype == paper(pipeline, stage).engine.dtype == "bf16"
+
+
+@pytest.mark.parametrize("pipeline", ["r1", "v3_post"])
+def test_an_answer_of_a_preference_fits_the_reward_model_with_its_question(pipeline: str) -> None:
+    judged, learner = paper(pipeline, "preferences"), paper(pipeline, "reward_model")
+    assert judged.sampling.max_new_tokens + 1024 <= learner.reward_model.max_length

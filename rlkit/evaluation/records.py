@@ -27,7 +27,7 @@ from rlkit.config import RewardConfig
 from rlkit.config.compose import flat_keys
 from rlkit.errors import UserError
 from rlkit.evaluation.exams import Exam, Settings
-from rlkit.run.inputs import digest, function_files
+from rlkit.run.inputs import digest, function_files, without_judges_own
 from rlkit.types import FinishReason, Score
 from rlkit.watch.metrics import write_atomic
 
@@ -218,7 +218,7 @@ def reward_mark(cfg: RewardConfig) -> str:
 
     Files are those that `rlkit.run.inputs` keeps of a run's reward.
     """
-    settings = _deciding({"fn": cfg.fn, "kwargs": cfg.kwargs})
+    settings = without_judges_own({"fn": cfg.fn, "kwargs": cfg.kwargs}, HOW_ASKED)
     files = {
         (file.name, digest(file))
         for key, value in flat_keys({"reward": settings})
@@ -226,19 +226,6 @@ def reward_mark(cfg: RewardConfig) -> str:
     }
     named = [settings, sorted(files), versions().get("rlkit-posttrain", "")]
     return blake2b(json.dumps(named, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-
-def _deciding(setting: Any) -> Any:
-    """Returns a reward's settings without those that decide nothing, also of a judge that is part of a composite."""
-    match setting:
-        case {"fn": "judge", "kwargs": Mapping() as kwargs}:
-            kept = {key: value for key, value in kwargs.items() if key not in HOW_ASKED}
-            return {**setting, "kwargs": kept}
-        case Mapping():
-            return {key: _deciding(value) for key, value in setting.items()}
-        case list() | tuple():
-            return [_deciding(value) for value in setting]
-    return setting
 
 
 def _read(path: Path, kind: type[Line]) -> Iterable[Line]:

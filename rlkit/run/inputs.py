@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,18 @@ def without_caches(settings: Any) -> Any:
 
     Such a file grows while it is used, and says nothing of what is learned.
     """
-    if isinstance(settings, list):
-        return [without_caches(entry) for entry in settings]
+    return without_judges_own(settings, frozenset({"cache"}))
+
+
+def without_judges_own(settings: Any, names: Collection[str]) -> Any:
+    """Returns settings without these of every reward=judge among them, however deep in a composite reward."""
+    if isinstance(settings, list | tuple):
+        return [without_judges_own(entry, names) for entry in settings]
     if not isinstance(settings, Mapping):
         return settings
-    kept = {key: without_caches(value) for key, value in settings.items()}
+    kept = {key: without_judges_own(value, names) for key, value in settings.items()}
     if kept.get("fn") == "judge" and isinstance(kept.get("kwargs"), dict):
-        kept["kwargs"].pop("cache", None)
+        kept["kwargs"] = {key: value for key, value in kept["kwargs"].items() if key not in names}
     return kept
 
 
@@ -87,11 +92,12 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(flat_keys(without_caches(settings)))
 
 
-def write_inputs(cfg: RowsRun) -> None:
-    """Writes down what the run begins with; the files' fingerprints only once, at its first start."""
+def write_inputs(cfg: RowsRun, found: Mapping[str, str] | None = None) -> None:
+    """Writes down what the run begins with; the files' fingerprints, `found` if given, at its first start only."""
     write_atomic(cfg.output_dir / CONFIG_FILE, to_yaml(cfg))
     if not (cfg.output_dir / INPUTS_FILE).exists():
-        write_atomic(cfg.output_dir / INPUTS_FILE, json.dumps(fingerprints(cfg), indent=1) + "\n")
+        found = fingerprints(cfg) if found is None else found
+        write_atomic(cfg.output_dir / INPUTS_FILE, json.dumps(found, indent=1) + "\n")
 
 
 def first_inputs(cfg: RowsRun) -> dict[str, str]:

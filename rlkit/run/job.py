@@ -138,7 +138,7 @@ class Job:
             settings = json.dumps([settings_of(cfg), self.inputs], sort_keys=True)
             self.journal = Journal(self.folder / JOURNAL, hashlib.sha256(settings.encode()).hexdigest())
             opened.callback(self.journal.close)
-            write_inputs(cfg)
+            write_inputs(cfg, self.inputs)
             self.console = Console(self.folder)
             opened.callback(self.console.close)
             prepared.read(self.journal, cfg)
